@@ -1,0 +1,42 @@
+"""Adapter files and their algorithms: a module here that defines ``ADAPTER`` is the algorithm of its name."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from lcmmerge.adapters.base import Adapter, Dense, Dependent, Factored, Patch, Update
+from lcmmerge.adapters.grammar import AdapterFile, read_adapter
+from lcmmerge.errors import FormatError
+from lcmmerge.registry import entries
+
+__all__ = [
+    "Adapter",
+    "AdapterFile",
+    "Dense",
+    "Dependent",
+    "Factored",
+    "Patch",
+    "Update",
+    "algorithm",
+    "algorithms",
+    "read_adapter",
+]
+
+
+def algorithms() -> dict[str, Adapter]:
+    """Every registered algorithm by name, in name order."""
+    return {name: cast(Adapter, adapter) for name, adapter in entries("lcmmerge.adapters", "ADAPTER").items()}
+
+
+def algorithm(patch: Patch) -> tuple[str, Adapter]:
+    """The one algorithm that claims the patch, and its name. Raises FormatError when not exactly one does."""
+    roles = frozenset(patch.roles)
+    claiming = [(name, adapter) for name, adapter in algorithms().items() if adapter.claims(roles)]
+    if len(claiming) != 1:
+        names = " and ".join(name for name, _ in claiming)
+        who = f"{names} both claim" if claiming else "no adapter algorithm has"
+        raise FormatError(
+            f"{patch.key}: {who} the tensors {', '.join(sorted(roles))}",
+            "the file is incomplete, or of an algorithm that is not supported",
+        )
+    return claiming[0]

@@ -1,0 +1,82 @@
+"""What an adapter algorithm is: from its tensors to ΔW.
+
+Notation: the base weight W is [out, in] or [out, in, kh, kw]; "flat" means ``flatten(1)``: [out, in·kh·kw].
+Everything returned is float32. λ is not applied here; scale (alpha / rank) is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lcmmerge.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """One adapter's tensors for one parameter (``weight`` or ``bias``) of one module.
+
+    ``key`` is the module's name as the file spells it, ``roles`` maps the algorithm's vocabulary
+    (``up``, ``down``, ``mid``, ``hada_w1_a``, ``diff`` …) to where each tensor is stored. ``config`` is what
+    PEFT keeps outside the tensors for this module, empty for other formats. An ``optional`` patch is void,
+    without error, where the base has no such parameter: (IA)³ scales a bias only if there is one.
+    """
+
+    key: str
+    parameter: str
+    roles: Mapping[str, TensorInfo]
+    alpha: float | None = None
+    rank_stabilized: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+    optional: bool = False
+
+    def shape(self, role: str) -> Shape:
+        return self.roles[role].shape
+
+
+@dataclass(frozen=True, slots=True)
+class Factored:
+    """ΔW.flatten(1) = up @ down; ``up``: [out, r], ``down``: [r, in·kh·kw]; ``up`` holds the scale too."""
+
+    up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """ΔW itself, in the parameter's shape."""
+
+    delta: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Dependent:
+    """ΔW as a function of the pristine W (float32, the parameter's shape): DoRA, OFT, (IA)³, GLoRA."""
+
+    delta_of: Callable[[Tensor], Tensor]
+
+
+Update = Factored | Dense | Dependent
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One algorithm. ``claims`` decides by the roles present, ``fit`` by shapes alone, before any read.
+
+    ``rank(patch)`` is the rank it was trained at, or None where the word means nothing. ``fit(patch, shape)``
+    returns "" when the patch fits a parameter of that shape, else one phrase that says what does not.
+    ``update`` gets the patch's tensors by role as stored.
+    """
+
+    title: str
+    source: str
+    claims: Callable[[frozenset[str]], bool]
+    rank: Callable[[Patch], int | None]
+    fit: Callable[[Patch, Shape], str]
+    update: Callable[[Patch, Mapping[str, Tensor], Shape], Update]

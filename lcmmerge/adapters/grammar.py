@@ -1,0 +1,174 @@
+"""An adapter file's tensors, grouped into patches. Only headers are read, and one-element tensors (alpha)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lcmmerge.adapters.base import Patch
+from lcmmerge.adapters.names import SHARED, Name, parse_name
+from lcmmerge.adapters.peft_config import FILE_NAME, Config, module_config, read_configs, scales_input
+from lcmmerge.errors import FormatError
+from lcmmerge.tensors import TensorInfo, TensorSource
+
+EMBEDDING_PREFIX = "bundle_emb."
+
+# Tensors that mean nothing without each other.
+FAMILIES = (
+    ("up", "down"),
+    ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    ("hada_t1", "hada_t2"),
+    ("lokr_w1_a", "lokr_w1_b"),
+    ("lokr_w2_a", "lokr_w2_b"),
+    ("a1", "a2", "b1", "b2"),
+    ("boft_R", "boft_s"),
+    ("weight", "on_input"),
+)
+# By the tensors present, the ``peft_type`` of the configuration that speaks of them.
+PEFT_TYPES = {"down": "LORA", "hada_w1_b": "LOHA", "oft_R": "OFT", "boft_R": "BOFT", "ia3_l": "IA3"}
+PEFT_TYPES |= dict.fromkeys(("lokr_w1", "lokr_w1_b"), "LOKR")
+OFT_SETTINGS = ("coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """``patches`` in the file's order. ``embeddings``: a bundle's textual inversions, which patch nothing.
+    ``unknown``: names of no grammar. ``grammars``: those met, sorted.
+    """
+
+    source: TensorSource
+    patches: tuple[Patch, ...]
+    embeddings: tuple[str, ...]
+    unknown: tuple[str, ...]
+    grammars: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Module:
+    roles: dict[str, TensorInfo]
+    grammars: set[str]
+
+
+def read_adapter(source: TensorSource, sidecar: Mapping[str, Any] | None = None) -> AdapterFile:
+    """Every tensor of ``source`` lands in a patch, in ``embeddings`` or in ``unknown``.
+
+    ``sidecar``: the content of an ``adapter_config.json``; by default the metadata's or the file beside.
+    Raises FormatError for a module that lacks one of the tensors it needs.
+    """
+    modules, embeddings, unknown = _group(source)
+    configs = read_configs(source, sidecar)
+    patches: list[Patch] = []
+    for key, module in modules.items():
+        if module.roles.keys() <= {"alpha", "scalar"}:
+            unknown += [info.name for info in module.roles.values()]
+        else:
+            patches += _patches(key, module, configs)
+    grammars = {grammar for module in modules.values() for grammar in module.grammars}
+    return AdapterFile(source, tuple(patches), tuple(embeddings), tuple(unknown), tuple(sorted(grammars)))
+
+
+def _group(source: TensorSource) -> tuple[dict[str, _Module], list[str], list[str]]:
+    modules: dict[str, _Module] = {}
+    embeddings: list[str] = []
+    unknown: list[str] = []
+    for info in source:
+        name = _parse(source, info.name)
+        if info.name.startswith(EMBEDDING_PREFIX):
+            embeddings.append(info.name)
+        elif name is None:
+            unknown.append(info.name)
+        else:
+            module = modules.setdefault(name.key, _Module({}, set()))
+            if name.role in module.roles:
+                other = module.roles[name.role].name
+                raise FormatError(
+                    f"{source.path}: {other} and {info.name} say the same of {name.key}",
+                    "the file holds several adapters: save each one to a file of its own",
+                )
+            module.roles[name.role] = info
+            module.grammars |= {name.grammar} - {SHARED}
+    return modules, embeddings, unknown
+
+
+def _parse(source: TensorSource, name: str) -> Name | None:
+    """A plain ``weight`` means nothing by itself; beside the flag ``on_input`` it is LyCORIS' (IA)³."""
+    key = name.removesuffix(".weight")
+    if key != name and f"{key}.on_input" in source.tensors:
+        return Name("lycoris", key, "weight")
+    return parse_name(name)
+
+
+def _patches(key: str, module: _Module, configs: Mapping[str, Config]) -> Iterator[Patch]:
+    """A module's weight patch, then its bias patches."""
+    roles = dict(module.roles)
+    _check_complete(key, roles)
+    config = {} if "kohya" in module.grammars else _matching(module_config(configs, key), roles)
+    stored = roles.pop("alpha", None)
+    alpha = _scalar(stored) if stored else config.get("alpha")
+    rank_stabilized = stored is None and bool(config.get("use_rslora"))
+
+    def patch(parameter: str, roles: Mapping[str, TensorInfo], optional: bool = False) -> Patch:
+        return Patch(key, parameter, roles, alpha, rank_stabilized, config, optional)
+
+    roles = _by_meaning(key, roles, config)
+    biases = {role: roles.pop(role) for role in ("up_bias", "diff_b", "b_norm") if role in roles}
+    if roles:
+        yield patch("weight", roles)
+    for role, info in biases.items():
+        yield patch("bias", {role: info, "down": roles["down"]} if role == "up_bias" else {role: info})
+    if "scale_out" in roles:
+        yield patch("bias", roles, optional=True)
+
+
+def _check_complete(key: str, roles: Mapping[str, TensorInfo]) -> None:
+    for family in FAMILIES:
+        missing = [role for role in family if role not in roles]
+        if missing and len(missing) < len(family):
+            present = [role for role in family if role in roles]
+            raise FormatError(
+                f"{key}: has {', '.join(present)} without {', '.join(missing)}",
+                "the file is incomplete: download or export it again",
+            )
+
+
+def _matching(config: Config, roles: Mapping[str, TensorInfo]) -> Config:
+    """The configuration if it is one for this kind of adapter, else none: it may belong to another file."""
+    wanted = {kind for role, kind in PEFT_TYPES.items() if role in roles}
+    return config if config.get("peft_type", "LORA") in wanted else {}
+
+
+def _scalar(info: TensorInfo) -> float:
+    if info.numel != 1:
+        raise FormatError(f"{info.name} has {info.numel} elements, not one", "export the file again")
+    return info.scalar()
+
+
+def _by_meaning(key: str, roles: dict[str, TensorInfo], config: Config) -> dict[str, TensorInfo]:
+    """Where one name has two meanings, the role that says which."""
+    match roles:
+        case {"oft_blocks": blocks, **rest} if len(blocks.shape) == 4:
+            return {"boft_blocks": blocks, **rest}
+        case {"weight": vector, "on_input": flag, **rest}:
+            return {"shift_in" if _scalar(flag) else "shift_out": vector, **rest}
+        case {"ia3_l": vector, **rest}:
+            return {"scale_in" if _scales_input(key, vector, config) else "scale_out": vector, **rest}
+        case {"oft_R": _} if any(setting not in config for setting in OFT_SETTINGS):
+            raise FormatError(
+                f"{key}: PEFT's OFT needs {', '.join(OFT_SETTINGS)}, which are not in its tensors",
+                f"put its {FILE_NAME} beside the file",
+            )
+        case _:
+            return roles
+
+
+def _scales_input(key: str, vector: TensorInfo, config: Config) -> bool:
+    """PEFT stores [out, 1] or [1, in] for a linear layer, [1, n, 1, 1] both ways for a convolution."""
+    if len(vector.shape) == 2:
+        return vector.shape[0] == 1
+    if "feedforward_modules" not in config:
+        raise FormatError(
+            f"{key}: ia3_l scales inputs or outputs, and only PEFT's configuration tells which",
+            f"put its {FILE_NAME} beside the file",
+        )
+    return scales_input(config, key)

@@ -1,0 +1,47 @@
+"""W′ = l ⊙ W with a vector l over the inputs or the outputs.
+
+``scale_in``, ``scale_out``: l itself, as PEFT stores it; an output scale also scales the bias.
+``shift_in``, ``shift_out``: l − 1, as LyCORIS stores it (``weight`` beside the flag ``on_input``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import TYPE_CHECKING
+
+from lcmmerge.adapters.algebra import dims
+from lcmmerge.adapters.base import Adapter, Dependent, Patch, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROLES = {"scale_in", "scale_out", "shift_in", "shift_out"}
+
+
+def claims(roles: frozenset[str]) -> bool:
+    return len(roles) == 1 and roles <= ROLES
+
+
+def rank(patch: Patch) -> None:
+    return None
+
+
+def fit(patch: Patch, shape: Shape) -> str:
+    (role,) = patch.roles
+    axis = 1 if role.endswith("_in") else 0
+    if len(shape) <= axis:
+        return f"the parameter is {dims(shape)} and has no inputs"
+    found = patch.shape(role)
+    return "" if prod(found) == shape[axis] else f"{role} is {dims(found)}, not {shape[axis]} values"
+
+
+def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Dependent:
+    (role,) = patch.roles
+    axis = 1 if role.endswith("_in") else 0
+    vector = tensors[role].float().reshape([size if dim == axis else 1 for dim, size in enumerate(shape)])
+    shift = vector - 1 if role.startswith("scale") else vector
+    return Dependent(lambda weight: weight * shift)
+
+
+ADAPTER = Adapter("(IA)³", "https://arxiv.org/abs/2205.05638", claims, rank, fit, update)

@@ -1,0 +1,52 @@
+"""ΔW = alpha/rank · up @ down; with a Tucker core ΔW[o,i,k] = alpha/rank · Σ up[o,p] mid[p,q,k] down[q,i]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lcmmerge.adapters.algebra import (
+    columns,
+    core_misfit,
+    flat,
+    ill_shaped,
+    leading,
+    misfit,
+    scale,
+    tucker_right,
+)
+from lcmmerge.adapters.base import Adapter, Factored, Patch, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def claims(roles: frozenset[str]) -> bool:
+    return {"up", "down"} <= roles <= {"up", "down", "mid", "scalar"}
+
+
+def rank(patch: Patch) -> int:
+    return leading(patch, "down")
+
+
+def fit(patch: Patch, shape: Shape) -> str:
+    r = rank(patch)
+    if problem := ill_shaped(patch, shape, r):
+        return problem
+    if "mid" not in patch.roles:
+        return misfit(patch, {"up": (shape[0], r), "down": (r, columns(shape))})
+    core_rows = leading(patch, "mid")
+    return core_misfit(patch, "mid", core_rows, r, shape[2:]) or misfit(
+        patch, {"up": (shape[0], core_rows), "down": (r, shape[1])}
+    )
+
+
+def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Factored:
+    """``up``: [out, r] or [out, r, 1, 1]; ``down``: [r, in], [r, in, kh, kw]; [r, in, 1, 1] with ``mid``."""
+    up, down = flat(tensors["up"]), flat(tensors["down"])
+    if "mid" in tensors:
+        down = tucker_right(tensors["mid"], down)
+    return Factored(up * scale(patch, tensors, rank(patch)), down)
+
+
+ADAPTER = Adapter("LoRA / LoCon", "https://arxiv.org/abs/2106.09685", claims, rank, fit, update)

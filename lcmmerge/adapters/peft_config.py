@@ -1,0 +1,105 @@
+"""What PEFT keeps outside the tensors: alpha, rank, rsLoRA, and the settings of OFT and (IA)³.
+
+It stands in the safetensors metadata under ``lora_adapter_metadata`` (diffusers; JSON, each field prefixed by
+its component where there are several: ``unet.lora_alpha``), or in PEFT's ``adapter_config.json`` beside the
+file.
+Fields: https://huggingface.co/docs/peft/package_reference/lora
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lcmmerge.errors import FormatError
+from lcmmerge.tensors import TensorSource
+
+METADATA_KEY = "lora_adapter_metadata"
+FILE_NAME = "adapter_config.json"
+
+Config = Mapping[str, Any]
+
+NUMBER = (int, float)
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "peft_type": str,
+    "r": int,
+    "lora_alpha": NUMBER,
+    "alpha": NUMBER,
+    "rank_pattern": dict,
+    "alpha_pattern": dict,
+    "feedforward_modules": (str, list),
+    "eps": NUMBER,
+    "num_cayley_neumann_terms": int,
+}
+
+
+def read_configs(source: TensorSource, sidecar: Config | None) -> dict[str, Config]:
+    """Component → configuration; "" for fields without a prefix. ``sidecar`` goes before both places."""
+    if sidecar is not None:
+        return {"": _checked(sidecar, FILE_NAME)}
+    if METADATA_KEY in source.metadata:
+        where = f"{source.path}: {METADATA_KEY}"
+        fields = _json(source.metadata[METADATA_KEY], where)
+        return {name: _checked(config, where) for name, config in _by_component(fields).items()}
+    path = (source.path if source.path.is_dir() else source.path.parent) / FILE_NAME
+    return {"": _checked(_json(path.read_text("utf-8"), str(path)), str(path))} if path.is_file() else {}
+
+
+def _json(text: str, where: str) -> Config:
+    try:
+        config = json.loads(text)
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise FormatError(f"{where} is not a JSON object", "take it again from where it came")
+    return config
+
+
+def _by_component(fields: Config) -> dict[str, Config]:
+    configs: dict[str, dict[str, Any]] = {}
+    for name, value in fields.items():
+        component, _, field = name.rpartition(".")
+        configs.setdefault(component, {})[field] = value
+    return dict(configs)
+
+
+def _checked(config: Config, where: str) -> Config:
+    for field, kind in FIELDS.items():
+        value = config.get(field)
+        numbers = value.values() if isinstance(value, dict) else ()
+        sound = isinstance(value, kind) and all(isinstance(number, NUMBER) for number in numbers)
+        if value is not None and not sound:
+            raise FormatError(f"{where}: {field} is {value!r}", "take it again from where it came")
+    return config
+
+
+def module_config(configs: Mapping[str, Config], key: str) -> Config:
+    """The configuration of one module, ``r`` and ``alpha`` resolved through the patterns; or an empty one."""
+    component, _, module = key.partition(".")
+    if component not in configs:
+        component, module = "", key
+    config = configs.get(component, {})
+    rank = _by_pattern(config.get("rank_pattern"), module, config.get("r"))
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", config.get("alpha")))
+    return {**config, "r": rank, "alpha": alpha} if config else {}
+
+
+def _by_pattern(patterns: Config | None, module: str, default: Any) -> Any:
+    """PEFT's rule: the first regex that matches the module's name from a dot to its end."""
+    for pattern, value in (patterns or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise FormatError(f"the pattern {pattern!r} is no regex: {error}", f"mend {FILE_NAME}") from None
+    return default
+
+
+def scales_input(config: Config, key: str) -> bool:
+    """Is the module one whose inputs (IA)³ scales? By the config's regex, or list of name endings."""
+    modules = config.get("feedforward_modules") or []
+    if isinstance(modules, str):
+        return re.fullmatch(modules, key) is not None
+    return any(key == name or key.endswith(f".{name}") for name in modules)

@@ -1,0 +1,18 @@
+from lcmmerge.archs.base import Architecture
+from lcmmerge.archs.sdxl import TEXT_ENCODERS
+from lcmmerge.archs.unet import UNet
+
+ARCHITECTURE = Architecture(
+    title="SSD-1B",
+    hub="segmind/SSD-1B",
+    modelspec="segmind-stable-diffusion-1b",
+    lcm_lora="hf://latent-consistency/lcm-lora-ssd-1b/pytorch_lora_weights.safetensors",
+    unet=UNet(
+        down=((0, 0), (2, 2), (4, 4)),
+        mid=0,
+        up=((4, 4, 10), (2, 1, 1), (0, 0, 0)),
+        linear_projection=True,
+        added=True,
+    ),
+    text_encoders=TEXT_ENCODERS,
+)

@@ -1,0 +1,49 @@
+"""The command line: thin commands, one file each, no logic.
+
+Exit codes: 0 done; 1 failed; 2 usage; 3 incompatible or uncovered keys; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from lcmmerge import __version__
+from lcmmerge.cli.fuse import fuse
+from lcmmerge.cli.inspect import inspect
+from lcmmerge.errors import LcmMergeError
+from lcmmerge.output import Output
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", message="lcmmerge %(version)s")
+def cli() -> None:
+    """Merge style and acceleration LoRAs into one standalone few-step Stable Diffusion checkpoint.
+
+    θ′ = θ_pre + λ1·τ′ + λ2·τ_LCM
+    """
+
+
+for command in (fuse, inspect):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; every foreseen error is one line and an exit code, never a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("Interrupted; nothing was written.\n")
+        sys.exit(INTERRUPTED)
+    except LcmMergeError as error:
+        Output.error(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from lcmmerge.cli.common import DTYPE, Bytes, output_options
+from lcmmerge.output import Output, ratio, size
+from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+
+if TYPE_CHECKING:
+    from lcmmerge.merge.plan import Plan
+    from lcmmerge.merge.report import Report
+    from lcmmerge.merge.request import Request
+
+SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype keeps little of a term
+
+
+@click.command(short_help="Merge adapters into a checkpoint: θ′ = θ_pre + λ1·τ′ + λ2·τ_LCM.")
+@click.argument("base")
+@click.argument("style", required=False)
+@click.option(
+    "--lambda", "lambdas", nargs=2, type=float, default=(1.0, 1.0), show_default=True, metavar="λ1 λ2",
+    help="Strength of the style and of the LCM-LoRA.",
+)
+@click.option("--lcm", metavar="REF", help="The acceleration LoRA.  [default: the architecture's official LCM-LoRA]")
+@click.option("--adapter", "adapters", nargs=2, type=(str, float), multiple=True, metavar="REF λ", help="One more term.")
+@click.option("--style-base", metavar="REF", help="Where STYLE is a checkpoint: what it was tuned from.  [default: BASE]")
+@click.option(
+    "--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC",
+    help="Factors on a term's λ per U-Net block: `style IN00-IN05=0.5,M00=0`, or one number per block. "
+    "TERM: style, lcm, or an adapter's file name without its suffix.",
+)
+@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: BASE-STYLE-lcm in this folder]")
+@click.option("--format", "layout", type=click.Choice(["single-file", "diffusers"]), help="[default: the base's]")
+@click.option("--dtype", type=DTYPE, help="[default: each tensor's own]")
+@click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), default="nearest", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the stochastic rounding.")
+@click.option("--config-from", metavar="REF", help="Configs, scheduler, tokenizers for --format diffusers.")
+@click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
+@click.option("--max-shard-size", "shard", type=Bytes(), help="Split files above this size, such as 5GB.")
+@click.option("--drop-ema", is_flag=True, help="Leave out a checkpoint's EMA copy.")
+@click.option("--allow-unmatched", is_flag=True, help="Merge what fits, and list what does not.")
+@click.option("--force", is_flag=True, help="Replace the output; fuse again what the base already holds.")
+@click.option("--device", default="cpu", show_default=True, help="Where the arithmetic is done: cpu, cuda, cuda:1.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core, at most four]")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@output_options
+def fuse(target: Path | None, force: bool, dry_run: bool, output: Output, **given: Any) -> None:
+    """Merge STYLE and an LCM-LoRA into BASE, and write one standalone checkpoint.
+
+    BASE is a checkpoint (.safetensors, .ckpt, a shard index, a diffusers folder), STYLE a LoRA or one of its
+    relatives, or a whole fine-tuned checkpoint. Without STYLE, the LCM-LoRA alone is merged, at λ2. Everything that
+    STYLE holds must find its place in BASE; if it does not, nothing is written and the exit code is 3.
+
+    \b
+      lcmmerge fuse base.safetensors style.safetensors --lambda 0.8 1.0
+      lcmmerge fuse base.safetensors --lcm hyper.safetensors -o fast.safetensors
+      lcmmerge fuse base.safetensors style.safetensors --format diffusers --dtype fp16
+    """
+    from lcmmerge.merge import execute, request
+    from lcmmerge.merge.fuse import check_output, fuse
+
+    asked = _request(target, given)
+    if not asked.style and click.get_current_context().get_parameter_source("lambdas") != ParameterSource.DEFAULT:
+        output.note(f"No STYLE is given, so λ1 = {asked.strengths[0]:g} has no term.")
+    plan, configs = request.plan(asked)
+    check_output(plan, force=force)
+    if dry_run:
+        _show_plan(plan, output)
+        return
+    if not any(term.strength for term in plan.terms):
+        output.warn("every λ is 0: the weights stay the base's")
+    seed = given["seed"] if given["rounding"] == "stochastic" else None
+    settings = execute.Settings(given["threads"], given["device"], seed)
+    with output.progress("fuse", plan.nbytes) as progress:
+        report = fuse(plan, configs=configs, settings=settings, force=force, progress=progress)
+    _show_report(report, output)
+
+
+def _request(target: Path | None, given: dict[str, Any]) -> Request:
+    from lcmmerge.merge.plan import Options
+    from lcmmerge.merge.request import Request
+
+    return Request(
+        given["base"],
+        target,
+        given["style"],
+        given["lambdas"],
+        given["lcm"],
+        given["adapters"],
+        given["style_base"],
+        dict(given["weights"]),
+        given["variant"],
+        given["config_from"],
+        Options(
+            OUTPUT_DTYPES[given["dtype"]] if given["dtype"] else None,
+            given["layout"],
+            given["drop_ema"],
+            given["shard"],
+            given["allow_unmatched"],
+        ),
+    )
+
+
+def _show_plan(plan: Plan, output: Output) -> None:
+    if output.as_json:
+        output.json(plan.as_dict())
+        return
+    output.text(f"{plan.base.arch.title}, {plan.base.variant}, {plan.base.layout}: {plan.base.source.path}")
+    output.table(
+        "Terms",
+        ("term", "component", "file", "λ", "parameters"),
+        [
+            (term.name, row.component, term.path.name, f"{term.strength:g}", row.parameters)
+            for row in plan.coverage
+            for term in [plan.terms[row.term]]
+        ],
+        numbers=2,
+    )
+    output.table(
+        f"Would write {plan.target} ({size(plan.nbytes)})",
+        ("file", "tensors", "size"),
+        [(file.path, len(file.tensors), size(file.nbytes)) for file in plan.files],
+        numbers=2,
+    )
+    _show_left_out({plan.terms[index].name: keys for index, keys in plan.unmatched.items()}, plan.dropped, output)
+
+
+def _show_report(report: Report, output: Output) -> None:
+    if output.as_json:
+        output.json(report.as_dict())
+        return
+    output.table(
+        "",
+        ("term", "component", "λ", "parameters", "‖Δ‖/‖θ‖", "signal/rounding"),
+        [
+            (
+                row.term,
+                row.component,
+                f"{row.strength:g}",
+                f"{row.parameters} of {row.of}",
+                ratio(row.relative),
+                ratio(row.signal),
+            )
+            for row in report.rows
+        ],
+        numbers=4,
+    )
+    for row in report.rows:
+        if row.signal < SWALLOWED:
+            output.warn(
+                f"rounding drowns much of {row.term} in {row.component} (weakest layer: {row.weakest}, "
+                f"{ratio(row.weakest_signal)}); try --dtype fp16 or fp32, or --rounding stochastic"
+            )
+    if output.verbose:
+        _show_layers(report, output)
+    _show_left_out(report.unmatched, report.dropped, output)
+    output.text(f"{report.output}  {size(report.nbytes)}")
+
+
+def _show_layers(report: Report, output: Output) -> None:
+    output.table(
+        "Layers",
+        ("parameter", "‖Δ‖/‖θ‖", "signal/rounding"),
+        [(layer.name, ratio(layer.relative), ratio(layer.signal)) for layer in report.layers if layer.squares],
+        numbers=2,
+    )
+
+
+def _show_left_out(unmatched: Mapping[str, Sequence[str]], dropped: Sequence[str], output: Output) -> None:
+    """Nothing is dropped silently."""
+    for name, keys in unmatched.items():
+        output.warn(f"{len(keys)} keys of {name} have no home and are left out: {_few(keys, output)}")
+    if dropped:
+        output.note(f"Left out of the base: {len(dropped)} tensors: {_few(dropped, output)}")
+
+
+def _few(names: Sequence[str], output: Output) -> str:
+    shown = names if output.verbose else names[:3]
+    return ", ".join(shown) + (", … (all with -v)" if len(names) > len(shown) else "")

@@ -1,0 +1,177 @@
+"""θ′ = θ_pre + Σ λᵢτᵢ for one parameter: accumulate in float32, round once.
+
+Factors of all terms are concatenated, so that a parameter costs one GEMM however many LoRAs there are:
+Σ λᵢ BᵢAᵢ = [λ₁B₁ λ₂B₂ …] [A₁; A₂; …].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lcmmerge.adapters import Dense, Dependent, Factored
+from lcmmerge.errors import NumericError
+from lcmmerge.merge.operand import Operand
+from lcmmerge.merge.plan import Piece
+from lcmmerge.merge.terms import Adapted, Difference
+
+SAMPLE = 65_536  # elements of a parameter on which the loss to rounding is measured
+
+
+@dataclass(slots=True)
+class Work:
+    """A piece made ready: λ folded into ``up`` [out, Σr], ``down`` [Σr, in·kh·kw]; ``squares``: term → ‖λΔ‖²."""
+
+    up: Tensor | None = None
+    down: Tensor | None = None
+    dense: list[tuple[float, Tensor]] = field(default_factory=list)
+    dependent: list[tuple[int, float, Dependent]] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    squares: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Measured:
+    """What one block shows: ‖θ‖², the terms' ‖λΔ‖² where only the block tells, and the rounding error of a sample."""
+
+    base_square: float = 0.0
+    squares: dict[int, float] = field(default_factory=dict)
+    sampled: int = 0
+    sampled_error: float = 0.0
+
+
+def prepare(piece: Piece, device: str) -> Work:
+    """Read the adapters' tensors of one parameter and form their float32 factors."""
+    work = Work()
+    ups, downs = [], []
+    for contribution in piece.contributions:
+        if isinstance(contribution, Difference):
+            work.differences.append(contribution)
+            continue
+        tensors = {role: info.read() for role, info in contribution.patch.roles.items()}
+        update = contribution.adapter.update(contribution.patch, tensors, piece.operand.shape)
+        strength, term = contribution.strength, contribution.term
+        if isinstance(update, Dependent):
+            work.dependent.append((term, strength, update))
+        elif isinstance(update, Dense):
+            delta = update.delta.to(device)
+            work.dense.append((strength, delta))
+            work.squares[term] = strength**2 * _finite(square(delta), contribution)
+        else:
+            ups.append(update.up.to(device) * strength)
+            downs.append(update.down.to(device))
+            work.squares[term] = strength**2 * _finite(factored_square(update), contribution)
+    if ups:
+        work.up = ups[0] if len(ups) == 1 else torch.cat(ups, 1)
+        work.down = downs[0] if len(downs) == 1 else torch.cat(downs, 0)
+    return work
+
+
+def factored_square(update: Factored) -> float:
+    """‖BA‖² = tr((BᵀB)(AAᵀ)), without forming BA."""
+    return float(((update.up.T @ update.up) * (update.down @ update.down.T)).sum(dtype=torch.float64))
+
+
+def square(tensor: Tensor) -> float:
+    """‖tensor‖² in one pass; NaN or Inf anywhere makes it NaN or Inf."""
+    flat = tensor.reshape(-1)
+    return float(torch.dot(flat, flat))
+
+
+def _finite(norm: float, contribution: Adapted) -> float:
+    if not math.isfinite(norm):
+        patch = contribution.patch
+        path = next(iter(patch.roles.values())).path
+        raise NumericError(
+            f"{path}: {patch.key} holds NaN or Inf", "the file is damaged: download or train it again"
+        )
+    return max(norm, 0.0)
+
+
+def add_terms(
+    weights: Tensor,
+    work: Work,
+    rows: slice,
+    changes: Iterable[tuple[int, float, Tensor]],
+    pristine: Tensor | None,
+) -> Measured:
+    """Add every term to ``weights`` (float32 [rows, columns] of the flattened parameter), in place.
+
+    ``changes``: term, strength and this block of θ_ft − θ_base. ``pristine``: the whole parameter as it was, for terms
+    whose ΔW depends on it, so that the order of terms does not matter.
+    """
+    measured = Measured(square(weights))
+    if work.up is not None and work.down is not None:
+        weights.addmm_(work.up[rows], work.down)
+    for strength, delta in work.dense:
+        weights.add_(delta.reshape(-1, weights.shape[1])[rows], alpha=strength)
+    for term, strength, change in changes:
+        _add(weights, change, term, strength, measured)
+    for term, strength, update in work.dependent:
+        assert pristine is not None
+        _add(weights, update.delta_of(pristine), term, strength, measured)
+    return measured
+
+
+def _add(weights: Tensor, change: Tensor, term: int, strength: float, measured: Measured) -> None:
+    measured.squares[term] = strength**2 * square(change)
+    weights.add_(change.reshape(weights.shape), alpha=strength)
+
+
+def round_into(out: Tensor, weights: Tensor, piece: Piece, row: int, seed: int | None) -> None:
+    """Round once, to nearest (ties to even) or stochastically; refuse NaN, Inf and overflow."""
+    if seed is None or out.dtype.itemsize >= 4:
+        out.copy_(weights)
+    else:
+        out.copy_(stochastic(weights, out.dtype, _generator(seed, piece.operand.name, row)))
+    norm, largest = square(weights), torch.finfo(out.dtype).max
+    # A block whose norm is below the dtype's largest number can hold nothing above it.
+    if norm < largest**2:
+        return
+    check_finite(weights, norm, piece.operand)
+    if not bool(weights.to(out.dtype).float().isfinite().all()):
+        peak = float(weights.abs().max())
+        raise NumericError(
+            f"{piece.operand.name}: {peak:.4g} overflows {piece.dtype.torch_name}, whose largest number is {largest:.4g}",
+            "choose a wider --dtype (bf16 or fp32), or a smaller λ",
+        )
+
+
+def check_finite(weights: Tensor, norm: float, operand: Operand) -> None:
+    if not math.isfinite(norm) and not bool(weights.isfinite().all()):
+        raise NumericError(
+            f"{operand.path}: {operand.name} holds NaN or Inf",
+            "the file is damaged: download or make it again",
+        )
+
+
+def stochastic(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Round float32 values to one of their two neighbours in ``dtype``, with P(the outer one) = the distance covered.
+
+    Sign and magnitude are apart in every floating dtype, so the integer of the bits counts neighbours from zero out.
+    """
+    integer = torch.int16 if dtype.itemsize == 2 else torch.uint8
+    magnitude = values.abs()
+    nearest = values.to(dtype)
+    bits = nearest.view(integer)
+    inner = torch.where(nearest.float().abs() > magnitude, bits - 1, bits)
+    outer = inner + 1
+    low, high = inner.view(dtype).float().abs(), outer.view(dtype).float().abs()
+    draw = torch.rand(values.shape, generator=generator).to(values.device)
+    return torch.where(draw * (high - low) < magnitude - low, outer, inner).view(dtype)
+
+
+def _generator(seed: int, name: str, row: int) -> torch.Generator:
+    digest = hashlib.blake2b(f"{seed}/{name}/{row}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def measure_rounding(measured: Measured, exact: Tensor, written: Tensor) -> None:
+    """‖round(θ′) − θ′‖² on a sample."""
+    measured.sampled = exact.numel()
+    measured.sampled_error = square(written.to(exact.device).float() - exact)

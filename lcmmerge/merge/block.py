@@ -1,0 +1,153 @@
+"""One block: some rows of a parameter from its stored bytes to its final bytes, in reused memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, sqrt
+
+import torch
+from torch import Tensor
+
+from lcmmerge.merge import arithmetic
+from lcmmerge.merge.arithmetic import Measured, Work
+from lcmmerge.merge.operand import Operand
+from lcmmerge.merge.plan import Piece
+from lcmmerge.merge.terms import Difference
+from lcmmerge.tensors import DType
+from lcmmerge.tensors.blockio import Buffer, Files
+
+ELEMENTS = 1 << 19  # computed at once: in float32 they and their factors stay in the cache
+MIN_ROWS = 64  # a GEMM on fewer rows leaves most of the arithmetic units idle
+
+
+@dataclass(slots=True)
+class Layer:
+    """What was measured of one parameter: ‖θ‖², ‖λΔ‖² per term, and ‖round(θ′) − θ′‖² on a sample of its elements."""
+
+    name: str
+    numel: int
+    squares: dict[int, float]
+    base_square: float = 0.0
+    sampled: int = 0
+    sampled_error: float = 0.0
+
+    @property
+    def error_square(self) -> float:
+        """‖round(θ′) − θ′‖², extrapolated from the sample."""
+        return self.sampled_error * self.numel / self.sampled if self.sampled else 0.0
+
+    @property
+    def relative(self) -> float:
+        """‖Σ λΔ‖ / ‖θ‖, the terms taken as orthogonal."""
+        return sqrt(sum(self.squares.values()) / self.base_square) if self.base_square else inf
+
+    @property
+    def signal(self) -> float:
+        """‖Σ λΔ‖ / ‖rounding error‖."""
+        return sqrt(sum(self.squares.values()) / self.error_square) if self.error_square else inf
+
+    def add(self, measured: Measured) -> None:
+        self.base_square += measured.base_square
+        for term, square in measured.squares.items():
+            self.squares[term] = self.squares.get(term, 0.0) + square
+        self.sampled += measured.sampled
+        self.sampled_error += measured.sampled_error
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows ``begin`` … ``end`` of a piece."""
+
+    piece: Piece
+    work: Work
+    layer: Layer
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return (self.end - self.begin) * self.piece.operand.columns * self.piece.dtype.itemsize
+
+
+def rows_at_once(piece: Piece, work: Work) -> int:
+    """All rows where a term or a transposition needs the whole parameter, else as many as fill a block."""
+    operand = piece.operand
+    if work.dependent or (not piece.is_copy and _any_transposed(piece)):
+        return operand.rows
+    return min(max(ELEMENTS // operand.columns, MIN_ROWS), operand.rows)
+
+
+def _any_transposed(piece: Piece) -> bool:
+    differences = [item for item in piece.contributions if isinstance(item, Difference)]
+    operands = [piece.operand, *(item.tuned for item in differences), *(item.origin for item in differences)]
+    return piece.transposed or any(operand.transposed for operand in operands)
+
+
+class Computer:
+    """Computes blocks, one after another; each worker has its own."""
+
+    def __init__(self, inputs: Files, device: str, stochastic_seed: int | None) -> None:
+        self._inputs, self._device, self._seed = inputs, device, stochastic_seed
+        self._stored, self._spare = Buffer(0), Buffer(0)
+        self._floats = torch.empty(0)
+
+    def __call__(self, block: Block, out: memoryview) -> Measured:
+        """Compute ``block`` into its place in the output buffer. Raises NumericError, FormatError."""
+        piece = block.piece
+        target = _as_tensor(out, piece.dtype)
+        if piece.is_copy:
+            return self._copy(block, out, target)
+        weights = self._load(piece.operand, block)
+        pristine = weights.reshape(piece.operand.shape).clone() if block.work.dependent else None
+        sample = slice(0, max(1, arithmetic.SAMPLE // piece.operand.columns))
+        changes = [(item.term, item.strength, self._change(item, block)) for item in block.work.differences]
+        measured = arithmetic.add_terms(weights, block.work, slice(block.begin, block.end), changes, pristine)
+        final = weights.T if piece.transposed else weights
+        arithmetic.round_into(target.view(final.shape), final, piece, block.begin, self._seed)
+        if piece.contributions and block.begin == 0:
+            written = target.view(final.shape).T if piece.transposed else target.view(final.shape)
+            arithmetic.measure_rounding(measured, weights[sample], written[sample])
+        return measured
+
+    def _copy(self, block: Block, out: memoryview, target: Tensor) -> Measured:
+        data = self._read(block.piece.operand, block, out)
+        if data is not out:
+            out[:] = data
+        if not block.piece.dtype.floating:
+            return Measured()
+        weights = self._scratch(target.numel()).copy_(target)
+        measured = Measured(arithmetic.square(weights))
+        arithmetic.check_finite(weights, measured.base_square, block.piece.operand)
+        return measured
+
+    def _load(self, operand: Operand, block: Block) -> Tensor:
+        """Float32 [rows, columns] on the device: in scratch memory on the CPU."""
+        stored = self._stored_block(operand, block)
+        if self._device != "cpu":
+            return stored.to(self._device).float().contiguous()
+        return self._scratch(stored.numel()).view(stored.shape).copy_(stored)
+
+    def _change(self, item: Difference, block: Block) -> Tensor:
+        tuned = self._stored_block(item.tuned, block).to(self._device, torch.float32, copy=True)
+        return tuned.sub_(self._stored_block(item.origin, block).to(self._device))
+
+    def _stored_block(self, operand: Operand, block: Block) -> Tensor:
+        """The block's rows as stored, in canonical orientation; valid until the next read of this kind."""
+        nbytes = (block.end - block.begin) * operand.columns * operand.dtype.itemsize
+        buffer = self._stored = self._stored.fitting(nbytes)
+        stored = _as_tensor(self._read(operand, block, buffer.memory[:nbytes]), operand.dtype)
+        return stored.view(operand.columns, -1).T if operand.transposed else stored.view(-1, operand.columns)
+
+    def _read(self, operand: Operand, block: Block, into: memoryview) -> memoryview:
+        offset = operand.offset + block.begin * operand.columns * operand.dtype.itemsize
+        self._spare = self._spare.fitting(len(into))
+        return self._inputs.read(operand.path, offset, into, self._spare)
+
+    def _scratch(self, numel: int) -> Tensor:
+        if self._floats.numel() < numel:
+            self._floats = torch.empty(numel)
+        return self._floats[:numel]
+
+
+def _as_tensor(data: memoryview, dtype: DType) -> Tensor:
+    return torch.frombuffer(data, dtype=dtype.torch)

@@ -1,0 +1,78 @@
+"""The small files of a diffusers folder, which no single file holds: component configs, scheduler, tokenizers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lcmmerge.archs import Model
+from lcmmerge.errors import FormatError, NotFoundError, ShapeMismatchError
+
+SMALL = (".json", ".txt", ".model")
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+CURE = "name another with --config-from"
+
+
+def small_files(folder: Path) -> list[Path]:
+    """Paths relative to ``folder``, sorted: its own and its components', no weights and no shard indices."""
+    files = [*folder.glob("*"), *folder.glob("*/*")]
+    chosen = (file for file in files if file.suffix in SMALL and not file.name.endswith(".index.json"))
+    return sorted(file.relative_to(folder) for file in chosen if file.is_file() and not _hidden(file, folder))
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def check_configs(configs: Path, base: Model) -> None:
+    """Refuse configs of another model now, not when somebody loads the result.
+
+    Raises NotFoundError, FormatError, ShapeMismatchError.
+    """
+    if not (configs / "model_index.json").is_file():
+        raise NotFoundError(f"{configs}: has no model_index.json, so it is no diffusers folder", CURE)
+    for component in base.components:
+        if not (configs / component / "config.json").is_file():
+            raise NotFoundError(f"{configs}: has no {component}/config.json, which the model needs", CURE)
+    unet = _read_json(configs / "unet" / "config.json")
+    weight = base.parameters["unet.conv_in.weight"].shape
+    for what, wanted, found in (
+        ("input channels", unet.get("in_channels"), weight[1]),
+        ("channels in its first block", (unet.get("block_out_channels") or [None])[0], weight[0]),
+    ):
+        if wanted != found:
+            raise ShapeMismatchError(
+                f"{configs}: describes a U-Net with {wanted} {what}, the checkpoint has {found}", CURE
+            )
+
+
+def copy_configs(configs: Path, target: Path, components: set[str]) -> None:
+    """Copy the small files of ``configs``; ``components`` are those whose weights the target holds.
+
+    An optional component without weights (the safety checker) is struck from ``model_index.json``, as diffusers does.
+    """
+    for file in small_files(configs):
+        folder = file.parts[0] if len(file.parts) > 1 else ""
+        if folder in OPTIONAL and folder not in components:
+            continue
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(configs / file, target / file)
+    index = _read_json(target / "model_index.json")
+    absent = [name for name in OPTIONAL if name in index and name not in components]
+    if absent:
+        index |= {name: [None, None] for name in absent}
+        if "requires_safety_checker" in index and "safety_checker" in absent:
+            index["requires_safety_checker"] = False
+        (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError):
+        value = None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: not a JSON object", CURE)
+    return value

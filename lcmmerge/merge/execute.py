@@ -1,0 +1,183 @@
+"""Plan → bytes, in blocks: read, compute in float32, round, write; hashes follow in order.
+
+Every offset comes from the plan and every block is computed by one thread, so the output's bytes depend neither on
+the number of threads nor on their timing. Memory is bounded by the blocks in flight, not by the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from lcmmerge.merge import arithmetic
+from lcmmerge.merge.arithmetic import Measured
+from lcmmerge.merge.block import Block, Computer, Layer, rows_at_once
+from lcmmerge.merge.pipeline import in_order
+from lcmmerge.merge.plan import Plan, PlannedFile
+from lcmmerge.tensors.blockio import PAGE, BlockWriter, Buffer, Files
+from lcmmerge.tensors.layout import FileLayout, lay_out
+
+UNIT = 8 << 20  # bytes written at once
+
+
+class Metadata(Protocol):
+    """A file's metadata: with placeholders at first, then ``final``, and not longer than before."""
+
+    def __call__(self, file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """``threads``: workers (0: one per core, four at most); ``stochastic_seed``: None rounds to nearest."""
+
+    threads: int = 0
+    device: str = "cpu"
+    stochastic_seed: int | None = None
+
+    @property
+    def workers(self) -> int:
+        return self.threads or min(os.cpu_count() or 1, 4)
+
+
+@dataclass(slots=True)
+class Unit:
+    """Consecutive blocks that are written together at ``offset``; in ``buffer`` they begin at ``offset % PAGE``."""
+
+    file: int
+    offset: int
+    blocks: list[Block]
+    nbytes: int = 0
+    buffer: Buffer | None = None
+    measured: list[Measured] = field(default_factory=list)
+
+    @property
+    def data(self) -> memoryview:
+        assert self.buffer is not None
+        return self.buffer.memory[self.offset % PAGE : self.offset % PAGE + self.nbytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``layers``: one per parameter, in order; ``sha256``: of each file's tensor bytes, in the plan's order."""
+
+    layers: tuple[Layer, ...]
+    sha256: tuple[str, ...]
+
+
+def execute(
+    plan: Plan, folder: Path, metadata: Metadata, settings: Settings, progress: Callable[[int], None]
+) -> Outcome:
+    """Write the plan's files under ``folder``.
+
+    ``progress`` is called with the number of bytes that became final. Raises NumericError, OutputError, FormatError.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ExitStack() as stack:
+            return _Execution(plan, folder, metadata, settings, progress, stack).run()
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Execution:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        metadata: Metadata,
+        settings: Settings,
+        progress: Callable[[int], None],
+        stack: ExitStack,
+    ) -> None:
+        self.plan, self.metadata, self.settings, self.progress = plan, metadata, settings, progress
+        self.inputs = stack.enter_context(Files())
+        self.layouts = [
+            lay_out((tensor.spec for tensor in file.tensors), metadata(file, "0" * 64, final=False))
+            for file in plan.files
+        ]
+        self.writers = [
+            stack.enter_context(BlockWriter(folder / file.path, layout.size))
+            for file, layout in zip(plan.files, self.layouts, strict=True)
+        ]
+        self.hashes = [hashlib.sha256() for _ in plan.files]
+        self.layers: list[Layer] = []
+        self.in_flight = settings.workers * 2 + 2
+        self.buffers = [Buffer(UNIT) for _ in range(self.in_flight)]
+        self.local = threading.local()
+
+    def run(self) -> Outcome:
+        in_order(
+            self._units(),
+            self._compute,
+            self._finish,
+            workers=self.settings.workers,
+            in_flight=self.in_flight,
+            initializer=self._start_worker,
+        )
+        digests = tuple(digest.hexdigest() for digest in self.hashes)
+        for file, layout, writer, digest in zip(
+            self.plan.files, self.layouts, self.writers, digests, strict=True
+        ):
+            _write_header(writer, layout, self.metadata(file, digest, final=True))
+        return Outcome(tuple(self.layers), digests)
+
+    def _units(self) -> Iterator[Unit]:
+        for number, (file, layout) in enumerate(zip(self.plan.files, self.layouts, strict=True)):
+            unit = Unit(number, layout.data_start, [])
+            for block in self._blocks(file):
+                if unit.blocks and unit.nbytes + block.nbytes > UNIT:
+                    yield self._with_buffer(unit)
+                    unit = Unit(number, unit.offset + unit.nbytes, [])
+                unit.blocks.append(block)
+                unit.nbytes += block.nbytes
+            if unit.blocks:
+                yield self._with_buffer(unit)
+
+    def _blocks(self, file: PlannedFile) -> Iterator[Block]:
+        for piece in (piece for tensor in file.tensors for piece in tensor.pieces if piece.operand.numel):
+            work = arithmetic.prepare(piece, self.settings.device)
+            layer = Layer(piece.operand.name, piece.operand.numel, dict(work.squares))
+            self.layers.append(layer)
+            step = rows_at_once(piece, work)
+            for begin in range(0, piece.operand.rows, step):
+                yield Block(piece, work, layer, begin, min(begin + step, piece.operand.rows))
+
+    def _with_buffer(self, unit: Unit) -> Unit:
+        unit.buffer = self.buffers.pop() if unit.nbytes <= UNIT else Buffer(unit.nbytes)
+        return unit
+
+    def _finish(self, unit: Unit) -> None:
+        assert unit.buffer is not None
+        self.hashes[unit.file].update(unit.data)
+        for block, measured in zip(unit.blocks, unit.measured, strict=True):
+            block.layer.add(measured)
+        if unit.nbytes <= UNIT:
+            self.buffers.append(unit.buffer)
+        self.progress(unit.nbytes)
+
+    def _start_worker(self) -> None:
+        torch.set_num_threads(1)
+        self.local.computer = Computer(self.inputs, self.settings.device, self.settings.stochastic_seed)
+
+    def _compute(self, unit: Unit) -> None:
+        assert unit.buffer is not None
+        position, data = 0, unit.data
+        for block in unit.blocks:
+            unit.measured.append(self.local.computer(block, data[position : position + block.nbytes]))
+            position += block.nbytes
+        self.writers[unit.file].write(unit.buffer, unit.offset, unit.nbytes)
+
+
+def _write_header(writer: BlockWriter, layout: FileLayout, metadata: dict[str, str]) -> None:
+    buffer = Buffer(layout.data_start)
+    buffer.memory[: layout.data_start] = layout.header(metadata)
+    writer.write(buffer, 0, layout.data_start)
+    writer.finish()

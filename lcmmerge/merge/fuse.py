@@ -1,0 +1,112 @@
+"""A whole fuse: stage, execute, describe, commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lcmmerge.errors import OutputError
+from lcmmerge.merge import provenance
+from lcmmerge.merge.configs import copy_configs
+from lcmmerge.merge.execute import Outcome, Settings, execute
+from lcmmerge.merge.outputs import DIFFUSERS
+from lcmmerge.merge.plan import Plan, PlannedFile
+from lcmmerge.merge.report import Report, rows
+from lcmmerge.tensors.staging import Staging, check_target
+
+HEADROOM = 16 << 20  # headers, configs and tokenizers
+
+
+def fuse(
+    plan: Plan,
+    *,
+    configs: Path | None = None,
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+    force: bool = False,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> Report:
+    """Write θ′ to the plan's target. ``configs``: a folder with the small files of a diffusers layout, else the base's.
+
+    Nothing is at the target until everything is. Raises OutputError, NumericError, NoEffectError, AlreadyFusedError.
+    """
+    check_output(plan, force=force)
+    with Staging(plan.target) as staging:
+        folder = staging.folder
+        if plan.layout == DIFFUSERS:
+            folder = folder / plan.target.name
+            _prepare_folder(plan, folder, configs)
+        outcome = _write(plan, folder, settings, progress)
+        report = Report(
+            str(plan.target),
+            plan.nbytes,
+            {str(file.path): digest for file, digest in zip(plan.files, outcome.sha256, strict=True)},
+            rows(plan, outcome.layers),
+            outcome.layers,
+            {plan.terms[index].name: keys for index, keys in plan.unmatched.items()},
+            plan.dropped,
+        )
+        if plan.layout == DIFFUSERS:
+            staging.commit_folder()
+        else:
+            staging.commit_files()
+    return report
+
+
+def check_output(plan: Plan, *, force: bool) -> None:
+    """What is wrong with writing the plan's target. Raises OutputError, AlreadyFusedError.
+
+    An input is never replaced, not even with ``force``.
+    """
+    target, resolved = plan.target, plan.target.resolve()
+    for source in plan.sources.values():
+        inputs = {path.resolve() for path in (source.path, *source.files)}
+        if any(resolved == path or resolved in path.parents for path in inputs):
+            raise OutputError(f"{target}: is an input of this run", "choose another name with -o")
+    check_target(target, force=force, needed=plan.nbytes + HEADROOM)
+    if not force:
+        provenance.refuse_fused(plan)
+
+
+def _prepare_folder(plan: Plan, folder: Path, configs: Path | None) -> None:
+    folder.mkdir()
+    components = {file.path.parts[0] for file in plan.files}
+    for component in components:
+        (folder / component).mkdir()
+    copy_configs(configs or plan.base.source.path, folder, components)
+
+
+def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int], None]) -> Outcome:
+    """Merge, and hash the inputs beside it: they are read by then, or lie in the page cache."""
+    with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
+        pending = {
+            key: pool.submit(provenance.sha256_of, source.files)
+            for key, source in plan.sources.items()
+        }
+        known = provenance.placeholders(plan)
+
+        def metadata(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:
+            hashes = {key: future.result() for key, future in pending.items()} if final else known
+            return provenance.metadata(plan, settings.stochastic_seed, hashes, sha256)
+
+        try:
+            outcome = execute(plan, folder, metadata, settings, progress)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    _write_indices(plan, folder)
+    return outcome
+
+
+def _write_indices(plan: Plan, folder: Path) -> None:
+    """What transformers and diffusers read to find a tensor's shard."""
+    for index in dict.fromkeys(file.index for file in plan.files if file.index):
+        files = [file for file in plan.files if file.index == index]
+        content = {
+            "metadata": {"total_size": sum(file.nbytes for file in files)},
+            "weight_map": dict(
+                sorted((tensor.spec.name, file.path.name) for file in files for tensor in file.tensors)
+            ),
+        }
+        (folder / index).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

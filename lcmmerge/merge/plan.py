@@ -1,0 +1,225 @@
+"""The plan: everything about a merge that headers tell, as plain data, before the first weight is read.
+
+    θ′ = θ_pre + Σ λᵢ τᵢ
+
+A plan says which bytes of which files become which bytes of which outputs, and what is added on the way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lcmmerge.archs import Model, aliases
+from lcmmerge.errors import NoEffectError
+from lcmmerge.merge.operand import Operand
+from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem
+from lcmmerge.merge.terms import Checkpoint, Contribution, Matched, Term, match, unmatched_error
+from lcmmerge.tensors import DType, TensorSource
+from lcmmerge.tensors.layout import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The unit of work: an operand, what is added to it, and how it is stored.
+
+    Pieces of one tensor lie one after another in it (OpenCLIP's fused q, k, v). ``transposed``: written as [in, out].
+    """
+
+    operand: Operand
+    dtype: DType
+    transposed: bool
+    contributions: tuple[Contribution, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.operand.numel * self.dtype.itemsize
+
+    @property
+    def is_copy(self) -> bool:
+        """Nothing changes: the bytes are copied as they are."""
+        same = self.dtype == self.operand.dtype and self.transposed == self.operand.transposed
+        return same and not self.contributions
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    spec: TensorSpec
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """``path`` is relative to the output's folder; a shard names its ``index``."""
+
+    path: Path
+    tensors: tuple[PlannedTensor, ...]
+    index: Path | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.spec.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many parameters of one component a term reaches."""
+
+    term: int
+    component: str
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``layout``: ``single-file`` or ``diffusers``, None for the input's; ``dtype``: None keeps each tensor's own."""
+
+    dtype: DType | None = None
+    layout: str | None = None
+    drop_ema: bool = False
+    max_shard_bytes: int | None = None
+    allow_unmatched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    base: Model
+    terms: tuple[Term, ...]
+    options: Options
+    target: Path
+    layout: str
+    files: tuple[PlannedFile, ...]
+    coverage: tuple[Coverage, ...]
+    unmatched: Mapping[int, tuple[str, ...]]
+    dropped: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def sources(self) -> Mapping[str, TensorSource]:
+        """Every input, by the name under which a recipe records it."""
+        found = {"base": self.base.source}
+        for index, term in enumerate(self.terms):
+            if isinstance(term.content, Checkpoint):
+                found[f"terms.{index}"] = term.content.tuned.source
+                if term.content.origin is not self.base:
+                    found[f"terms.{index}.base"] = term.content.origin.source
+            else:
+                found[f"terms.{index}"] = term.content.source
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan, JSON-ready."""
+        return {
+            "architecture": self.base.arch.name,
+            "variant": self.base.variant,
+            "layout": self.layout,
+            "output": str(self.target),
+            "terms": [
+                {
+                    "name": term.name,
+                    "file": term.path.name,
+                    "lambda": term.strength,
+                    "parameters": {row.component: row.parameters for row in self.coverage if row.term == index},
+                    "unmatched": list(self.unmatched.get(index, ())),
+                }
+                for index, term in enumerate(self.terms)
+            ],
+            "files": [
+                {"path": str(file.path), "tensors": len(file.tensors), "bytes": file.nbytes} for file in self.files
+            ],
+            "dropped": list(self.dropped),
+            "bytes": self.nbytes,
+        }
+
+
+def plan_fuse(base: Model, terms: Iterable[Term], target: Path, options: Options) -> Plan:
+    """Match every term against the base and lay out the result. ``target``: a file, or the folder of a diffusers layout.
+
+    Raises UnmatchedKeysError, ShapeMismatchError, NoEffectError (a term brings nothing), FormatError.
+    """
+    terms = tuple(terms)
+    spellings = aliases(base)
+    matches = [match(index, term, base, spellings) for index, term in enumerate(terms)]
+    for term, matched in zip(terms, matches, strict=True):
+        _check(term, matched, base, allow_unmatched=options.allow_unmatched)
+    layout = options.layout or base.layout
+    chosen, dropped = drafts(base, layout, drop_ema=options.drop_ema)
+    contributions = _by_parameter(matches)
+    files = tuple(
+        file
+        for folder, group in by_folder(chosen)
+        for file in _shards(
+            folder, target.name.removesuffix(".safetensors"), [_planned(draft, contributions, options) for draft in group], options
+        )
+    )
+    unmatched = {index: matched.unmatched for index, matched in enumerate(matches) if matched.unmatched}
+    return Plan(base, terms, options, target, layout, files, tuple(_coverage(matches)), unmatched, dropped)
+
+
+def _check(term: Term, matched: Matched, base: Model, *, allow_unmatched: bool) -> None:
+    if matched.unmatched and not (allow_unmatched and matched.contributions):
+        raise unmatched_error(
+            term, matched.unmatched, len(matched.contributions) + len(matched.unmatched), base
+        )
+    if not matched.contributions:
+        raise NoEffectError(
+            f"{term.path}: holds nothing that could be merged", "look at it with `lcmmerge inspect`"
+        )
+
+
+def _by_parameter(matches: list[Matched]) -> dict[str, tuple[Contribution, ...]]:
+    """Parameter → its contributions in recipe order. λ = 0 adds nothing, so that the base's bytes are kept."""
+    gathered: dict[str, list[Contribution]] = {}
+    for matched in matches:
+        for name, contribution in matched.contributions.items():
+            if contribution.strength != 0:
+                gathered.setdefault(name, []).append(contribution)
+    return {name: tuple(found) for name, found in gathered.items()}
+
+
+def _planned(
+    draft: Draft, contributions: Mapping[str, tuple[Contribution, ...]], options: Options
+) -> PlannedTensor:
+    stored = draft.operands[0].dtype
+    dtype = options.dtype if options.dtype and draft.converts and stored.floating else stored
+    pieces = tuple(
+        Piece(operand, dtype, draft.transposed, contributions.get(operand.name, ()))
+        for operand in draft.operands
+    )
+    return PlannedTensor(TensorSpec(draft.name, dtype, draft.shape), pieces)
+
+
+def _shards(folder: str, stem: str, tensors: list[PlannedTensor], options: Options) -> Iterable[PlannedFile]:
+    """One file, or as many as ``max_shard_bytes`` asks for; a tensor is never cut. Wider dtypes come first, so that
+    every tensor is aligned to its dtype."""
+    tensors = sorted(tensors, key=lambda tensor: -tensor.spec.dtype.itemsize)
+    stem = f"{folder}/{weights_stem(folder)}" if folder else stem
+    limit, total = options.max_shard_bytes, sum(tensor.spec.nbytes for tensor in tensors)
+    if limit is None or total <= limit:
+        return [PlannedFile(Path(f"{stem}.safetensors"), tuple(tensors))]
+    groups: list[list[PlannedTensor]] = [[]]
+    room = limit
+    for tensor in tensors:
+        if groups[-1] and tensor.spec.nbytes > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(tensor)
+        room -= tensor.spec.nbytes
+    index = Path(f"{stem}.safetensors.index.json")
+    return [
+        PlannedFile(Path(f"{stem}-{number:05}-of-{len(groups):05}.safetensors"), tuple(group), index)
+        for number, group in enumerate(groups, 1)
+    ]
+
+
+def _coverage(matches: list[Matched]) -> Iterable[Coverage]:
+    for index, matched in enumerate(matches):
+        components = Counter(name.partition(".")[0] for name in matched.contributions)
+        for component, count in sorted(components.items()):
+            yield Coverage(index, component, count)

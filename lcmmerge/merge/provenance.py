@@ -1,0 +1,131 @@
+"""What an output says about itself: ModelSpec 1.0.1 and the merge recipe, as safetensors metadata.
+
+Strings only, no path but file names, no clock: the same inputs give the same bytes.
+ModelSpec: https://github.com/Stability-AI/ModelSpec; ``sd_merge_*`` as Stable Diffusion web UIs write and read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lcmmerge import __version__
+from lcmmerge.archs import Model
+from lcmmerge.errors import AlreadyFusedError
+from lcmmerge.merge.plan import Plan
+from lcmmerge.merge.terms import Checkpoint, Term
+from lcmmerge.tensors import TensorSource
+
+RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
+HASH = "modelspec.hash_sha256"
+IMPLEMENTATIONS = {
+    "single-file": "https://github.com/Stability-AI/generative-models",
+    "diffusers": "https://github.com/huggingface/diffusers",
+    "component": "https://github.com/huggingface/diffusers",
+}
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Of one file its sha256; of several the sha256 of their names and hashes, a line each."""
+    digests = []
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            digests.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+    if len(digests) == 1:
+        return digests[0][1]
+    return hashlib.sha256(
+        "".join(f"{digest}  {name}\n" for name, digest in sorted(digests)).encode()
+    ).hexdigest()
+
+
+def placeholders(plan: Plan) -> dict[str, str]:
+    """As long as the sources' hashes, which are not known before they were read."""
+    return {key: key.ljust(64, "0") for key in plan.sources}
+
+
+def metadata(
+    plan: Plan, stochastic_seed: int | None, hashes: Mapping[str, str], sha256: str
+) -> dict[str, str]:
+    """A file's metadata. ``hashes``: of the ``sources``; ``sha256``: of the file's tensor bytes."""
+    names = [plan.base.source.path.name, *(term.path.name for term in plan.terms)]
+    inherited = {key: value for key, value in plan.base.source.metadata.items() if key != HASH}
+    return inherited | {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": _architecture(plan.base),
+        "modelspec.implementation": IMPLEMENTATIONS[plan.layout],
+        "modelspec.title": " + ".join(Path(name).stem for name in names),
+        "modelspec.merged_from": ", ".join(names),
+        HASH: f"0x{sha256}",
+        RECIPE: _json(_recipe(plan, stochastic_seed, hashes)),
+        MODELS: _json(_models(plan, hashes)),
+    }
+
+
+def _architecture(base: Model) -> str:
+    return base.arch.modelspec + ("" if base.variant == "base" else f"/{base.variant}")
+
+
+def _recipe(plan: Plan, stochastic_seed: int | None, hashes: Mapping[str, str]) -> dict[str, Any]:
+    options = plan.options
+    return {
+        "type": "lcmmerge",
+        "version": __version__,
+        "base": _named(plan.base.source, hashes["base"]),
+        "terms": [_term(plan, index, term, hashes) for index, term in enumerate(plan.terms)],
+        "dtype": options.dtype.name if options.dtype else None,
+        "layout": plan.layout,
+        "drop_ema": options.drop_ema,
+        "allow_unmatched": options.allow_unmatched,
+        "stochastic_seed": stochastic_seed,
+    }
+
+
+def _term(plan: Plan, index: int, term: Term, hashes: Mapping[str, str]) -> dict[str, Any]:
+    key = f"terms.{index}"
+    found = plan.sources
+    recorded: dict[str, Any] = {"term": term.name, "lambda": term.strength, **_named(found[key], hashes[key])}
+    if f"{key}.base" in found:
+        recorded["tuned_from"] = _named(found[f"{key}.base"], hashes[f"{key}.base"])
+    if term.weights.factors:
+        recorded["block_weights"] = dict(term.weights.factors)
+    return recorded
+
+
+def _named(source: TensorSource, sha256: str) -> dict[str, str]:
+    return {"name": source.path.name, "sha256": sha256}
+
+
+def _models(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """sha256 → what is known of a model, with the models that went into the base before."""
+    now = {hashes[key]: {"name": source.path.name} for key, source in plan.sources.items()}
+    return recorded_models(plan.base.source) | now
+
+
+def recorded_models(source: TensorSource) -> dict[str, Any]:
+    """The models that a checkpoint's metadata says it was made of; empty where it says nothing readable."""
+    try:
+        recorded = json.loads(source.metadata.get(MODELS, "{}"))
+    except ValueError:
+        return {}
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def refuse_fused(plan: Plan) -> None:
+    """An adapter that the base already holds would count twice. Raises AlreadyFusedError."""
+    recorded = recorded_models(plan.base.source)
+    for term in plan.terms if recorded else ():
+        if isinstance(term.content, Checkpoint):
+            continue
+        if sha256_of(term.content.source.files) in recorded:
+            raise AlreadyFusedError(
+                f"{term.path}: {plan.base.source.path.name} already holds it, by its own metadata",
+                "start from the unmerged base, or fuse it once more with --force",
+            )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,160 @@
+"""The terms λᵢτᵢ of θ′ = θ_pre + Σ λᵢτᵢ, and which parameters each one reaches. Headers only.
+
+A task vector is factored (an adapter's few small tensors per parameter) or dense (another checkpoint minus its base).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, read_adapter
+from lcmmerge.archs import Model, guess_architecture, identify
+from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
+from lcmmerge.merge.blocks import BlockWeights
+from lcmmerge.merge.operand import Operand
+from lcmmerge.tensors import open_source
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """An adapter's ΔW for one parameter, times ``strength`` (λ × block weight)."""
+
+    term: int
+    strength: float
+    adapter: Adapter
+    patch: Patch
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """θ_ft − θ_base of one parameter, times ``strength``."""
+
+    term: int
+    strength: float
+    tuned: Operand
+    origin: Operand
+
+
+Contribution = Adapted | Difference
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole fine-tuned checkpoint and the one it was tuned from."""
+
+    tuned: Model
+    origin: Model
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """``name``: ``style``, ``lcm``, or the stem of another adapter's file. ``strength``: λ."""
+
+    name: str
+    path: Path
+    strength: float
+    content: AdapterFile | Checkpoint
+    weights: BlockWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """What one term reaches: canonical parameter → contribution; ``unmatched`` are the keys without a home."""
+
+    contributions: Mapping[str, Contribution]
+    unmatched: tuple[str, ...]
+
+
+def open_term(
+    name: str,
+    path: Path,
+    strength: float,
+    base: Model,
+    *,
+    style_base: Path | None = None,
+    weights: BlockWeights | None = None,
+) -> Term:
+    """Read the headers of an adapter, or of a fine-tuned checkpoint whose base is ``style_base`` (default: ``base``)."""
+    source = open_source(path)
+    adapter = read_adapter(source)
+    content: AdapterFile | Checkpoint = adapter
+    if not adapter.patches:
+        try:
+            tuned = identify(source)
+        except IncompatibleError:
+            raise FormatError(
+                f"{path}: neither an adapter nor a checkpoint that we know",
+                f"its first tensor is {next(iter(source.tensors), 'missing')!r}; look at it with `lcmmerge inspect`",
+            ) from None
+        content = Checkpoint(tuned, identify(open_source(style_base)) if style_base else base)
+    return Term(name, path, strength, content, weights or BlockWeights())
+
+
+def match(index: int, term: Term, base: Model, aliases: Mapping[str, str]) -> Matched:
+    """Find the home of everything that ``term`` brings. Raises ShapeMismatchError where it does not fit."""
+    if isinstance(term.content, Checkpoint):
+        return _match_checkpoint(index, term, term.content, base)
+    contributions: dict[str, Contribution] = {}
+    unmatched = [*term.content.embeddings, *term.content.unknown]
+    for patch in term.content.patches:
+        module = aliases.get(patch.key)
+        name = f"{module}.{patch.parameter}"
+        if module is None or name not in base.parameters:
+            if not patch.optional:
+                unmatched.append(patch.key)
+            continue
+        if name in contributions:
+            raise FormatError(
+                f"{term.path}: two of its keys patch {name}",
+                "the file mixes two naming schemes: export it again",
+            )
+        _, adapter = algorithm(patch)
+        if misfit := adapter.fit(patch, base.parameters[name].shape):
+            raise _misfit(term, patch.key, misfit, base)
+        strength = term.strength * term.weights.of(name, base)
+        contributions[name] = Adapted(index, strength, adapter, patch)
+    return Matched(contributions, tuple(dict.fromkeys(unmatched)))
+
+
+def _match_checkpoint(index: int, term: Term, content: Checkpoint, base: Model) -> Matched:
+    contributions: dict[str, Contribution] = {}
+    unmatched = []
+    for name, parameter in content.tuned.parameters.items():
+        origin, home = content.origin.parameters.get(name), base.parameters.get(name)
+        if origin is None or home is None:
+            unmatched.append(name)
+            continue
+        if not parameter.shape == origin.shape == home.shape:
+            raise _misfit(term, name, f"it is {list(parameter.shape)}, the base's {list(home.shape)}", base)
+        if parameter.info.dtype.floating:
+            tuned, start = Operand.of_parameter(name, parameter), Operand.of_parameter(name, origin)
+            strength = term.strength * term.weights.of(name, base)
+            contributions[name] = Difference(index, strength, tuned, start)
+    return Matched(contributions, tuple(unmatched))
+
+
+def _misfit(term: Term, key: str, misfit: str, base: Model) -> ShapeMismatchError:
+    return ShapeMismatchError(f"{term.path}: {key}: {misfit}", likely_cause(term, base))
+
+
+def unmatched_error(term: Term, unmatched: tuple[str, ...], total: int, base: Model) -> UnmatchedKeysError:
+    few = ", ".join(unmatched[:3]) + (", …" if len(unmatched) > 3 else "")
+    message = (
+        f"{term.path}: {len(unmatched)} of its {total} keys have no home in {base.source.path.name}: {few}"
+    )
+    return UnmatchedKeysError(message, f"{likely_cause(term, base)}; --allow-unmatched merges the rest")
+
+
+def likely_cause(term: Term, base: Model) -> str:
+    """Why a term does not fit, as far as names tell."""
+    if isinstance(term.content, Checkpoint):
+        return f"the checkpoint is {term.content.tuned.arch.title}, the base {base.arch.title}"
+    guess = guess_architecture(patch.key for patch in term.content.patches)
+    if guess is not None and guess != base.arch.title:
+        return f"the adapter looks made for {guess}, the base is {base.arch.title}"
+    if term.content.embeddings:
+        return "the file bundles textual-inversion embeddings, which are no weights of the model"
+    components = {name.partition(".")[0] for name in base.parameters}
+    return f"the base is {base.arch.title} and holds {', '.join(sorted(components))}: is it the right one, and whole?"

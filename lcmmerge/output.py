@@ -1,0 +1,107 @@
+"""The one object through which anything reaches a person or a program.
+
+Data go to stdout, everything else to stderr. There are no bars without a terminal, and NO_COLOR is honoured (by rich).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lcmmerge.errors import LcmMergeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """``as_json``: data as one JSON document. ``quiet``: errors and data only. ``verbose``: details too."""
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def json(self, value: object) -> None:
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def text(self, text: str) -> None:
+        """Data for people; nothing with ``--json``."""
+        if not self.as_json:
+            _console(sys.stdout).print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int = 0) -> None:
+        """A table for people; the last ``numbers`` columns are set flush right."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        if self.as_json:
+            return
+        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(columns):
+            right = index >= len(columns) - numbers
+            table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
+        for row in rows:
+            table.add_row(*(Text(str(cell)) for cell in row))
+        _console(sys.stdout).print(table)
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            _console(sys.stderr).print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.note(f"Warning: {text}")
+
+    @staticmethod
+    def error(error: LcmMergeError) -> None:
+        """One line with the cause, one with the cure."""
+        lines = [f"Error: {error.message}"] + ([f"Hint: {error.hint}"] if error.hint else [])
+        sys.stderr.write("\n".join(line.replace("\n", " ") for line in lines) + "\n")
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Yield a function that is told how many bytes more are done."""
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        console = _console(sys.stderr)
+        columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        shown = console.is_terminal and not self.quiet
+        with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda nbytes: bar.update(task, advance=nbytes)
+
+
+def _console(stream: Any) -> Console:
+    from rich.console import Console
+
+    return Console(file=stream)
+
+
+def count(number: int) -> str:
+    """859.52 M."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)
+
+
+def size(nbytes: int) -> str:
+    """6.94 GB."""
+    return f"{count(nbytes)}B" if nbytes >= 1000 else f"{nbytes} B"
+
+
+def ratio(value: float | None) -> str:
+    """A norm ratio or a signal, to three digits."""
+    return "∞" if value is None or value == float("inf") else f"{value:.3g}"

@@ -1,0 +1,76 @@
+"""The element types of the safetensors format. Importing this loads no torch: headers need only names and sizes."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """``name`` as in a safetensors header, ``torch_name`` as in ``torch.<torch_name>``, ``itemsize`` in bytes."""
+
+    name: str
+    torch_name: str
+    itemsize: int
+    floating: bool = False
+
+    @property
+    def torch(self) -> torch.dtype:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.torch_name)
+        return dtype
+
+
+DTYPES: dict[str, DType] = {
+    dtype.name: dtype
+    for dtype in (
+        DType("F64", "float64", 8, True),
+        DType("F32", "float32", 4, True),
+        DType("F16", "float16", 2, True),
+        DType("BF16", "bfloat16", 2, True),
+        DType("F8_E4M3", "float8_e4m3fn", 1, True),
+        DType("F8_E5M2", "float8_e5m2", 1, True),
+        DType("I64", "int64", 8),
+        DType("I32", "int32", 4),
+        DType("I16", "int16", 2),
+        DType("I8", "int8", 1),
+        DType("U64", "uint64", 8),
+        DType("U32", "uint32", 4),
+        DType("U16", "uint16", 2),
+        DType("U8", "uint8", 1),
+        DType("BOOL", "bool", 1),
+    )
+}
+
+# What `--dtype` offers, in the words that people use.
+OUTPUT_DTYPES: dict[str, DType] = {
+    "fp32": DTYPES["F32"],
+    "fp16": DTYPES["F16"],
+    "bf16": DTYPES["BF16"],
+    "fp8_e4m3fn": DTYPES["F8_E4M3"],
+    "fp8_e5m2": DTYPES["F8_E5M2"],
+}
+
+_SCALARS = {
+    "F64": "<d",
+    "F32": "<f",
+    "F16": "<e",
+    "I64": "<q",
+    "I32": "<i",
+    "I16": "<h",
+    "I8": "<b",
+    "U8": "<B",
+}
+
+
+def decode_scalar(dtype: DType, data: bytes) -> float:
+    """One element's value from its little-endian bytes (an adapter's ``alpha``), without torch."""
+    if dtype.name == "BF16":  # the upper half of a float32
+        return float(struct.unpack("<f", b"\0\0" + data)[0])
+    return float(struct.unpack(_SCALARS[dtype.name], data)[0])

@@ -1,0 +1,96 @@
+"""All or nothing: outputs grow in a hidden folder beside the target and take their names at the very end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lcmmerge.errors import OutputError
+from lcmmerge.tensors.blockio import output_error
+
+
+class Staging:
+    """``with Staging(target) as staging:`` write into ``staging.folder``, then commit.
+
+    Leaving without a commit removes everything. What a killed run left is removed by the next run to the same
+    target. Raises OutputError where the folder is not writable, or another run is writing the target.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.folder = target.parent / f".{target.name}.partial"
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(exist_ok=True)
+            self._descriptor = os.open(self.folder, os.O_RDONLY)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise OutputError(
+                f"{self.target}: another run is writing it", "wait for it, or choose another -o"
+            ) from None
+        except OSError as error:
+            raise output_error(self.target, error) from None
+        for leftover in self.folder.iterdir():
+            _remove(leftover)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._descriptor)
+
+    def commit_files(self) -> None:
+        """Move each staged file beside the target, in name order, an index last: it names the others."""
+        for file in sorted(self.folder.iterdir(), key=lambda file: (file.suffix == ".json", file.name)):
+            file.replace(self.target.parent / file.name)
+        _sync(self.target.parent)
+
+    def commit_folder(self) -> None:
+        """The staged folder becomes the target; an older target is put aside first and removed last."""
+        content = self.folder / self.target.name
+        aside = self.folder / ".replaced"
+        if self.target.exists():
+            self.target.replace(aside)
+        content.replace(self.target)
+        _sync(self.target.parent)
+
+
+def check_target(target: Path, *, force: bool, needed: int) -> None:
+    """Everything about a target that can be known before any work is done."""
+    if target.exists() and not force:
+        raise OutputError(
+            f"{target}: exists already", "choose another name with -o, or replace it with --force"
+        )
+    if not target.parent.is_dir():
+        raise OutputError(f"{target.parent}: no such folder", "create it first, or choose another with -o")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{target.parent}: not writable", "choose a folder that you may write to with -o")
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise OutputError(
+            f"{target}: needs {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free",
+            "free some space, or write elsewhere with -o",
+        )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
