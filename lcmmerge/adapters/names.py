@@ -3,7 +3,7 @@
     kohya      lora_unet_…_to_q.lora_down.weight              also .alpha and .dora_scale
     peft       base_model.model.….to_q.lora_A.default.weight  with or without the adapter's name
     diffusers  unet.….to_q.lora.down.weight, ….q_proj.lora_linear_layer.down.weight
-    processor  ….attn1.processor.to_q_lora.down.weight        diffusers before 0.22
+    processor  ….attn1.processor.to_q_lora.down.weight        older diffusers
     lycoris    ….hada_w1_a, ….lokr_w1, ….oft_blocks, ….diff
 
 Sources: kohya-ss/sd-scripts networks/lora.py; huggingface/peft utils/save_and_load.py; huggingface/diffusers

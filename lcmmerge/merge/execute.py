@@ -80,6 +80,7 @@ def execute(
     ``progress`` is called with the number of bytes that became final. Raises NumericError, OutputError, FormatError.
     """
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # parallel over blocks, not within one
     try:
         with ExitStack() as stack:
             return _Execution(plan, folder, metadata, settings, progress, stack).run()

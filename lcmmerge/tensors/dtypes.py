@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from math import ldexp, nan
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,20 +58,25 @@ OUTPUT_DTYPES: dict[str, DType] = {
     "fp8_e5m2": DTYPES["F8_E5M2"],
 }
 
-_SCALARS = {
-    "F64": "<d",
-    "F32": "<f",
-    "F16": "<e",
-    "I64": "<q",
-    "I32": "<i",
-    "I16": "<h",
-    "I8": "<b",
-    "U8": "<B",
-}
+_FORMATS = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "I8": "b"}
+_FORMATS |= {"U64": "Q", "U32": "I", "U16": "H", "U8": "B", "BOOL": "?"}
 
 
 def decode_scalar(dtype: DType, data: bytes) -> float:
     """One element's value from its little-endian bytes (an adapter's ``alpha``), without torch."""
     if dtype.name == "BF16":  # the upper half of a float32
-        return float(struct.unpack("<f", b"\0\0" + data)[0])
-    return float(struct.unpack(_SCALARS[dtype.name], data)[0])
+        dtype, data = DTYPES["F32"], b"\0\0" + data
+    if dtype.name == "F8_E5M2":  # the upper half of a float16
+        dtype, data = DTYPES["F16"], b"\0" + data
+    if dtype.name == "F8_E4M3":
+        return _decode_e4m3(data[0])
+    return float(struct.unpack(f"<{_FORMATS[dtype.name]}", data)[0])
+
+
+def _decode_e4m3(byte: int) -> float:
+    """Sign, 4 bits of exponent with bias 7, 3 bits of mantissa; no infinity (arXiv 2209.05433)."""
+    exponent, mantissa = byte >> 3 & 15, byte & 7
+    if byte & 127 == 127:
+        return nan
+    magnitude = ldexp(mantissa, -9) if exponent == 0 else ldexp(8 + mantissa, exponent - 10)
+    return -magnitude if byte >> 7 else magnitude

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from named import named_source
+from pico import PICOS, lcm_lora, pico, style_lora
+
+from lcmmerge.archs import Model, aliases, guess_architecture, identify
+from lcmmerge.tensors import open_source
+
+
+def model(name: str) -> Model:
+    state = {parameter: tuple(tensor.shape) for parameter, tensor in pico(name).state().items()}
+    return identify(named_source(state, "diffusers"))
+
+
+def modules(file: Path) -> set[str]:
+    return {re.sub(r"\.(lora_(down|up)\.weight|alpha)$", "", name) for name in open_source(file).tensors}
+
+
+@pytest.mark.parametrize("name", PICOS)
+def test_official_and_kohya_files_find_every_module(name: str, tmp_path: Path) -> None:
+    """Each LoRA module's shape must be its canonical module's, so that a wrong home shows."""
+    base = model(name)
+    spelled = aliases(base)
+    for write in (lcm_lora, style_lora):
+        tensors = open_source(write(tmp_path / "lora.safetensors", name)).tensors
+        for key in modules(tmp_path / "lora.safetensors"):
+            shape = base.parameters[f"{spelled[key]}.weight"].shape
+            assert tensors[f"{key}.lora_up.weight"].shape[0] == shape[0]
+            assert tensors[f"{key}.lora_down.weight"].shape[1:] == shape[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "alias", "module"),
+    [
+        ("sd1", "lora_unet_up_blocks_1_upsamplers_0_conv", "unet.up_blocks.1.upsamplers.0.conv"),
+        ("sd1", "lora_unet_output_blocks_2_1_conv", "unet.up_blocks.0.upsamplers.0.conv"),
+        ("sdxl", "lora_unet_output_blocks_2_2_conv", "unet.up_blocks.0.upsamplers.0.conv"),
+        ("sdxl", "lora_unet_input_blocks_3_0_op", "unet.down_blocks.0.downsamplers.0.conv"),
+        ("sdxl", "lora_unet_label_emb_0_2", "unet.add_embedding.linear_2"),
+        ("sdxl", "unet.mid_block.attentions.0.proj_in", "unet.mid_block.attentions.0.proj_in"),
+        ("sdxl", "mid_block.attentions.0.proj_in", "unet.mid_block.attentions.0.proj_in"),
+        ("sdxl", "lycoris_mid_block_attentions_0_proj_in", "unet.mid_block.attentions.0.proj_in"),
+        ("sdxl", "diffusion_model.middle_block.1.proj_in", "unet.mid_block.attentions.0.proj_in"),
+        ("sdxl", "model.diffusion_model.middle_block.1.proj_in", "unet.mid_block.attentions.0.proj_in"),
+        ("sdxl", "first_stage_model.decoder.up.3.block.0.conv1", "vae.decoder.up_blocks.0.resnets.0.conv1"),
+        ("sdxl", "lora_te2_text_projection", "text_encoder_2.text_projection"),
+        ("sd2", "lora_te_encoder_layers_22_mlp_fc1", "text_encoder.text_model.encoder.layers.22.mlp.fc1"),
+        (
+            "sd1",
+            "cond_stage_model.transformer.text_model.encoder.layers.3.mlp.fc1",
+            "text_encoder.text_model.encoder.layers.3.mlp.fc1",
+        ),
+        (
+            "sdxl",
+            "text_encoder_2.encoder.layers.3.self_attn.q_proj",
+            "text_encoder_2.text_model.encoder.layers.3.self_attn.q_proj",
+        ),
+        (
+            "sdxl",
+            "text_encoders.clip_l.transformer.text_model.encoder.layers.3.self_attn.q_proj",
+            "text_encoder.text_model.encoder.layers.3.self_attn.q_proj",
+        ),
+        (
+            "sdxl",
+            "text_encoders.clip_g.transformer.text_model.encoder.layers.3.self_attn.q_proj",
+            "text_encoder_2.text_model.encoder.layers.3.self_attn.q_proj",
+        ),
+    ],
+)
+def test_spellings(name: str, alias: str, module: str) -> None:
+    assert aliases(model(name))[alias] == module
+
+
+@pytest.mark.parametrize(
+    ("name", "alias"),
+    [
+        ("sdxl", "text_model.encoder.layers.3.mlp.fc1"),  # of which text encoder?
+        ("sdxl", "lora_te_text_model_encoder_layers_3_mlp_fc1"),
+        ("sdxl", "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj"),  # three modules
+        ("sdxl", "conditioner.embedders.1.model.text_projection"),  # transposed
+        ("ssd1b", "lora_unet_mid_block_attentions_0_proj_in"),
+    ],
+)
+def test_what_is_in_doubt_or_absent_is_left_out(name: str, alias: str) -> None:
+    assert alias not in aliases(model(name))
+
+
+def test_only_the_modules_that_are_there() -> None:
+    unet = {n: p.shape for n, p in model("sd1").parameters.items() if n.startswith("unet.")}
+    spelled = aliases(identify(named_source(unet, "diffusers")))
+    assert not [alias for alias in spelled if "lora_te" in alias]
+
+
+@pytest.mark.parametrize("name", PICOS)
+def test_every_canonical_module_names_itself(name: str) -> None:
+    base = model(name)
+    named = {parameter.rpartition(".")[0] for parameter in base.parameters}
+    assert named == set(aliases(base).values())
+    assert all(aliases(base)[module] == module for module in named)
+
+
+@pytest.mark.parametrize(
+    ("name", "lcm", "style"),
+    [
+        ("sd1", "Stable Diffusion 1 or Stable Diffusion 2", "Stable Diffusion 1"),
+        ("sd2", "Stable Diffusion 1 or Stable Diffusion 2", "Stable Diffusion 2"),
+        ("sdxl", "Stable Diffusion XL", "Stable Diffusion XL"),
+        ("sdxl_refiner", "Stable Diffusion XL refiner", "Stable Diffusion XL refiner"),
+        ("ssd1b", "SSD-1B", "SSD-1B"),
+    ],
+)
+def test_guess_by_the_modules_alone(name: str, lcm: str, style: str, tmp_path: Path) -> None:
+    """The LCM-LoRA has U-Net modules only, which SD 1 and SD 2 name alike; the style has text encoders, too."""
+    assert guess_architecture(modules(lcm_lora(tmp_path / "lcm.safetensors", name))) == lcm
+    assert guess_architecture(modules(style_lora(tmp_path / "style.safetensors", name))) == style
+
+
+@pytest.mark.parametrize(
+    ("keys", "guess"),
+    [
+        (["lora_unet_double_blocks_0_img_attn_proj"], "Flux"),
+        (["lora_unet_joint_blocks_0_x_block_attn_proj"], "Stable Diffusion 3"),
+        (["transformer.single_transformer_blocks.0.attn.to_q"], "Flux"),
+        (["lora_te3_encoder_block_0_layer_0_SelfAttention_k"], "Stable Diffusion 3"),
+        (["some_other_model_fc1"], None),
+        ([], None),
+    ],
+)
+def test_guess_foreign(keys: list[str], guess: str | None) -> None:
+    assert guess_architecture(keys) == guess

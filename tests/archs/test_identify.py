@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from named import named_source
+from pico import PICOS, lcm_lora, pico
+from published import shapes
+
+from lcmmerge.archs import architectures, identify, is_ema
+from lcmmerge.errors import FormatError, UnknownArchitectureError
+from lcmmerge.tensors import open_source
+
+LDM = "model.diffusion_model."
+
+
+def state_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    return {parameter: tuple(tensor.shape) for parameter, tensor in pico(name).state().items()}
+
+
+def ldm_shapes(tmp_path: Path, name: str = "sd1") -> dict[str, tuple[int, ...]]:
+    source = open_source(pico(name).single_file(tmp_path / "ldm.safetensors"))
+    return {info.name: info.shape for info in source}
+
+
+@pytest.mark.parametrize("name", PICOS)
+@pytest.mark.parametrize("layout", ["single-file", "diffusers"])
+def test_every_layout_gives_the_same_parameters(name: str, layout: str, tmp_path: Path) -> None:
+    model = pico(name)
+    write = model.folder if layout == "diffusers" else model.single_file
+    found = identify(open_source(write(tmp_path / "model.safetensors")))
+    assert (found.arch, found.layout) == (model.arch, layout)
+    assert found.variant == ("inpainting" if name == "sd1-inpainting" else "base")
+    assert {name: parameter.shape for name, parameter in found.parameters.items()} == state_shapes(name)
+    assert found.components == model.arch.components
+    assert not found.leftovers and not found.missing
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_leftovers_are_kept_apart(name: str, tmp_path: Path) -> None:
+    model = pico(name)
+    found = identify(open_source(model.single_file(tmp_path / "model.safetensors", extras=True)))
+    assert found.parameters.keys() == state_shapes(name).keys()
+    ema = [stored for stored in found.leftovers if is_ema(stored)]
+    unet = [name for name in found.parameters if name.startswith("unet.")]
+    assert len(ema) == len(unet) + 1  # and the decay
+    others = {stored.rpartition(".")[2] for stored in found.leftovers if stored not in ema}
+    unused = {"text_projection", "in_proj_weight", "in_proj_bias", "weight", "bias"}  # SD 2's 24th layer
+    assert others == {"alphas_cumprod"} | {
+        "sd1": {"position_ids"},
+        "sd2": {"logit_scale"} | unused,
+        "sdxl": {"position_ids", "logit_scale"},
+    }[name]
+
+
+def test_parameters_come_in_reading_order(tmp_path: Path) -> None:
+    source = open_source(pico("sd2").single_file(tmp_path / "model.safetensors"))
+    places = [(info.path, info.offset) for info in (p.info for p in identify(source).parameters.values())]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", PICOS)
+def test_a_lone_unet(name: str, tmp_path: Path) -> None:
+    diffusers = {p.removeprefix("unet."): s for p, s in state_shapes(name).items() if p.startswith("unet.")}
+    ldm = {n: s for n, s in ldm_shapes(tmp_path, name).items() if n.startswith(LDM)}
+    comfy = {n.removeprefix("model."): s for n, s in ldm.items()}
+    bare = {n.removeprefix(LDM): s for n, s in ldm.items()}
+    for stored in (diffusers, ldm, comfy, bare):
+        found = identify(named_source(stored))
+        assert (found.arch, found.layout) == (pico(name).arch, "component")
+        assert {parameter.slot.stored for parameter in found.parameters.values()} == stored.keys()
+
+
+@pytest.mark.parametrize("name", list(architectures()))
+def test_real_sizes_are_the_same_architectures(name: str) -> None:
+    assert identify(named_source(shapes(name), "diffusers")).arch.name == name
+
+
+@pytest.mark.parametrize(
+    ("channels", "variant"),
+    [(4, "base"), (5, "depth"), (8, "instruct-pix2pix"), (9, "inpainting"), (7, "7 input channels")],
+)
+def test_variants_by_input_channels(channels: int, variant: str) -> None:
+    stored = state_shapes("sd2") | {"unet.conv_in.weight": (8, channels, 3, 3)}
+    assert identify(named_source(stored, "diffusers")).variant == variant
+
+
+@settings(max_examples=30, deadline=None)
+@given(name=st.sampled_from(list(architectures())), factor=st.integers(1, 50), seed=st.integers())
+def test_any_widths_are_recognised_and_order_is_kept(name: str, factor: int, seed: int) -> None:
+    names = sorted(state_shapes(name))
+    Random(seed).shuffle(names)
+    stored = {n: tuple(factor * size for size in state_shapes(name)[n]) for n in names}
+    found = identify(named_source(stored, "diffusers"))
+    assert found.arch.name == name
+    assert list(found.parameters) == names
+
+
+def test_spellings_of_transformers_5_and_old_diffusers() -> None:
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    stored = {}
+    for parameter, shape in state_shapes("sdxl").items():
+        name = parameter
+        if name.startswith("vae."):
+            for new, was in old.items():
+                name = name.replace(f"attentions.0.{new}.", f"attentions.0.{was}.")
+        stored[name.replace("text_encoder.text_model.", "text_encoder.")] = shape
+    assert len(stored.keys() - state_shapes("sdxl").keys()) > 200
+    found = identify(named_source(stored, "diffusers"))
+    assert {name: parameter.shape for name, parameter in found.parameters.items()} == state_shapes("sdxl")
+    assert {parameter.slot.stored for parameter in found.parameters.values()} == stored.keys()
+
+
+def test_old_single_files_without_text_model(tmp_path: Path) -> None:
+    stored = {name.replace(".text_model.", "."): shape for name, shape in ldm_shapes(tmp_path).items()}
+    found = identify(named_source(stored))
+    assert "cond_stage_model.transformer.encoder.layers.0.mlp.fc1.weight" in stored
+    assert not found.leftovers and found.parameters.keys() == state_shapes("sd1").keys()
+
+
+def test_linears_where_a_single_file_has_no_convolutions(tmp_path: Path) -> None:
+    stored = ldm_shapes(tmp_path)
+    stored["first_stage_model.encoder.mid.attn_1.q.weight"] = (16, 16)
+    parameters = identify(named_source(stored)).parameters
+    linear = parameters["vae.encoder.mid_block.attentions.0.to_q.weight"]
+    conv = parameters["vae.encoder.mid_block.attentions.0.to_k.weight"]
+    assert (linear.slot.conv1x1, conv.slot.conv1x1) == (False, True)
+    assert linear.shape == conv.shape == (16, 16)
+
+
+def test_what_a_component_lacks_is_told(tmp_path: Path) -> None:
+    stored = ldm_shapes(tmp_path)
+    del stored["first_stage_model.decoder.conv_out.bias"]
+    pruned = {name: shape for name, shape in stored.items() if not name.startswith("cond_stage_model.")}
+    found = identify(named_source(pruned))
+    assert found.components == ("unet", "vae")
+    assert found.missing == ("vae.decoder.conv_out.bias",)
+
+
+def test_the_same_parameter_in_two_spellings_is_refused() -> None:
+    stored = state_shapes("sd1")
+    stored["text_encoder.final_layer_norm.bias"] = stored["text_encoder.text_model.final_layer_norm.bias"]
+    with pytest.raises(FormatError, match="two spellings"):
+        identify(named_source(stored, "diffusers"))
+
+
+def test_a_fused_tensor_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
+    stored = ldm_shapes(tmp_path, "sd2")
+    name = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias"
+    for shape in ((), (32,)):
+        with pytest.raises(FormatError, match="3 equal parts"):
+            identify(named_source(stored | {name: shape}))
+
+
+def test_a_lora_as_base(tmp_path: Path) -> None:
+    with pytest.raises(UnknownArchitectureError, match="adapter"):
+        identify(open_source(lcm_lora(tmp_path / "lora.safetensors", "sd1")))
+
+
+@pytest.mark.parametrize("extra", ["scaled_fp8", f"{LDM}input_blocks.1.1.proj_in.scale_weight"])
+def test_scaled_fp8_is_refused(extra: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownArchitectureError, match="quantised"):
+        identify(named_source(ldm_shapes(tmp_path) | {extra: ()}))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([f"{LDM}joint_blocks.0.x_block.attn.qkv.weight"], "Stable Diffusion 3"),
+        ([f"{LDM}double_blocks.0.img_attn.qkv.weight"], "Flux"),
+        (["transformer.single_transformer_blocks.0.attn.to_q.weight"], "Flux"),
+        (["transformer.transformer_blocks.0.attn.to_q.weight"], "Stable Diffusion 3, Flux"),
+        (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
+        (["conv_in.weight", "controlnet_cond_embedding.conv_in.weight"], "a ControlNet"),
+        (["encoder.conv_in.weight", "decoder.conv_in.weight"], "a VAE alone"),
+        (["text_model.embeddings.token_embedding.weight"], "a text encoder alone"),
+        (["fc.weight"], "no architecture"),
+        ([], "no architecture"),
+    ],
+)
+def test_foreign_files_are_told_what_they_are(names: list[str], said: str) -> None:
+    with pytest.raises(UnknownArchitectureError, match=said):
+        identify(named_source(dict.fromkeys(names, (8, 8))))
+
+
+def test_video_models_do_not_pass_for_what_they_contain(tmp_path: Path) -> None:
+    stored = ldm_shapes(tmp_path, "sd2") | {f"{LDM}input_blocks.1.0.time_stack.in_layers.0.weight": (8,)}
+    with pytest.raises(UnknownArchitectureError, match="Stable Video Diffusion"):
+        identify(named_source(stored))
+
+
+def test_a_broken_unet_is_compared_with_the_nearest() -> None:
+    stored = state_shapes("ssd1b")
+    del stored["unet.mid_block.resnets.0.conv1.weight"]
+    with pytest.raises(UnknownArchitectureError, match=r"SSD-1B.* lacks 1 tensors.*mid_block\.resnets\.0\.conv1"):
+        identify(named_source(stored, "diffusers"))
+
+
+def test_unknown_tensors_beside_a_known_unet_are_leftovers() -> None:
+    stored = state_shapes("sd1") | {"unet.time_embedding.cond_proj.weight": (8, 256)}  # a whole LCM
+    found = identify(named_source(stored, "diffusers"))
+    assert list(found.leftovers) == ["unet.time_embedding.cond_proj.weight"]
+    assert replace(found, leftovers={}).parameters.keys() == state_shapes("sd1").keys()

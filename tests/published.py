@@ -1,0 +1,68 @@
+"""The real models' parameters, name and shape, from diffusers and transformers on the meta device: no weights.
+
+Structures are the picos'; widths are those of the published configs (each repository's unet/config.json …).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from pico import UNETS, canonical_state
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from lcmmerge.archs import architectures
+
+SD = {"block_out_channels": (320, 640, 1280, 1280)}
+XL = {
+    "block_out_channels": (320, 640, 1280),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+UNET_WIDTHS = {
+    "sd1": SD | {"attention_head_dim": 8, "cross_attention_dim": 768},
+    "sd2": SD | {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024},
+    "sdxl": XL,
+    "sdxl_refiner": {
+        "block_out_channels": (384, 768, 1536, 1536),
+        "attention_head_dim": (6, 12, 24, 24),
+        "cross_attention_dim": 1280,
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2560,
+    },
+    "ssd1b": XL,
+}
+# hidden size, heads
+TEXT_WIDTHS = {"clip_l": (768, 12), "clip_h": (1024, 16), "clip_g": (1280, 20)}
+
+
+@cache
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Canonical parameter → shape, of the real model of this architecture."""
+    arch = architectures()[name]
+    with torch.device("meta"):
+        parts: dict[str, torch.nn.Module] = {
+            "unet": UNet2DConditionModel(**(UNETS[name] | UNET_WIDTHS[name])),
+            "vae": AutoencoderKL(
+                block_out_channels=(128, 256, 512, 512),
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                layers_per_block=2,
+                latent_channels=4,
+            ),
+        }
+        for encoder in arch.text_encoders:
+            hidden, heads = TEXT_WIDTHS[encoder.comfy]
+            config = CLIPTextConfig(
+                hidden_size=hidden,
+                intermediate_size=4 * hidden,
+                num_hidden_layers=encoder.layers,
+                num_attention_heads=heads,
+                projection_dim=hidden,
+            )
+            model = CLIPTextModelWithProjection if encoder.projection else CLIPTextModel
+            parts[encoder.name] = model(config)
+    return {name: tuple(tensor.shape) for name, tensor in canonical_state(parts).items()}
