@@ -1,6 +1,6 @@
 """Architectures, one file each: how to recognise one, its components, and its names, canonical ↔ stored."""
 
-from lcmmerge.archs.aliases import aliases, guess_architecture
+from lcmmerge.archs.aliases import aliases, guess_architecture, kohya_name, likely_architectures, spellings
 from lcmmerge.archs.base import Architecture, Model, Parameter, is_ema
 from lcmmerge.archs.identify import architectures, identify
 from lcmmerge.archs.keymap import KeyMap, Slot
@@ -17,6 +17,9 @@ __all__ = [
     "guess_architecture",
     "identify",
     "is_ema",
+    "kohya_name",
+    "likely_architectures",
     "lora_parameters",
     "lora_targets",
+    "spellings",
 ]

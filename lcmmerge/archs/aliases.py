@@ -34,29 +34,43 @@ def aliases(model: Model) -> dict[str, str]:
     A spelling that two modules share is in doubt, and left out.
     """
     present = {_module(name) for name in model.parameters}
-    return {alias: module for alias, module in _aliases(model.arch).items() if module in present}
+    return {alias: module for alias, module in spellings(model.arch).items() if module in present}
+
+
+def kohya_name(module: str, arch: Architecture) -> str:
+    """``unet.down_blocks.0.…`` → ``lora_unet_down_blocks_0_…``: the spelling that every program reads.
+
+    Raises KeyError for a module of a component that has no prefix in this grammar (the VAE).
+    """
+    component, _, name = module.partition(".")
+    return f"{_kohya_prefixes(arch)[component]}_{_flat(name)}"
 
 
 def guess_architecture(keys: Iterable[str]) -> str | None:
-    """The title of the architecture that an adapter with these module names was made for, None when in doubt.
+    """The title of the architecture that an adapter with these module names was made for, None when in doubt."""
+    keys = set(keys)
+    return _foreign(keys) or " or ".join(arch.title for arch in likely_architectures(keys)) or None
 
-    It is the one that has the most of the modules; among equals, the one of which they are the greater part
-    (everything of SSD-1B's has a home in SDXL, too).
+
+def likely_architectures(keys: Iterable[str]) -> tuple[Architecture, ...]:
+    """The architecture that has the most of the modules; among equals, the one of which they are the greater part
+    (everything of SSD-1B's has a home in SDXL, too). Several where names do not tell (the U-Nets of SD 1 and 2).
     """
     keys = set(keys)
-    if family := guess_family(keys):
-        return family
-    if any(key.startswith(T5) for key in keys):
-        return "Stable Diffusion 3 or Flux"
-    scores = {arch.title: _score(arch, keys) for arch in architectures().values()}
+    if _foreign(keys):
+        return ()
+    scores = {arch.name: _score(arch, keys) for arch in architectures().values()}
     best = max(scores.values())
-    titles = [title for title, score in scores.items() if score == best]
-    return " or ".join(titles) if best[0] else None
+    return tuple(architectures()[name] for name, score in scores.items() if best[0] and score == best)
+
+
+def _foreign(keys: set[str]) -> str | None:
+    return guess_family(keys) or ("Stable Diffusion 3 or Flux" if any(key.startswith(T5) for key in keys) else None)
 
 
 def _score(arch: Architecture, keys: set[str]) -> tuple[int, float]:
     """How many of the keys are the architecture's, and the share of its like modules that they are."""
-    table = _aliases(arch)
+    table = spellings(arch)
     found = {table[key] for key in keys if key in table}
     like = Counter(_kind(module) for module in set(table.values()))
     return len(keys & table.keys()), len(found) / (sum(like[kind] for kind in set(map(_kind, found))) or 1)
@@ -69,20 +83,21 @@ def _kind(module: str) -> str:
 
 
 @cache
-def _aliases(arch: Architecture) -> Mapping[str, str]:
+def spellings(arch: Architecture) -> Mapping[str, str]:
+    """Spelling → canonical module, for every module that the architecture may have."""
     encoders = {encoder.name: encoder for encoder in arch.text_encoders}
     found: dict[str, str] = {}
     doubtful: set[str] = set()
     for slot in arch.keymap("single-file").slots.values():
         module = _module(slot.parameter)
         encoder = encoders.get(slot.parameter.partition(".")[0])
-        for alias in _spellings(slot, encoder, len(encoders)):
+        for alias in _spellings(slot, encoder, arch):
             if found.setdefault(alias, module) != module:
                 doubtful.add(alias)
     return MappingProxyType({alias: module for alias, module in found.items() if alias not in doubtful})
 
 
-def _spellings(slot: Slot, encoder: TextEncoder | None, encoders: int) -> Iterator[str]:
+def _spellings(slot: Slot, encoder: TextEncoder | None, arch: Architecture) -> Iterator[str]:
     module = _module(slot.parameter)
     component, _, name = module.partition(".")
     yield module
@@ -92,7 +107,7 @@ def _spellings(slot: Slot, encoder: TextEncoder | None, encoders: int) -> Iterat
     if component == "unet":
         yield from _unet_spellings(name, _module(slot.stored).removeprefix(LDM))
     elif encoder:
-        yield from _text_encoder_spellings(name, encoder, encoders)
+        yield from _text_encoder_spellings(name, encoder, _kohya_prefixes(arch)[encoder.name])
 
 
 def _unet_spellings(name: str, ldm: str) -> Iterator[str]:
@@ -103,15 +118,20 @@ def _unet_spellings(name: str, ldm: str) -> Iterator[str]:
     yield ldm
 
 
-def _text_encoder_spellings(name: str, encoder: TextEncoder, encoders: int) -> Iterator[str]:
-    number = "2" if encoder.name.endswith("_2") else "1"
-    prefix = "lora_te" if encoders == 1 else f"lora_te{number}"
+def _text_encoder_spellings(name: str, encoder: TextEncoder, prefix: str) -> Iterator[str]:
     for spelling in dict.fromkeys((name, name.removeprefix("text_model."))):
         yield f"{encoder.name}.{spelling}"
         yield spelling
         yield f"{prefix}_{_flat(spelling)}"
         yield f"lycoris_{_flat(spelling)}"
         yield f"text_encoders.{encoder.comfy}.transformer.{spelling}"
+
+
+def _kohya_prefixes(arch: Architecture) -> dict[str, str]:
+    """``lora_te`` where there is one text encoder, else ``lora_te1`` and ``lora_te2``."""
+    names = [encoder.name for encoder in arch.text_encoders]
+    numbers = {"text_encoder": "1", "text_encoder_2": "2"} if len(names) > 1 else {}
+    return {"unet": "lora_unet"} | {name: f"lora_te{numbers.get(name, '')}" for name in names}
 
 
 def _module(parameter: str) -> str:

@@ -27,14 +27,14 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
     help="Strength of the style and of the LCM-LoRA.",
 )
 @click.option("--lcm", metavar="REF", help="The acceleration LoRA.  [default: the architecture's official LCM-LoRA]")
-@click.option("--adapter", "adapters", nargs=2, type=(str, float), multiple=True, metavar="REF λ", help="One more term.")
-@click.option("--style-base", metavar="REF", help="Where STYLE is a checkpoint: what it was tuned from.  [default: BASE]")
+@click.option("--adapter", "adapters", type=(str, float), multiple=True, metavar="REF λ", help="One more term.")
+@click.option("--style-base", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: BASE]")
 @click.option(
     "--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC",
     help="Factors on a term's λ per U-Net block: `style IN00-IN05=0.5,M00=0`, or one number per block. "
     "TERM: style, lcm, or an adapter's file name without its suffix.",
 )
-@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: BASE-STYLE-lcm in this folder]")
+@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: BASE-STYLE-lcm, here]")
 @click.option("--format", "layout", type=click.Choice(["single-file", "diffusers"]), help="[default: the base's]")
 @click.option("--dtype", type=DTYPE, help="[default: each tensor's own]")
 @click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), default="nearest", show_default=True)

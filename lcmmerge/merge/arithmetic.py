@@ -135,9 +135,8 @@ def round_into(out: Tensor, weights: Tensor, piece: Piece, row: int, seed: int |
         return
     check_finite(weights, norm, piece.operand)
     if not bool(weights.to(out.dtype).float().isfinite().all()):
-        peak = float(weights.abs().max())
         raise NumericError(
-            f"{piece.operand.name}: {peak:.4g} overflows {piece.dtype.torch_name}, whose largest number is {largest:.4g}",
+            f"{piece.operand.name}: {weights.abs().max():.4g} overflows {piece.dtype.torch_name} (±{largest:.4g})",
             "choose a wider --dtype (bf16 or fp32), or a smaller λ",
         )
 

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import torch
 
+from lcmmerge.errors import LcmMergeError
 from lcmmerge.merge import arithmetic
 from lcmmerge.merge.arithmetic import Measured
 from lcmmerge.merge.block import Block, Computer, Layer, rows_at_once
@@ -79,6 +80,7 @@ def execute(
 
     ``progress`` is called with the number of bytes that became final. Raises NumericError, OutputError, FormatError.
     """
+    _check_device(settings.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # parallel over blocks, not within one
     try:
@@ -86,6 +88,13 @@ def execute(
             return _Execution(plan, folder, metadata, settings, progress, stack).run()
     finally:
         torch.set_num_threads(threads)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise LcmMergeError(f"device {device!r}: there is none here", "leave --device away to use the CPU") from None
 
 
 class _Execution:

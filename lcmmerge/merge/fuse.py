@@ -14,6 +14,7 @@ from lcmmerge.merge.execute import Outcome, Settings, execute
 from lcmmerge.merge.outputs import DIFFUSERS
 from lcmmerge.merge.plan import Plan, PlannedFile
 from lcmmerge.merge.report import Report, rows
+from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.staging import Staging, check_target
 
 HEADROOM = 16 << 20  # headers, configs and tokenizers
@@ -81,7 +82,7 @@ def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int
     """Merge, and hash the inputs beside it: they are read by then, or lie in the page cache."""
     with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
         pending = {
-            key: pool.submit(provenance.sha256_of, source.files)
+            key: pool.submit(sha256_of, source.files)
             for key, source in plan.sources.items()
         }
         known = provenance.placeholders(plan)

@@ -139,9 +139,10 @@ class Plan:
 
 
 def plan_fuse(base: Model, terms: Iterable[Term], target: Path, options: Options) -> Plan:
-    """Match every term against the base and lay out the result. ``target``: a file, or the folder of a diffusers layout.
+    """Match every term against the base and lay out the result.
 
-    Raises UnmatchedKeysError, ShapeMismatchError, NoEffectError (a term brings nothing), FormatError.
+    ``target``: a file, or the folder of a diffusers layout. Raises UnmatchedKeysError, ShapeMismatchError,
+    NoEffectError (a term brings nothing), FormatError.
     """
     terms = tuple(terms)
     spellings = aliases(base)
@@ -155,7 +156,7 @@ def plan_fuse(base: Model, terms: Iterable[Term], target: Path, options: Options
         file
         for folder, group in by_folder(chosen)
         for file in _shards(
-            folder, target.name.removesuffix(".safetensors"), [_planned(draft, contributions, options) for draft in group], options
+            folder, target, [_planned(draft, contributions, options) for draft in group], _limit(base, folder, options)
         )
     )
     unmatched = {index: matched.unmatched for index, matched in enumerate(matches) if matched.unmatched}
@@ -195,13 +196,25 @@ def _planned(
     return PlannedTensor(TensorSpec(draft.name, dtype, draft.shape), pieces)
 
 
-def _shards(folder: str, stem: str, tensors: list[PlannedTensor], options: Options) -> Iterable[PlannedFile]:
-    """One file, or as many as ``max_shard_bytes`` asks for; a tensor is never cut. Wider dtypes come first, so that
-    every tensor is aligned to its dtype."""
+def _limit(base: Model, folder: str, options: Options) -> int | None:
+    """The largest file that is allowed: as asked for, else as the base's shards are, where it has shards."""
+    if options.max_shard_bytes or options.layout not in (None, base.layout):
+        return options.max_shard_bytes
+    sizes: Counter[Path] = Counter()
+    for info in base.source:
+        if info.name.startswith(f"{folder}." if folder else ""):
+            sizes[info.path] += info.nbytes
+    return max(sizes.values()) if len(sizes) > 1 else None
+
+
+def _shards(folder: str, target: Path, tensors: list[PlannedTensor], limit: int | None) -> Iterable[PlannedFile]:
+    """One file, or several of at most ``limit`` bytes; a tensor is never cut.
+
+    Wider dtypes come first, so that every tensor is aligned to its dtype.
+    """
     tensors = sorted(tensors, key=lambda tensor: -tensor.spec.dtype.itemsize)
-    stem = f"{folder}/{weights_stem(folder)}" if folder else stem
-    limit, total = options.max_shard_bytes, sum(tensor.spec.nbytes for tensor in tensors)
-    if limit is None or total <= limit:
+    stem = f"{folder}/{weights_stem(folder)}" if folder else target.name.removesuffix(".safetensors")
+    if limit is None or sum(tensor.spec.nbytes for tensor in tensors) <= limit:
         return [PlannedFile(Path(f"{stem}.safetensors"), tuple(tensors))]
     groups: list[list[PlannedTensor]] = [[]]
     room = limit

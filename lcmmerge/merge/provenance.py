@@ -6,9 +6,8 @@ ModelSpec: https://github.com/Stability-AI/ModelSpec; ``sd_merge_*`` as Stable D
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lcmmerge.errors import AlreadyFusedError
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.terms import Checkpoint, Term
 from lcmmerge.tensors import TensorSource
+from lcmmerge.tensors.digest import sha256_of
 
 RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
 HASH = "modelspec.hash_sha256"
@@ -26,19 +26,6 @@ IMPLEMENTATIONS = {
     "diffusers": "https://github.com/huggingface/diffusers",
     "component": "https://github.com/huggingface/diffusers",
 }
-
-
-def sha256_of(files: Iterable[Path]) -> str:
-    """Of one file its sha256; of several the sha256 of their names and hashes, a line each."""
-    digests = []
-    for path in files:
-        with path.open("rb", buffering=0) as file:
-            digests.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
-    if len(digests) == 1:
-        return digests[0][1]
-    return hashlib.sha256(
-        "".join(f"{digest}  {name}\n" for name, digest in sorted(digests)).encode()
-    ).hexdigest()
 
 
 def placeholders(plan: Plan) -> dict[str, str]:

@@ -22,9 +22,10 @@ SAFETENSORS = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``target``: None names the output after the inputs. References are paths or ``hf://``. ``strengths``: (λ1 of the style, λ2 of the LCM-LoRA).
+    """References are paths or ``hf://``. ``strengths``: (λ1 of the style, λ2 of the LCM-LoRA).
 
-    ``lcm``: None is the architecture's official LCM-LoRA. ``block_weights``: term name → specification.
+    ``target``: None names the output after the inputs. ``lcm``: None is the architecture's official LCM-LoRA.
+    ``block_weights``: term name → specification.
     """
 
     base: str

@@ -76,7 +76,7 @@ def open_term(
     style_base: Path | None = None,
     weights: BlockWeights | None = None,
 ) -> Term:
-    """Read the headers of an adapter, or of a fine-tuned checkpoint whose base is ``style_base`` (default: ``base``)."""
+    """Read the headers of an adapter, or of a checkpoint that was tuned from ``style_base`` (default: ``base``)."""
     source = open_source(path)
     adapter = read_adapter(source)
     content: AdapterFile | Checkpoint = adapter

@@ -1,0 +1,28 @@
+"""sha256 of files, read in blocks that leave the page cache alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from lcmmerge.tensors.blockio import Buffer, Files
+
+BLOCK = 8 << 20
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Of one file its sha256; of several the sha256 of what sha256sum prints of them, sorted by name."""
+    digests = sorted((path.name, _sha256(path)) for path in files)
+    if len(digests) == 1:
+        return digests[0][1]
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest, size = hashlib.sha256(), path.stat().st_size
+    buffer, spare = Buffer(BLOCK), Buffer(BLOCK)
+    with Files() as inputs:
+        for offset in range(0, size, BLOCK):
+            digest.update(inputs.read(path, offset, buffer.memory[: min(BLOCK, size - offset)], spare))
+    return digest.hexdigest()
