@@ -12,7 +12,5 @@ from lcmmerge.tensors import DTYPES, TensorInfo, TensorSource
 def named_source(shapes: Mapping[str, tuple[int, ...]], layout: str = "single-file") -> TensorSource:
     path = Path("named.safetensors")
     half = DTYPES["F16"]
-    tensors = {
-        name: TensorInfo(name, half, tuple(shape), path, 0, 2 * prod(shape)) for name, shape in shapes.items()
-    }
+    tensors = {name: TensorInfo(name, half, tuple(shape), path, 0, 2 * prod(shape)) for name, shape in shapes.items()}
     return TensorSource(path, layout, tensors, (path,))

@@ -25,8 +25,6 @@ from lcmmerge.archs.identify import architectures
 from lcmmerge.archs.keymap import Slot
 from lcmmerge.archs.unet import LDM
 
-T5 = ("lora_te3_", "text_encoder_3.", "text_encoders.t5")  # a third text encoder: SD 3; T5: SD 3 or Flux
-
 
 def aliases(model: Model) -> dict[str, str]:
     """Spelling → canonical module (a parameter's name without ``.weight``), for the modules the model has.
@@ -37,19 +35,17 @@ def aliases(model: Model) -> dict[str, str]:
     return {alias: module for alias, module in spellings(model.arch).items() if module in present}
 
 
-def kohya_name(module: str, arch: Architecture) -> str:
-    """``unet.down_blocks.0.…`` → ``lora_unet_down_blocks_0_…``: the spelling that every program reads.
-
-    Raises KeyError for a module of a component that has no prefix in this grammar (the VAE).
-    """
+def kohya_name(module: str, arch: Architecture) -> str | None:
+    """``unet.down_blocks.0.…`` → ``lora_unet_down_blocks_0_…``; None in a component without a prefix, the VAE."""
     component, _, name = module.partition(".")
-    return f"{_kohya_prefixes(arch)[component]}_{_flat(name)}"
+    prefix = _kohya_prefixes(arch).get(component)
+    return prefix and f"{prefix}_{_flat(name)}"
 
 
 def guess_architecture(keys: Iterable[str]) -> str | None:
     """The title of the architecture that an adapter with these module names was made for, None when in doubt."""
     keys = set(keys)
-    return _foreign(keys) or " or ".join(arch.title for arch in likely_architectures(keys)) or None
+    return guess_family(keys) or " or ".join(arch.title for arch in likely_architectures(keys)) or None
 
 
 def likely_architectures(keys: Iterable[str]) -> tuple[Architecture, ...]:
@@ -57,15 +53,11 @@ def likely_architectures(keys: Iterable[str]) -> tuple[Architecture, ...]:
     (everything of SSD-1B's has a home in SDXL, too). Several where names do not tell (the U-Nets of SD 1 and 2).
     """
     keys = set(keys)
-    if _foreign(keys):
+    if guess_family(keys):
         return ()
     scores = {arch.name: _score(arch, keys) for arch in architectures().values()}
     best = max(scores.values())
     return tuple(architectures()[name] for name, score in scores.items() if best[0] and score == best)
-
-
-def _foreign(keys: set[str]) -> str | None:
-    return guess_family(keys) or ("Stable Diffusion 3 or Flux" if any(key.startswith(T5) for key in keys) else None)
 
 
 def _score(arch: Architecture, keys: set[str]) -> tuple[int, float]:

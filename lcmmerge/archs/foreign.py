@@ -25,6 +25,7 @@ FAMILIES = {
     "single_transformer_blocks.": "Flux",
     "transformer.transformer_blocks.": "Stable Diffusion 3, Flux or another diffusion transformer",
     "lora_transformer.": "Stable Diffusion 3, Flux or another diffusion transformer",
+    "text_encoders.t5xxl.": "Stable Diffusion 3, Flux or another diffusion transformer",
     "text_encoder_3.": "Stable Diffusion 3",
     "lora_te3.": "Stable Diffusion 3",
     "adaln_single.": "PixArt",
@@ -65,9 +66,7 @@ def explain_unknown(
             SUPPORTED,
         )
     if part := _find(PARTS, source.tensors):
-        return UnknownArchitectureError(
-            f"{source.path}: this is {part}", "give a whole checkpoint, or its U-Net"
-        )
+        return UnknownArchitectureError(f"{source.path}: this is {part}", "give a whole checkpoint, or its U-Net")
     return UnknownArchitectureError(f"{source.path}: no architecture has these names", SUPPORTED)
 
 

@@ -12,7 +12,5 @@ ARCHITECTURE = Architecture(
         up=((0, 0, 0), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
         linear_projection=True,
     ),
-    text_encoders=(
-        TextEncoder("text_encoder", "cond_stage_model.model.", "clip_h", layers=23, open_clip=True),
-    ),
+    text_encoders=(TextEncoder("text_encoder", "cond_stage_model.model.", "clip_h", layers=23, open_clip=True),),
 )

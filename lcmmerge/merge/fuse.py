@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lcmmerge.errors import OutputError
 from lcmmerge.merge import provenance
 from lcmmerge.merge.configs import copy_configs
 from lcmmerge.merge.execute import Outcome, Settings, execute
@@ -56,16 +55,9 @@ def fuse(
 
 
 def check_output(plan: Plan, *, force: bool) -> None:
-    """What is wrong with writing the plan's target. Raises OutputError, AlreadyFusedError.
-
-    An input is never replaced, not even with ``force``.
-    """
-    target, resolved = plan.target, plan.target.resolve()
-    for source in plan.sources.values():
-        inputs = {path.resolve() for path in (source.path, *source.files)}
-        if any(resolved == path or resolved in path.parents for path in inputs):
-            raise OutputError(f"{target}: is an input of this run", "choose another name with -o")
-    check_target(target, force=force, needed=plan.nbytes + HEADROOM)
+    """What is wrong with writing the plan's target. Raises OutputError, AlreadyFusedError."""
+    inputs = [path for source in plan.sources.values() for path in (source.path, *source.files)]
+    check_target(plan.target, force=force, needed=plan.nbytes + HEADROOM, inputs=inputs)
     if not force:
         provenance.refuse_fused(plan)
 

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
+
 Item = TypeVar("Item")
+
+
+@contextmanager
+def one_thread_each() -> Iterator[Callable[[], None]]:
+    """torch parallel over items, not within one, so that no result depends on the number of threads.
+
+    Yields the workers' initializer: torch keeps the number for each thread.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield lambda: torch.set_num_threads(1)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def in_order(

@@ -47,8 +47,8 @@ def metadata(
         "modelspec.title": " + ".join(Path(name).stem for name in names),
         "modelspec.merged_from": ", ".join(names),
         HASH: f"0x{sha256}",
-        RECIPE: _json(_recipe(plan, stochastic_seed, hashes)),
-        MODELS: _json(_models(plan, hashes)),
+        RECIPE: canonical_json(_recipe(plan, stochastic_seed, hashes)),
+        MODELS: canonical_json(_models(plan, hashes)),
     }
 
 
@@ -114,5 +114,6 @@ def refuse_fused(plan: Plan) -> None:
             )
 
 
-def _json(value: object) -> str:
+def canonical_json(value: object) -> str:
+    """The same value is the same text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -90,7 +90,12 @@ def _target(request: Request, layout: str) -> Path:
     """The output as asked for, else ``base-style-lcm`` in this folder; a file's name ends in .safetensors."""
     references = [request.base, *([request.style] if request.style else [])]
     target = request.target or Path("-".join([*(Path(reference).stem for reference in references), "lcm"]))
-    if layout == DIFFUSERS or target.suffix == SAFETENSORS:
+    return target if layout == DIFFUSERS else safetensors_name(target)
+
+
+def safetensors_name(target: Path) -> Path:
+    """With the suffix, where it has none. Raises OutputError for a pickle's."""
+    if target.suffix == SAFETENSORS:
         return target
     if target.suffix in PICKLES:
         raise OutputError(f"{target}: {target.suffix} files can hold code and are not written", "name it .safetensors")

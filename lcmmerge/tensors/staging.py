@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -63,8 +64,14 @@ class Staging:
         _sync(self.target.parent)
 
 
-def check_target(target: Path, *, force: bool, needed: int) -> None:
-    """Everything about a target that can be known before any work is done."""
+def check_target(target: Path, *, force: bool, needed: int, inputs: Iterable[Path] = ()) -> None:
+    """Everything about a target that can be known before any work is done. Raises OutputError.
+
+    An input is never replaced, not even with ``force``.
+    """
+    resolved = target.resolve()
+    if any(resolved == path or resolved in path.parents for path in map(Path.resolve, inputs)):
+        raise OutputError(f"{target}: is an input of this run", "choose another name with -o")
     if target.exists() and not force:
         raise OutputError(
             f"{target}: exists already", "choose another name with -o, or replace it with --force"

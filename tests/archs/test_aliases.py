@@ -7,7 +7,7 @@ import pytest
 from named import named_source
 from pico import PICOS, lcm_lora, pico, style_lora
 
-from lcmmerge.archs import Model, aliases, guess_architecture, identify
+from lcmmerge.archs import Model, aliases, guess_architecture, identify, kohya_name, likely_architectures
 from lcmmerge.tensors import open_source
 
 
@@ -99,8 +99,9 @@ def test_only_the_modules_that_are_there() -> None:
 def test_every_canonical_module_names_itself(name: str) -> None:
     base = model(name)
     named = {parameter.rpartition(".")[0] for parameter in base.parameters}
-    assert named == set(aliases(base).values())
-    assert all(aliases(base)[module] == module for module in named)
+    spelled = aliases(base)
+    assert named == set(spelled.values())
+    assert all(spelled[module] == module for module in named)
 
 
 @pytest.mark.parametrize(
@@ -132,3 +133,17 @@ def test_guess_by_the_modules_alone(name: str, lcm: str, style: str, tmp_path: P
 )
 def test_guess_foreign(keys: list[str], guess: str | None) -> None:
     assert guess_architecture(keys) == guess
+
+
+@pytest.mark.parametrize("name", PICOS)
+def test_kohya_names_are_spellings_of_their_module(name: str) -> None:
+    base = model(name)
+    spelled = aliases(base)
+    named = [module for module in set(spelled.values()) if not module.startswith("vae.")]
+    assert all(spelled[kohya_name(module, base.arch)] == module for module in named)
+
+
+def test_an_ssd_1b_lora_is_told_from_sdxl_though_it_fits_both(tmp_path: Path) -> None:
+    keys = modules(lcm_lora(tmp_path / "lora.safetensors", "ssd1b"))
+    assert keys <= aliases(model("sdxl")).keys()
+    assert [arch.name for arch in likely_architectures(keys)] == ["ssd1b"]

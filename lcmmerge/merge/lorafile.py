@@ -1,0 +1,134 @@
+"""Writing adapter files: LoRAs and plain differences under kohya's names, all or nothing, module by module.
+
+Format: https://github.com/kohya-ss/sd-scripts, networks/lora.py; plain differences as LyCORIS writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from lcmmerge import __version__
+from lcmmerge.archs import Architecture
+from lcmmerge.errors import NoEffectError, NumericError
+from lcmmerge.merge.execute import Settings
+from lcmmerge.merge.pipeline import in_order, one_thread_each
+from lcmmerge.merge.provenance import HASH, RECIPE, canonical_json
+from lcmmerge.tensors import DType
+from lcmmerge.tensors.layout import TensorSpec
+from lcmmerge.tensors.staging import Staging
+from lcmmerge.tensors.writer import Describe, TensorWriter
+
+Item = TypeVar("Item")
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What became of one parameter: ‖Δ‖², how much of it is kept, and the rank; None where Δ is stored whole."""
+
+    name: str
+    square: float
+    kept: float
+    rank: int | None = None
+
+    @property
+    def energy(self) -> float:
+        return self.kept / self.square if self.square else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "rank": self.rank, "norm": self.square**0.5, "energy": self.energy}
+
+
+@dataclass(slots=True)
+class Made(Generic[Item]):
+    """One parameter's tensors, by the names under which they are stored; none where nothing changes."""
+
+    item: Item
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    layer: Layer | None = None
+
+
+def write_adapter(
+    target: Path,
+    items: Sequence[Item],
+    make: Callable[[Made[Item]], None],
+    at_most: Iterable[TensorSpec],
+    describe: Describe,
+    progress: Callable[[int], None],
+) -> tuple[Layer, ...]:
+    """``make`` each item's tensors in parallel, and write them in the items' order.
+
+    ``progress`` is told of every item that is done. Raises NoEffectError where nothing at all changes, OutputError, and
+    what ``make`` does.
+    """
+    layers: list[Layer] = []
+    with Staging(target) as staging, TensorWriter(staging.folder / target.name, at_most, describe) as writer:
+
+        def finish(made: Made[Item]) -> None:
+            for name, tensor in made.tensors.items():
+                writer.write(name, tensor)
+            if made.layer:
+                layers.append(made.layer)
+            progress(1)
+
+        with one_thread_each() as initializer:
+            number = Settings().workers
+            in_order(map(Made, items), make, finish, workers=number, in_flight=2 * number, initializer=initializer)
+        if not any(layer.square for layer in layers):
+            raise NoEffectError(f"{target}: would hold no change at all", "compare the inputs with `lcmmerge inspect`")
+        writer.finish()
+        staging.commit_files()
+    return tuple(layers)
+
+
+def low_rank_specs(key: str, shape: Shape, rank: int, dtype: DType) -> Iterable[TensorSpec]:
+    yield TensorSpec(f"{key}.lora_up.weight", dtype, (shape[0], rank, *(1 for _ in shape[2:])))
+    yield TensorSpec(f"{key}.lora_down.weight", dtype, (rank, *shape[1:]))
+    yield TensorSpec(f"{key}.alpha", dtype, ())
+
+
+def low_rank(key: str, up: Tensor, down: Tensor, shape: Shape, dtype: DType) -> dict[str, Tensor]:
+    """``up`` [out, r] and ``down`` [r, in·kh·kw] as a LoRA of scale 1 (alpha = rank) for a parameter of ``shape``."""
+    rank = up.shape[1]
+    alpha = torch.tensor(float(rank)).to(dtype.torch)
+    up = up * (rank / float(alpha))  # bf16 has no 257
+    parts = (up, down, alpha)
+    specs = low_rank_specs(key, shape, rank, dtype)
+    return {spec.name: rounded(spec, part) for spec, part in zip(specs, parts, strict=True)}
+
+
+def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product with each rank's two vectors alike in size, so that neither falls below fp16's normal numbers.
+
+    Only powers of two move from one to the other: nothing is rounded.
+    """
+    rms_up, rms_down = up.square().mean(0).sqrt(), down.square().mean(1).sqrt()
+    exponent = ((rms_down / rms_up).log2() / 2).round().nan_to_num(0, 0, 0)
+    return up * exponent.exp2(), down * (-exponent).exp2()[:, None]
+
+
+def rounded(spec: TensorSpec, tensor: Tensor) -> Tensor:
+    """Raises NumericError where the dtype has no such number."""
+    final = tensor.to(spec.dtype.torch).reshape(spec.shape)
+    if not bool(final.isfinite().all()):
+        raise NumericError(f"{spec.name}: overflows {spec.dtype.torch_name}", "choose --dtype fp32")
+    return final
+
+
+def metadata(arch: Architecture, title: str, recipe: Mapping[str, Any], sha256: str) -> dict[str, str]:
+    """ModelSpec 1.0.1 and the recipe, as in merged checkpoints."""
+    return {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{arch.modelspec}/lora",
+        "modelspec.implementation": "https://github.com/kohya-ss/sd-scripts",
+        "modelspec.title": title,
+        HASH: f"0x{sha256}",
+        RECIPE: canonical_json({"version": __version__, **recipe}),
+    }

@@ -1,0 +1,124 @@
+"""Third parties' lists of names and shapes, from the folder that LCMMERGE_KEYLISTS names; skipped without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from named import named_source
+from published import shapes
+
+from lcmmerge.archs import aliases, architectures, guess_architecture, identify, is_ema, lora_targets
+
+FOLDER = os.environ.get("LCMMERGE_KEYLISTS", "")
+pytestmark = pytest.mark.skipif(not FOLDER, reason="LCMMERGE_KEYLISTS names no folder")
+
+Shapes = dict[str, tuple[int, ...]]
+
+# What checkpoints carry beside their parameters.
+SCHEDULES = re.compile(
+    r"(alphas_cumprod|alphas_cumprod_prev|betas|log_one_minus_alphas_cumprod|posterior_\w+|sqrt_\w+"
+    r"|edm_vpred\.sigma_(max|min)|v_pred|ztsnr|.+\.position_ids|.+\.logit_scale)"
+)
+SD2_UNUSED = re.compile(r"cond_stage_model\.model\.(text_projection|transformer\.resblocks\.23\..+)")
+
+
+def read_yaml(name: str) -> Shapes:
+    line = re.compile(r"^    (\S+): \{shape: \[([\d, ]*)\]", re.MULTILINE)
+    text = Path(FOLDER, name).read_text("utf-8")
+    return {key: tuple(map(int, filter(None, shape.split(", ")))) for key, shape in line.findall(text)}
+
+
+def read_text(name: str, prefix: str = "") -> Shapes:
+    lines = (line.split() for line in Path(FOLDER, name).read_text("utf-8").splitlines())
+    return {prefix + key: tuple(json.loads(shape)) for key, shape in lines}
+
+
+def read_json(name: str) -> Shapes:
+    return {key: tuple(shape) for key, shape in json.loads(Path(FOLDER, name).read_text("utf-8")).items()}
+
+
+def test_sd1_single_file() -> None:
+    agrees("sd1", read_yaml("sd1-ldm.yaml"), 1818)
+
+
+def test_sd2_single_file() -> None:
+    unet = read_text("UNET-v2-SD.txt", "model.diffusion_model.")
+    text_encoder = read_text("CLIP-v2-SD.txt", "cond_stage_model.model.")
+    agrees("sd2", unet | text_encoder, 686 + 294, components=("unet", "text_encoder"))
+
+
+def test_sdxl_single_file() -> None:
+    agrees("sdxl", read_yaml("sdxl-sgm.yaml"), 2500)
+
+
+def agrees(name: str, listed: Shapes, at_least: int, components: tuple[str, ...] | None = None) -> None:
+    """Each listed tensor is a parameter of the real model in its real shape, or a known leftover; none is missing."""
+    assert len(listed) >= at_least
+    arch = architectures()[name]
+    components = components or arch.components
+    found = identify(named_source(listed))
+    assert found.arch == arch and found.components == components
+    real = {key: shape for key, shape in shapes(name).items() if key.partition(".")[0] in components}
+    assert {key: parameter.shape for key, parameter in found.parameters.items()} == real
+    keymap = arch.keymap("single-file")
+    assert all(keymap.slots[p.name].stored == p.slot.stored == p.info.name for p in found.parameters.values())
+    strange = [
+        key
+        for key in found.leftovers
+        if not is_ema(key) and not SCHEDULES.fullmatch(key) and not SD2_UNUSED.fullmatch(key)
+    ]
+    assert strange == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "modules"),
+    [
+        ("lcm-lora-sdv1-5.keys.json", "sd1", 278),
+        ("lcm-lora-sdxl.keys.json", "sdxl", 788),
+        ("lcm-lora-ssd-1b.keys.json", "ssd1b", 423),
+    ],
+)
+def test_official_lcm_loras(file: str, name: str, modules: int) -> None:
+    listed = read_json(file)
+    homes = fits(name, listed)
+    assert homes == lora_targets(shapes(name)).keys() and len(homes) == modules
+    guess = guess_architecture(keys(listed))
+    assert guess is not None and architectures()[name].title in guess
+
+
+def test_a_kohya_lora_of_sd1s_attention() -> None:
+    homes = fits("sd1", read_text("LoRA-v1A-UNET.txt"))
+    assert homes == {home for home in lora_targets(shapes("sd1")) if ".attentions." in home}
+
+
+def test_sdxl_lcm_lora_does_not_fit_ssd_1b() -> None:
+    listed = keys(read_json("lcm-lora-sdxl.keys.json"))
+    spelled = aliases(identify(named_source(shapes("ssd1b"), "diffusers")))
+    assert 0 < len(listed - spelled.keys()) < len(listed)
+    assert guess_architecture(listed) == "Stable Diffusion XL"
+
+
+def test_ssd_1bs_unet() -> None:
+    listed = {f"unet.{key}": shape for key, shape in read_json("ssd-1b.unet-weights.diffusers.json").items()}
+    real = {k: s for k, s in shapes("ssd1b").items() if k.startswith("unet.") and k.endswith(".weight")}
+    assert listed == real
+    assert listed.keys() <= architectures()["ssd1b"].keymap("diffusers").slots.keys()
+
+
+def keys(listed: Shapes) -> set[str]:
+    return {re.sub(r"\.(lora_(down|up)\.weight|alpha)$", "", key) for key in listed}
+
+
+def fits(name: str, listed: Shapes) -> set[str]:
+    """The homes of all listed LoRA modules, after a look at their shapes."""
+    real = shapes(name)
+    spelled = aliases(identify(named_source(real, "diffusers")))
+    for key in keys(listed):
+        out, *rest = real[f"{spelled[key]}.weight"]
+        assert listed[f"{key}.lora_up.weight"][0] == out
+        assert listed[f"{key}.lora_down.weight"][1:] == tuple(rest)
+    return {spelled[key] for key in keys(listed)}

@@ -1,0 +1,75 @@
+"""Fixtures that several folders share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from fusing import Files
+
+from lcmmerge.cli import main
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Files]:
+    """A pico's base, LoRAs and folder, by architecture; shared, so to be left as they are."""
+    root = tmp_path_factory.mktemp("picos")
+    return lambda name: Files(root, name)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """``cli("fuse", base, …)``: the command line in this process."""
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["lcmmerge", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """``start("fuse", base, …, HF_HUB_OFFLINE="1")``: the command line in a process of its own."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "lcmmerge", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+
+    return run
+
+
+@pytest.fixture
+def process(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Ran]:
+    """As ``start``, to its end."""
+
+    def run(*arguments: object, **environment: str) -> Ran:
+        with start(*arguments, **environment) as child:
+            out, err = child.communicate(timeout=120)
+        return Ran(child.returncode, out, err)
+
+    return run

@@ -1,0 +1,142 @@
+"""Fuses for tests: picos' files, the merge through the package's API, and outputs read by the reference library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from pico import lcm_lora, pico, style_lora
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lcmmerge.archs import identify
+from lcmmerge.merge import fuse as merge
+from lcmmerge.merge import request
+from lcmmerge.merge.execute import Settings
+from lcmmerge.merge.plan import Options
+from lcmmerge.merge.report import Report
+from lcmmerge.tensors import open_source
+from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """A pico's inputs; they are made once per process, so tests must leave them as they are."""
+
+    root: Path
+    name: str
+
+    def base(self, dtype: str = "fp16") -> Path:
+        return _base(self.root, self.name, dtype)
+
+    def folder(self, dtype: str = "fp16") -> Path:
+        return _folder(self.root, self.name, dtype)
+
+    @property
+    def style(self) -> Path:
+        return _lora(self.root, self.name, "style")
+
+    @property
+    def lcm(self) -> Path:
+        return _lora(self.root, self.name, "lcm")
+
+
+@cache
+def _base(root: Path, name: str, dtype: str) -> Path:
+    return pico(name).single_file(root / f"{name}-{dtype}.safetensors", dtype)
+
+
+@cache
+def _folder(root: Path, name: str, dtype: str) -> Path:
+    return pico(name).folder(root / f"{name}-{dtype}", dtype)
+
+
+@cache
+def _lora(root: Path, name: str, kind: str) -> Path:
+    return {"style": style_lora, "lcm": lcm_lora}[kind](root / f"{name}-{kind}.safetensors", name)
+
+
+def fuse(
+    base: Path,
+    target: Path,
+    style: Path | None = None,
+    lcm: Path | None = None,
+    strengths: tuple[float, float] = (0.8, 1.0),
+    *,
+    adapters: tuple[tuple[Path, float], ...] = (),
+    settings: Settings = Settings(threads=1),  # noqa: B008 - frozen
+    force: bool = False,
+    dtype: str | None = None,
+    layout: str | None = None,
+    drop_ema: bool = False,
+    shard: int | None = None,
+    allow_unmatched: bool = False,
+    **fields: Any,
+) -> Report:
+    """What ``lcmmerge fuse`` does; without ``lcm`` there is no such term."""
+    options = Options(OUTPUT_DTYPES[dtype] if dtype else None, layout, drop_ema, shard, allow_unmatched)
+    asked = request.Request(
+        str(base),
+        target,
+        str(style) if style else None,
+        strengths if lcm else (strengths[0], 0.0),
+        str(lcm) if lcm else None,
+        tuple((str(path), strength) for path, strength in adapters),
+        options=options,
+        **{key: str(value) if isinstance(value, Path) else value for key, value in fields.items()},
+    )
+    plan, configs = request.plan(asked)
+    return merge.fuse(plan, configs=configs, settings=settings, force=force)
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """Stored name → tensor; in a diffusers folder with the component in front. Shards are put together."""
+    if path.is_file():
+        return load_file(path)
+    found: dict[str, Tensor] = {}
+    for file in sorted(path.rglob("*.safetensors")):
+        prefix = "" if file.parent == path else f"{file.parent.name}."
+        found |= {f"{prefix}{name}": tensor for name, tensor in load_file(file).items()}
+    return found
+
+
+def canonical(path: Path) -> dict[str, Tensor]:
+    """Canonical name → tensor of a checkpoint in any layout, through the key map."""
+    stored = load(path)
+    found = {}
+    for name, parameter in identify(open_source(path)).parameters.items():
+        tensor, slot = stored[parameter.info.name], parameter.slot
+        if slot.parts > 1:
+            tensor = tensor.chunk(slot.parts)[slot.part]
+        found[name] = (tensor.T if slot.transposed else tensor).reshape(parameter.shape)
+    return found
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def edited(path: Path, target: Path, **changed: Tensor | None) -> Path:
+    """A copy of a safetensors file with some tensors replaced, or removed (None); dots are written as they are."""
+    tensors = load_file(path) | changed
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, target)
+    return target
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Names, shapes, dtypes and bytes."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert found[name].shape == tensor.shape, name
+        assert torch.equal(raw(found[name]), raw(tensor)), name
+
+
+def raw(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
