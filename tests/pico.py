@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -300,3 +301,16 @@ def _store(slot: Slot, tensor: Tensor) -> Tensor:
 
 def _cast(tensor: Tensor, dtype: str) -> Tensor:
     return (tensor.to(TORCH[dtype]) if tensor.is_floating_point() else tensor).contiguous().clone()
+
+
+def main() -> None:
+    """``python tests/pico.py sdxl FOLDER``: a base, a style LoRA and an LCM-LoRA to try lcmmerge on."""
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    pico(name).single_file(folder / "base.safetensors")
+    style_lora(folder / "style.safetensors", name)
+    lcm_lora(folder / "lcm.safetensors", name)
+
+
+if __name__ == "__main__":
+    main()

@@ -68,6 +68,8 @@ def fuse(target: Path | None, force: bool, dry_run: bool, output: Output, **give
     if not asked.style and click.get_current_context().get_parameter_source("lambdas") != ParameterSource.DEFAULT:
         output.note(f"No STYLE is given, so λ1 = {asked.strengths[0]:g} has no term.")
     plan, configs = request.plan(asked)
+    for doubt in plan.doubts:
+        output.warn(doubt)
     check_output(plan, force=force)
     if dry_run:
         _show_plan(plan, output)

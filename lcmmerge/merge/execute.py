@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -122,6 +122,7 @@ class _Execution:
         self.in_flight = settings.workers * 2 + 2
         self.buffers = [Buffer(UNIT) for _ in range(self.in_flight)]
         self.local = threading.local()
+        self.whole = threading.Lock()  # terms that depend on a whole W take several times its memory: one at a time
 
     def run(self) -> Outcome:
         in_order(
@@ -181,7 +182,8 @@ class _Execution:
         assert unit.buffer is not None
         position, data = 0, unit.data
         for block in unit.blocks:
-            unit.measured.append(self.local.computer(block, data[position : position + block.nbytes]))
+            with self.whole if block.work.dependent else nullcontext():
+                unit.measured.append(self.local.computer(block, data[position : position + block.nbytes]))
             position += block.nbytes
         self.writers[unit.file].write(unit.buffer, unit.offset, unit.nbytes)
 

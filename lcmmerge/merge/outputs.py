@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lcmmerge.archs import Model, Slot, is_ema
+from lcmmerge.archs.unet import LDM
 from lcmmerge.errors import FormatError
 from lcmmerge.merge.operand import Operand
 
@@ -33,10 +34,19 @@ def drafts(base: Model, layout: str, *, drop_ema: bool) -> tuple[list[Draft], tu
     if layout == base.layout:
         return _as_it_is(base, drop_ema=drop_ema)
     if base.layout == "component":
-        raise FormatError(
-            f"{base.source.path}: holds the UNet alone, which makes no whole model", "leave --format away"
-        )
+        raise FormatError(f"{base.source.path}: the U-Net alone makes no whole model", "leave --format away")
+    _refuse_strangers(base)
     return _to_diffusers(base) if layout == DIFFUSERS else _to_single_file(base)
+
+
+def _refuse_strangers(base: Model) -> None:
+    """A part of the U-Net without a canonical name (a full LCM's ``cond_proj``) would be lost on the way."""
+    for name in base.leftovers:
+        if name.startswith((LDM, "unet.")):
+            raise FormatError(
+                f"{base.source.path}: {name!r} belongs to its U-Net and has no name in the other layout",
+                "leave --format away: it keeps every tensor",
+            )
 
 
 def _as_it_is(base: Model, *, drop_ema: bool) -> tuple[list[Draft], tuple[str, ...]]:

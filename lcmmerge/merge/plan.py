@@ -17,7 +17,7 @@ from lcmmerge.archs import Model, aliases
 from lcmmerge.errors import NoEffectError
 from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem
-from lcmmerge.merge.terms import Checkpoint, Contribution, Matched, Term, match, unmatched_error
+from lcmmerge.merge.terms import Checkpoint, Contribution, Matched, Term, made_elsewhere, match, unmatched_error
 from lcmmerge.tensors import DType, TensorSource
 from lcmmerge.tensors.layout import TensorSpec
 
@@ -101,6 +101,15 @@ class Plan:
         return sum(file.nbytes for file in self.files)
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """Adapters that fit by name and look made for another architecture: SSD-1B's all fit SDXL."""
+        return tuple(
+            f"{term.name} looks made for {made_for}, by its modules; the base is {self.base.arch.title}"
+            for term in self.terms
+            if (made_for := made_elsewhere(term, self.base))
+        )
+
+    @property
     def sources(self) -> Mapping[str, TensorSource]:
         """Every input, by the name under which a recipe records it."""
         found = {"base": self.base.source}
@@ -134,6 +143,7 @@ class Plan:
                 {"path": str(file.path), "tensors": len(file.tensors), "bytes": file.nbytes} for file in self.files
             ],
             "dropped": list(self.dropped),
+            "doubts": list(self.doubts),
             "bytes": self.nbytes,
         }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, read_adapter
-from lcmmerge.archs import Model, guess_architecture, identify
+from lcmmerge.archs import Model, guess_architecture, identify, likely_architectures
 from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
 from lcmmerge.merge.blocks import BlockWeights
 from lcmmerge.merge.operand import Operand
@@ -133,6 +133,14 @@ def _match_checkpoint(index: int, term: Term, content: Checkpoint, base: Model) 
             strength = term.strength * term.weights.of(name, base)
             contributions[name] = Difference(index, strength, tuned, start)
     return Matched(contributions, tuple(unmatched))
+
+
+def made_elsewhere(term: Term, base: Model) -> str:
+    """The architecture that an adapter's names speak for, where it is not the base's; else empty."""
+    if isinstance(term.content, Checkpoint):
+        return ""
+    likely = likely_architectures(patch.key for patch in term.content.patches)
+    return " or ".join(arch.title for arch in likely if base.arch not in likely)
 
 
 def _misfit(term: Term, key: str, misfit: str, base: Model) -> ShapeMismatchError:

@@ -1,0 +1,78 @@
+"""Every command in README runs, on pico files under the names that it uses, offline."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pico import lcm_lora, pico, style_lora
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+OFFICIAL = "models--latent-consistency--lcm-lora-sdxl"
+RUN = """
+import shlex, sys
+from lcmmerge.cli import cli
+for line in sys.stdin.read().splitlines():
+    print("$", line)
+    cli.main(shlex.split(line, comments=True)[1:], standalone_mode=False)
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that README names, and a Hub cache with the official LCM-LoRA."""
+    folder = tmp_path_factory.mktemp("readme")
+    pico("sdxl").single_file(folder / "base.safetensors")
+    pico("sdxl", seed=5).single_file(folder / "tuned.safetensors")
+    pico("sdxl").folder(folder / "sdxl-folder")
+    for seed, name in enumerate(("style", "detail"), 2):
+        style_lora(folder / f"{name}.safetensors", "sdxl", seed=seed)
+    for name in ("lcm", "hyper"):
+        lcm_lora(folder / f"{name}.safetensors", "sdxl")
+    snapshot = folder / "hub" / OFFICIAL / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    lcm_lora(snapshot / "pytorch_lora_weights.safetensors", "sdxl")
+    return folder
+
+
+def run(folder: Path, *command: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=env, input=text, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def test_the_main_job(tmp_path: Path) -> None:
+    lines = next(block for block in blocks("sh") if "tests/pico.py" in block).splitlines()
+    make, fuse = lines[1], lines[2]
+    script, *arguments = make.removeprefix(".venv/bin/python ").partition("  #")[0].split()
+    run(tmp_path, str(ROOT / script), *arguments)
+    shown = run(tmp_path, "-c", RUN, text=fuse.removeprefix(".venv/bin/")).stdout
+    printed = [line.rstrip() for line in shown.splitlines()[1:] if line.strip()]
+    assert "\n".join(printed) in "\n".join(line.rstrip() for line in README.splitlines() if line.strip())
+
+
+def test_your_own_files(folder: Path) -> None:
+    commands = next(block for block in blocks("sh") if "--dry-run" in block)
+    shown = run(folder, "-c", RUN, text=commands).stdout
+    assert shown.count("$ lcmmerge") == len(commands.splitlines()) > 5
+
+
+def test_the_result_draws(folder: Path) -> None:
+    command = next(line for line in README.splitlines() if "--format diffusers" in line)
+    run(folder, "-c", RUN, text=f"{command} --force")
+    (code,) = blocks("python")
+    run(folder, "-c", code + "\nassert image.size[0] > 8")
