@@ -16,7 +16,7 @@ from torch import Tensor
 from lcmmerge.archs import identify
 from lcmmerge.merge import fuse as merge
 from lcmmerge.merge import request
-from lcmmerge.merge.execute import Settings
+from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Options
 from lcmmerge.merge.report import Report
 from lcmmerge.tensors import open_source

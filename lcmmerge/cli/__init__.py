@@ -10,8 +10,11 @@ import sys
 import click
 
 from lcmmerge import __version__
+from lcmmerge.cli.combine import combine
+from lcmmerge.cli.extract import extract
 from lcmmerge.cli.fuse import fuse
 from lcmmerge.cli.inspect import inspect
+from lcmmerge.cli.verify import verify
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.output import Output
 
@@ -27,7 +30,7 @@ def cli() -> None:
     """
 
 
-for command in (fuse, inspect):
+for command in (fuse, inspect, extract, combine, verify):
     cli.add_command(command)
 
 

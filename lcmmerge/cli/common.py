@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lcmmerge.output import Output
+from lcmmerge.output import Output, ratio
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
+if TYPE_CHECKING:
+    from lcmmerge.merge.lorafile import Layer
+
 DTYPE = click.Choice(list(OUTPUT_DTYPES))
+ADAPTER_DTYPE = click.Choice(["fp32", "fp16", "bf16"])
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -30,6 +35,13 @@ class Bytes(click.ParamType[int]):
         return nbytes
 
 
+def target_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``-o`` for the file that must be written, and ``--force``."""
+    command = click.option("--force", is_flag=True, help="Replace the output.")(command)
+    file = click.Path(path_type=Path)
+    return click.option("-o", "--output", "target", type=file, required=True, help="The file to write.")(command)
+
+
 def output_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--json``, ``-q`` and ``-v``, and hand the command an ``output``."""
 
@@ -41,3 +53,17 @@ def output_options(command: Callable[..., None]) -> Callable[..., None]:
         command(*args, output=Output(as_json, quiet, verbose), **kwargs)
 
     return with_output
+
+
+def few(names: Sequence[str], output: Output) -> str:
+    """The first three names; all of them with ``-v``."""
+    shown = names if output.verbose else names[:3]
+    return ", ".join(shown) + (", … (all with -v)" if len(names) > len(shown) else "")
+
+
+def show_layers(layers: Sequence[Layer], output: Output) -> None:
+    """What became of each parameter of an adapter file."""
+    rows = [
+        (layer.name, layer.rank or "whole", ratio(layer.square**0.5), f"{layer.energy:.2%}") for layer in layers
+    ]
+    output.table("", ("parameter", "rank", "‖Δ‖", "energy kept"), rows, numbers=3)

@@ -61,8 +61,9 @@ def fuse(target: Path | None, force: bool, dry_run: bool, output: Output, **give
       lcmmerge fuse base.safetensors --lcm hyper.safetensors -o fast.safetensors
       lcmmerge fuse base.safetensors style.safetensors --format diffusers --dtype fp16
     """
-    from lcmmerge.merge import execute, request
+    from lcmmerge.merge import request
     from lcmmerge.merge.fuse import check_output, fuse
+    from lcmmerge.merge.outcome import Settings
 
     asked = _request(target, given)
     if not asked.style and click.get_current_context().get_parameter_source("lambdas") != ParameterSource.DEFAULT:
@@ -77,7 +78,7 @@ def fuse(target: Path | None, force: bool, dry_run: bool, output: Output, **give
     if not any(term.strength for term in plan.terms):
         output.warn("every λ is 0: the weights stay the base's")
     seed = given["seed"] if given["rounding"] == "stochastic" else None
-    settings = execute.Settings(given["threads"], given["device"], seed)
+    settings = Settings(given["threads"], given["device"], seed)
     with output.progress("fuse", plan.nbytes) as progress:
         report = fuse(plan, configs=configs, settings=settings, force=force, progress=progress)
     _show_report(report, output)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lcmmerge.cli.common import output_options
+from lcmmerge.cli.common import few, output_options
 from lcmmerge.output import Output, count, size
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _show_checkpoint(found: Inspection, facts: CheckpointFacts, output: Output) 
         numbers=3,
     )
     if facts.missing:
-        output.warn(f"its components lack {len(facts.missing)} parameters: {_few(facts.missing, output)}")
+        output.warn(f"its components lack {len(facts.missing)} parameters: {few(facts.missing, output)}")
     official = f"; the official one is {model.arch.lcm_lora}" if model.arch.lcm_lora else ""
     trained = f"{count(facts.lora_parameters)} parameters in {facts.lora_modules} modules"
     output.text(f"An LCM-LoRA of rank 64 would train {trained}{official}.")
@@ -92,9 +92,9 @@ def _show_adapter(found: Inspection, facts: AdapterFacts, output: Output) -> Non
     )
     output.text(f"{count(facts.parameters)} trainable parameters.")
     if facts.file.embeddings:
-        output.note(f"Textual-inversion embeddings: {_few(facts.file.embeddings, output)}")
+        output.note(f"Textual-inversion embeddings: {few(facts.file.embeddings, output)}")
     if facts.file.unknown:
-        output.warn(f"{len(facts.file.unknown)} names of no grammar: {_few(facts.file.unknown, output)}")
+        output.warn(f"{len(facts.file.unknown)} names of no grammar: {few(facts.file.unknown, output)}")
 
 
 def _show_metadata(found: Inspection, output: Output) -> None:
@@ -104,13 +104,25 @@ def _show_metadata(found: Inspection, output: Output) -> None:
 
 
 def _formula(recipe: Mapping[str, Any]) -> str:
-    """A recipe of ours as its formula; of another program's, who wrote it."""
-    terms = recipe.get("terms")
-    if not str(recipe.get("type", "")).startswith("lcmmerge") or not isinstance(terms, list):
-        return f"Merged by {recipe.get('type', 'an unknown program')}."
-    parts = [recipe["base"]["name"]] if isinstance(recipe.get("base"), dict) else []
-    parts += [f"{term['lambda']:g} × {term['name']}" for term in terms]
-    return f"Merged by {recipe['type']} {recipe['version']}: {' + '.join(parts)}"
+    """A recipe of ours as its formula; of another program's, whose it is."""
+    match recipe:
+        case {"type": "lcmmerge extract", "base": {"name": base}, "tuned": {"name": tuned}, "rank": rank}:
+            return f"Recipe: {tuned} − {base}, rank {rank}"
+        case {"type": "lcmmerge" | "lcmmerge combine", "terms": [*terms]}:
+            parts = [f"{term.get('lambda')} × {term.get('name')}" for term in terms]
+            return f"Recipe: {' + '.join([*_base(recipe), *parts])}"
+        case {"type": str(kind)}:
+            return f"Recipe: merged by {kind}"
+        case _:
+            return "Recipe: of an unknown program"
+
+
+def _base(recipe: Mapping[str, Any]) -> list[str]:
+    match recipe:
+        case {"base": {"name": str(name)}}:
+            return [name]
+        case _:
+            return []
 
 
 def _size(found: Inspection) -> str:
@@ -126,11 +138,6 @@ def _values(counts: Mapping[Any, int], output: Output) -> str:
     if len(values) > FEW and not output.verbose:
         return f"{values[0]:g} … {values[-1]:g}"
     return ", ".join(f"{value:g}" for value in values) or "–"
-
-
-def _few(names: tuple[str, ...], output: Output) -> str:
-    shown = names if output.verbose else names[:3]
-    return ", ".join(shown) + (", … (all with -v)" if len(names) > len(shown) else "")
 
 
 def _shortened(value: str, output: Output) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lcmmerge.adapters import Dense, Dependent, Factored
 from lcmmerge.errors import NumericError
 from lcmmerge.merge.operand import Operand
+from lcmmerge.merge.outcome import Measured
 from lcmmerge.merge.plan import Piece
 from lcmmerge.merge.terms import Adapted, Difference
 
@@ -33,16 +34,6 @@ class Work:
     dependent: list[tuple[int, float, Dependent]] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     squares: dict[int, float] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Measured:
-    """What one block shows: ‖θ‖², the terms' ‖λΔ‖² where only the block tells, and the rounding error of a sample."""
-
-    base_square: float = 0.0
-    squares: dict[int, float] = field(default_factory=dict)
-    sampled: int = 0
-    sampled_error: float = 0.0
 
 
 def prepare(piece: Piece, device: str) -> Work:
@@ -131,12 +122,13 @@ def round_into(out: Tensor, weights: Tensor, piece: Piece, row: int, seed: int |
         out.copy_(stochastic(weights, out.dtype, _generator(seed, piece.operand.name, row)))
     norm, largest = square(weights), torch.finfo(out.dtype).max
     # A block whose norm is below the dtype's largest number can hold nothing above it.
-    if norm < largest**2:
+    if math.sqrt(norm) < largest:
         return
     check_finite(weights, norm, piece.operand)
-    if not bool(weights.to(out.dtype).float().isfinite().all()):
+    peak = float(weights.abs().max())
+    if peak > largest:  # looked at here: a cast to float8_e4m3fn saturates
         raise NumericError(
-            f"{piece.operand.name}: {weights.abs().max():.4g} overflows {piece.dtype.torch_name} (±{largest:.4g})",
+            f"{piece.operand.name}: {peak:.4g} overflows {piece.dtype.torch_name} (±{largest:.4g})",
             "choose a wider --dtype (bf16 or fp32), or a smaller λ",
         )
 

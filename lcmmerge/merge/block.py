@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, sqrt
 
 import torch
 from torch import Tensor
 
 from lcmmerge.merge import arithmetic
-from lcmmerge.merge.arithmetic import Measured, Work
+from lcmmerge.merge.arithmetic import Work
 from lcmmerge.merge.operand import Operand
+from lcmmerge.merge.outcome import Layer, Measured
 from lcmmerge.merge.plan import Piece
 from lcmmerge.merge.terms import Difference
 from lcmmerge.tensors import DType
@@ -18,40 +18,6 @@ from lcmmerge.tensors.blockio import Buffer, Files
 
 ELEMENTS = 1 << 19  # computed at once: in float32 they and their factors stay in the cache
 MIN_ROWS = 64  # a GEMM on fewer rows leaves most of the arithmetic units idle
-
-
-@dataclass(slots=True)
-class Layer:
-    """What was measured of one parameter: ‖θ‖², ‖λΔ‖² per term, and ‖round(θ′) − θ′‖² on a sample of its elements."""
-
-    name: str
-    numel: int
-    squares: dict[int, float]
-    base_square: float = 0.0
-    sampled: int = 0
-    sampled_error: float = 0.0
-
-    @property
-    def error_square(self) -> float:
-        """‖round(θ′) − θ′‖², extrapolated from the sample."""
-        return self.sampled_error * self.numel / self.sampled if self.sampled else 0.0
-
-    @property
-    def relative(self) -> float:
-        """‖Σ λΔ‖ / ‖θ‖, the terms taken as orthogonal."""
-        return sqrt(sum(self.squares.values()) / self.base_square) if self.base_square else inf
-
-    @property
-    def signal(self) -> float:
-        """‖Σ λΔ‖ / ‖rounding error‖."""
-        return sqrt(sum(self.squares.values()) / self.error_square) if self.error_square else inf
-
-    def add(self, measured: Measured) -> None:
-        self.base_square += measured.base_square
-        for term, square in measured.squares.items():
-            self.squares[term] = self.squares.get(term, 0.0) + square
-        self.sampled += measured.sampled
-        self.sampled_error += measured.sampled_error
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,13 @@ from lcmmerge.errors import FormatError, NotFoundError, ShapeMismatchError
 SMALL = (".json", ".txt", ".model")
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 CURE = "name another with --config-from"
+DEFAULTS = {"use_linear_projection": False, "mid_block_type": "UNetMidBlock2DCrossAttn"}  # older configs lack them
 
 
 def small_files(folder: Path) -> list[Path]:
     """Paths relative to ``folder``, sorted: its own and its components', no weights and no shard indices."""
     files = [*folder.glob("*"), *folder.glob("*/*")]
-    chosen = (file for file in files if file.suffix in SMALL and not file.name.endswith(".index.json"))
+    chosen = (file for file in files if file.suffix in SMALL and ".index" not in file.suffixes)
     return sorted(file.relative_to(folder) for file in chosen if file.is_file() and not _hidden(file, folder))
 
 
@@ -37,15 +38,26 @@ def check_configs(configs: Path, base: Model) -> None:
         if not (configs / component / "config.json").is_file():
             raise NotFoundError(f"{configs}: has no {component}/config.json, which the model needs", CURE)
     unet = _read_json(configs / "unet" / "config.json")
-    weight = base.parameters["unet.conv_in.weight"].shape
-    for what, wanted, found in (
-        ("input channels", unet.get("in_channels"), weight[1]),
-        ("channels in its first block", (unet.get("block_out_channels") or [None])[0], weight[0]),
-    ):
-        if wanted != found:
+    for key, found in _structure(base).items():
+        described = unet.get(key, DEFAULTS.get(key))
+        if described != found:
             raise ShapeMismatchError(
-                f"{configs}: describes a U-Net with {wanted} {what}, the checkpoint has {found}", CURE
+                f"{configs}: describes another U-Net: its {key} is {described}, the checkpoint's {found}", CURE
             )
+
+
+def _structure(base: Model) -> dict[str, Any]:
+    """What of a U-Net's config its tensors tell, as diffusers' UNet2DConditionModel calls it."""
+    shapes = {name: parameter.shape for name, parameter in base.parameters.items()}
+    downs = [f"unet.down_blocks.{number}.resnets.0.conv1.weight" for number in range(len(base.arch.unet.down))]
+    to_k = next(name for name in shapes if name.startswith("unet.") and name.endswith(".attn2.to_k.weight"))
+    return {
+        "in_channels": shapes["unet.conv_in.weight"][1],
+        "block_out_channels": [shapes[name][0] for name in downs],
+        "cross_attention_dim": shapes[to_k][1],
+        "use_linear_projection": base.arch.unet.linear_projection,
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if base.arch.unet.mid else "UNetMidBlock2D",
+    }
 
 
 def copy_configs(configs: Path, target: Path, components: set[str]) -> None:

@@ -7,20 +7,20 @@ the number of threads nor on their timing. Memory is bounded by the blocks in fl
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import torch
 
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.merge import arithmetic
-from lcmmerge.merge.arithmetic import Measured
-from lcmmerge.merge.block import Block, Computer, Layer, rows_at_once
+from lcmmerge.merge.block import Block, Computer, rows_at_once
+from lcmmerge.merge.outcome import Layer, Measured, Outcome, Settings
 from lcmmerge.merge.pipeline import in_order
 from lcmmerge.merge.plan import Plan, PlannedFile
 from lcmmerge.tensors.blockio import PAGE, BlockWriter, Buffer, Files
@@ -35,17 +35,15 @@ class Metadata(Protocol):
     def __call__(self, file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """``threads``: workers (0: one per core, four at most); ``stochastic_seed``: None rounds to nearest."""
+class Writer(Protocol):
+    """What a file's bytes go to: a ``BlockWriter``, or what stands in its place."""
 
-    threads: int = 0
-    device: str = "cpu"
-    stochastic_seed: int | None = None
-
-    @property
-    def workers(self) -> int:
-        return self.threads or min(os.cpu_count() or 1, 4)
+    def write(self, buffer: Buffer, offset: int, nbytes: int) -> None: ...
+    def finish(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
 
 
 @dataclass(slots=True)
@@ -65,27 +63,25 @@ class Unit:
         return self.buffer.memory[self.offset % PAGE : self.offset % PAGE + self.nbytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """``layers``: one per parameter, in order; ``sha256``: of each file's tensor bytes, in the plan's order."""
-
-    layers: tuple[Layer, ...]
-    sha256: tuple[str, ...]
-
-
 def execute(
-    plan: Plan, folder: Path, metadata: Metadata, settings: Settings, progress: Callable[[int], None]
+    plan: Plan,
+    folder: Path,
+    metadata: Metadata,
+    settings: Settings,
+    progress: Callable[[int], None],
+    open_writer: Callable[[Path, int], Writer] = BlockWriter,
 ) -> Outcome:
     """Write the plan's files under ``folder``.
 
-    ``progress`` is called with the number of bytes that became final. Raises NumericError, OutputError, FormatError.
+    ``progress`` is called with the number of bytes that became final, ``open_writer`` with a file's path and size.
+    Raises NumericError, OutputError, FormatError.
     """
     _check_device(settings.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # parallel over blocks, not within one
     try:
         with ExitStack() as stack:
-            return _Execution(plan, folder, metadata, settings, progress, stack).run()
+            return _Execution(plan, folder, metadata, settings, progress, open_writer, stack).run()
     finally:
         torch.set_num_threads(threads)
 
@@ -105,6 +101,7 @@ class _Execution:
         metadata: Metadata,
         settings: Settings,
         progress: Callable[[int], None],
+        open_writer: Callable[[Path, int], Writer],
         stack: ExitStack,
     ) -> None:
         self.plan, self.metadata, self.settings, self.progress = plan, metadata, settings, progress
@@ -114,7 +111,7 @@ class _Execution:
             for file in plan.files
         ]
         self.writers = [
-            stack.enter_context(BlockWriter(folder / file.path, layout.size))
+            stack.enter_context(open_writer(folder / file.path, layout.size))
             for file, layout in zip(plan.files, self.layouts, strict=True)
         ]
         self.hashes = [hashlib.sha256() for _ in plan.files]
@@ -188,7 +185,7 @@ class _Execution:
         self.writers[unit.file].write(unit.buffer, unit.offset, unit.nbytes)
 
 
-def _write_header(writer: BlockWriter, layout: FileLayout, metadata: dict[str, str]) -> None:
+def _write_header(writer: Writer, layout: FileLayout, metadata: dict[str, str]) -> None:
     buffer = Buffer(layout.data_start)
     buffer.memory[: layout.data_start] = layout.header(metadata)
     writer.write(buffer, 0, layout.data_start)

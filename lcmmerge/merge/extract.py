@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod
+from functools import partial
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,9 @@ def extract(
     settings: Settings,
     *,
     force: bool = False,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Extracted:
-    """Write the LoRA; ``progress`` is told of every parameter that is done.
+    """Write the LoRA; ``progress`` is called with the bytes of ``tuned`` that are done.
 
     Raises UnmatchedKeysError, ShapeMismatchError, NoEffectError (nothing was tuned), NumericError, OutputError.
     """
@@ -105,12 +106,89 @@ def extract(
     inputs = [path for source in sources.values() for path in (source.path, *source.files)]
     check_target(target, force=force, needed=sum(spec.nbytes for spec in specs) + HEADROOM, inputs=inputs)
     with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
-        hashes = {name: pool.submit(sha256_of, source.files) for name, source in sources.items()}
-        ready = False
+        pending = {name: pool.submit(sha256_of, source.files) for name, source in sources.items()}
 
-        def describe(sha256: str) -> dict[str, str]:
-            known = {name: future.result() if ready else "0" * 64 for name, future in hashes.items()}
-            recipe = _recipe(sources, known, settings)
-            return lorafile.metadata(base.arch, f"{tuned.path.stem} − {base.source.path.stem}", recipe, sha256)
+        def describe(sha256: str | None) -> dict[str, str]:
+            hashes = {name: future.result() if sha256 else lorafile.UNKNOWN for name, future in pending.items()}
+            recipe = _recipe(sources, hashes, settings)
+            return lorafile.metadata(base.arch, f"{tuned.path.stem} - {base.source.path.stem}", recipe, sha256)
 
-        return _write(target, targets, specs, settings, describe, progress)
+        def done(item: Target) -> None:
+            progress(item.difference.tuned.nbytes)
+
+        layers = lorafile.write_adapter(target, targets, partial(_make, settings), specs, describe, done)
+    return _extracted(target, targets, layers)
+
+
+def _source(tuned: Term) -> TensorSource:
+    assert isinstance(tuned.content, Checkpoint)
+    return tuned.content.tuned.source
+
+
+def _target(difference: Difference, base: Model, settings: Settings) -> Target:
+    """Embeddings and the VAE have no place in a LoRA file; norms and biases have where the whole is asked for."""
+    module, _, parameter = difference.tuned.name.rpartition(".")
+    key = kohya_name(module, base.arch)
+    if key is None or ".embeddings." in module:
+        return Target(difference, "", LEFT_OUT)
+    if len(difference.tuned.shape) > 1:
+        return Target(difference, key, LOW_RANK)
+    if not settings.full:
+        return Target(difference, key, LEFT_OUT)
+    weight = base.parameters.get(f"{module}.weight")
+    norm = weight is not None and len(weight.shape) == 1
+    return Target(difference, key, f"{parameter[0]}_norm" if norm else "diff_b")
+
+
+def _specs(target: Target, settings: Settings) -> Iterator[TensorSpec]:
+    """The most that a parameter can take in the file."""
+    shape = target.difference.tuned.shape
+    if target.role == LOW_RANK:
+        rank = min(settings.rank, shape[0], prod(shape[1:]))
+        yield from lorafile.low_rank_specs(target.key, shape, rank, settings.dtype)
+    elif target.role != LEFT_OUT:
+        yield TensorSpec(f"{target.key}.{target.role}", settings.dtype, shape)
+
+
+def _make(settings: Settings, made: Made[Target]) -> None:
+    target = made.item
+    tuned, base = target.difference.tuned, target.difference.origin
+    delta = tuned.read().float() - base.read().float()
+    square = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
+    if not isfinite(square):
+        raise NumericError(f"{tuned.path}: {tuned.name} or its base holds NaN or Inf", "one of the two is damaged")
+    if not square:
+        return
+    if target.role == LOW_RANK:
+        made.tensors, made.layer = _approximate(target, delta, settings)
+        return
+    made.layer = Layer(target.name, square, 0.0 if target.role == LEFT_OUT else square)
+    made.tensors = {spec.name: lorafile.rounded(spec, delta) for spec in _specs(target, settings)}
+
+
+def _approximate(target: Target, delta: Tensor, settings: Settings) -> tuple[dict[str, Tensor], Layer]:
+    found = spectrum(delta.flatten(1), settings.rank, target.name)
+    rank = found.enough(settings.rank, settings.energy)
+    kept = float(found.energies()[rank - 1]) * found.square
+    tensors = lorafile.low_rank(target.key, *found.factors(rank), tuple(delta.shape), settings.dtype)
+    return tensors, Layer(target.name, found.square, kept, rank)
+
+
+def _extracted(target: Path, targets: list[Target], layers: tuple[Layer, ...]) -> Extracted:
+    left_out = {target.name for target in targets if target.role == LEFT_OUT}
+    held = tuple(layer for layer in layers if layer.name not in left_out)
+    square = sum(layer.square for layer in held)
+    energy = sum(layer.kept for layer in held) / square if square else 0.0
+    return Extracted(str(target), held, tuple(layer.name for layer in layers if layer.name in left_out), energy)
+
+
+def _recipe(sources: Mapping[str, TensorSource], hashes: Mapping[str, str], settings: Settings) -> dict[str, Any]:
+    named = {name: {"name": source.path.name, "sha256": hashes[name]} for name, source in sources.items()}
+    return {
+        "type": "lcmmerge extract",
+        **named,
+        "rank": settings.rank,
+        "energy": settings.energy,
+        "dtype": settings.dtype.name,
+        "full": settings.full,
+    }

@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 from lcmmerge.merge import provenance
 from lcmmerge.merge.configs import copy_configs
-from lcmmerge.merge.execute import Outcome, Settings, execute
+from lcmmerge.merge.outcome import Outcome, Settings
 from lcmmerge.merge.outputs import DIFFUSERS
 from lcmmerge.merge.plan import Plan, PlannedFile
 from lcmmerge.merge.report import Report, rows
@@ -71,22 +72,22 @@ def _prepare_folder(plan: Plan, folder: Path, configs: Path | None) -> None:
 
 
 def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int], None]) -> Outcome:
-    """Merge, and hash the inputs beside it: they are read by then, or lie in the page cache."""
+    """Merge, and hash the inputs beside it, beginning before torch is loaded, which takes a second."""
+    stop = Event()
     with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
-        pending = {
-            key: pool.submit(sha256_of, source.files)
-            for key, source in plan.sources.items()
-        }
+        hashing = {key: pool.submit(sha256_of, source.files, stop) for key, source in plan.sources.items()}
         known = provenance.placeholders(plan)
 
         def metadata(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:
-            hashes = {key: future.result() for key, future in pending.items()} if final else known
+            hashes = {key: future.result() for key, future in hashing.items()} if final else known
             return provenance.metadata(plan, settings.stochastic_seed, hashes, sha256)
 
         try:
+            from lcmmerge.merge.execute import execute
+
             outcome = execute(plan, folder, metadata, settings, progress)
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            stop.set()
             raise
     _write_indices(plan, folder)
     return outcome

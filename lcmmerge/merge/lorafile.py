@@ -16,7 +16,7 @@ from torch import Tensor
 from lcmmerge import __version__
 from lcmmerge.archs import Architecture
 from lcmmerge.errors import NoEffectError, NumericError
-from lcmmerge.merge.execute import Settings
+from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.pipeline import in_order, one_thread_each
 from lcmmerge.merge.provenance import HASH, RECIPE, canonical_json
 from lcmmerge.tensors import DType
@@ -26,6 +26,7 @@ from lcmmerge.tensors.writer import Describe, TensorWriter
 
 Item = TypeVar("Item")
 Shape = tuple[int, ...]
+UNKNOWN = "0" * 64  # as long as a sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,12 @@ def write_adapter(
     make: Callable[[Made[Item]], None],
     at_most: Iterable[TensorSpec],
     describe: Describe,
-    progress: Callable[[int], None],
+    done: Callable[[Item], None] = lambda item: None,
 ) -> tuple[Layer, ...]:
     """``make`` each item's tensors in parallel, and write them in the items' order.
 
-    ``progress`` is told of every item that is done. Raises NoEffectError where nothing at all changes, OutputError, and
-    what ``make`` does.
+    ``done`` is called with each item that is. Raises NoEffectError where nothing at all changes, OutputError, and what
+    ``make`` does.
     """
     layers: list[Layer] = []
     with Staging(target) as staging, TensorWriter(staging.folder / target.name, at_most, describe) as writer:
@@ -75,12 +76,12 @@ def write_adapter(
                 writer.write(name, tensor)
             if made.layer:
                 layers.append(made.layer)
-            progress(1)
+            done(made.item)
 
         with one_thread_each() as initializer:
             number = Settings().workers
             in_order(map(Made, items), make, finish, workers=number, in_flight=2 * number, initializer=initializer)
-        if not any(layer.square for layer in layers):
+        if not any(layer.kept for layer in layers):
             raise NoEffectError(f"{target}: would hold no change at all", "compare the inputs with `lcmmerge inspect`")
         writer.finish()
         staging.commit_files()
@@ -121,7 +122,7 @@ def rounded(spec: TensorSpec, tensor: Tensor) -> Tensor:
     return final
 
 
-def metadata(arch: Architecture, title: str, recipe: Mapping[str, Any], sha256: str) -> dict[str, str]:
+def metadata(arch: Architecture, title: str, recipe: Mapping[str, Any], sha256: str | None) -> dict[str, str]:
     """ModelSpec 1.0.1 and the recipe, as in merged checkpoints."""
     return {
         "format": "pt",
@@ -129,6 +130,6 @@ def metadata(arch: Architecture, title: str, recipe: Mapping[str, Any], sha256: 
         "modelspec.architecture": f"{arch.modelspec}/lora",
         "modelspec.implementation": "https://github.com/kohya-ss/sd-scripts",
         "modelspec.title": title,
-        HASH: f"0x{sha256}",
+        HASH: f"0x{sha256 or UNKNOWN}",
         RECIPE: canonical_json({"version": __version__, **recipe}),
     }

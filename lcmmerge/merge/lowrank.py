@@ -47,7 +47,8 @@ def spectrum(matrix: Tensor, rank: int, seed: str) -> Spectrum:
     square = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
     width = rank + OVERSAMPLING
     if 2 * width >= min(matrix.shape):
-        return Spectrum(*torch.linalg.svd(matrix, full_matrices=False), square)
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        return Spectrum(left, values, right, square)
     start = torch.randn(matrix.shape[1], width, generator=_generator(seed))
     basis = _orthonormal(matrix @ start)
     for _ in range(ITERATIONS):
@@ -65,7 +66,8 @@ def product_spectrum(up: Tensor, down: Tensor) -> Spectrum:
 
 
 def _orthonormal(matrix: Tensor) -> Tensor:
-    return torch.linalg.qr(matrix).Q
+    basis: Tensor = torch.linalg.qr(matrix).Q
+    return basis
 
 
 def _generator(seed: str) -> torch.Generator:

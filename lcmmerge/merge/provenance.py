@@ -87,8 +87,11 @@ def _named(source: TensorSource, sha256: str) -> dict[str, str]:
 
 
 def _models(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """sha256 → what is known of a model, with the models that went into the base before."""
-    now = {hashes[key]: {"name": source.path.name} for key, source in plan.sources.items()}
+    """sha256 → what is known of a model, with those that went into the base before; λ = 0 brings nothing in."""
+    idle = {f"terms.{index}" for index, term in enumerate(plan.terms) if not term.strength}
+    now = {
+        hashes[key]: {"name": source.path.name} for key, source in plan.sources.items() if key not in idle
+    }
     return recorded_models(plan.base.source) | now
 
 
@@ -105,7 +108,7 @@ def refuse_fused(plan: Plan) -> None:
     """An adapter that the base already holds would count twice. Raises AlreadyFusedError."""
     recorded = recorded_models(plan.base.source)
     for term in plan.terms if recorded else ():
-        if isinstance(term.content, Checkpoint):
+        if isinstance(term.content, Checkpoint) or not term.strength:
             continue
         if sha256_of(term.content.source.files) in recorded:
             raise AlreadyFusedError(

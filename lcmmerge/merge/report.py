@@ -8,7 +8,7 @@ from math import inf, sqrt
 from typing import Any
 
 from lcmmerge.errors import NoEffectError
-from lcmmerge.merge.block import Layer
+from lcmmerge.merge.outcome import Layer
 from lcmmerge.merge.plan import Plan
 
 

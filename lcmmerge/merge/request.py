@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def plan(request: Request) -> tuple[Plan, Path | None]:
 
 
 def _terms(request: Request, base: Model) -> list[Term]:
-    wanted = list(_wanted(request, base))
+    wanted = list(_distinct(_wanted(request, base)))
     names = [name for name, _, _ in wanted]
     if strangers := sorted(request.block_weights.keys() - set(names)):
         raise LcmMergeError(f"block weights for {strangers[0]!r}: no such term", f"the terms are {', '.join(names)}")
@@ -78,6 +79,14 @@ def _wanted(request: Request, base: Model) -> Iterator[tuple[str, str, float]]:
         yield "lcm", request.lcm or official_lcm(base), lcm_strength
     for reference, strength in request.adapters:
         yield Path(reference).stem, reference, strength
+
+
+def _distinct(wanted: Iterable[tuple[str, str, float]]) -> Iterator[tuple[str, str, float]]:
+    """A second term of the same name (the Hub's LoRAs are all ``pytorch_lora_weights``) is ``name-2``."""
+    seen: Counter[str] = Counter()
+    for name, reference, strength in wanted:
+        seen[name] += 1
+        yield name if seen[name] == 1 else f"{name}-{seen[name]}", reference, strength
 
 
 def official_lcm(base: Model) -> str:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from concurrent.futures import CancelledError
 from pathlib import Path
+from threading import Event
 
 from lcmmerge.tensors.blockio import Buffer, Files
 
 BLOCK = 8 << 20
 
 
-def sha256_of(files: Iterable[Path]) -> str:
-    """Of one file its sha256; of several the sha256 of what sha256sum prints of them, sorted by name."""
-    digests = sorted((path.name, _sha256(path)) for path in files)
+def sha256_of(files: Iterable[Path], stop: Event | None = None) -> str:
+    """Of one file its sha256; of several the sha256 of what sha256sum prints of them, sorted by name.
+
+    Raises CancelledError soon after ``stop`` is set.
+    """
+    digests = sorted((path.name, _sha256(path, stop or Event())) for path in files)
     if len(digests) == 1:
         return digests[0][1]
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, stop: Event) -> str:
     digest, size = hashlib.sha256(), path.stat().st_size
     buffer, spare = Buffer(BLOCK), Buffer(BLOCK)
     with Files() as inputs:
         for offset in range(0, size, BLOCK):
+            if stop.is_set():
+                raise CancelledError
             digest.update(inputs.read(path, offset, buffer.memory[: min(BLOCK, size - offset)], spare))
     return digest.hexdigest()

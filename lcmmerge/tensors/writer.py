@@ -16,7 +16,8 @@ from lcmmerge.tensors.layout import FileLayout, TensorSpec, lay_out
 if TYPE_CHECKING:
     from torch import Tensor
 
-Describe = Callable[[str], Mapping[str, str]]  # sha256 of the tensor bytes → metadata, always of the same length
+# sha256 of the tensor bytes, None while it is unknown → metadata; it never takes more bytes than for None.
+Describe = Callable[[str | None], Mapping[str, str]]
 
 
 class TensorWriter:
@@ -28,7 +29,7 @@ class TensorWriter:
 
     def __init__(self, path: Path, at_most: Iterable[TensorSpec], describe: Describe) -> None:
         self.path, self._describe = path, describe
-        self._data_start = self._position = lay_out(at_most, describe("0" * 64)).data_start
+        self._data_start = self._position = lay_out(at_most, describe(None)).data_start
         self._specs: list[TensorSpec] = []
         self._offsets: list[int] = []
         self._digest = hashlib.sha256()
@@ -51,7 +52,7 @@ class TensorWriter:
 
         dtypes = {dtype.torch_name: dtype for dtype in DTYPES.values()}
         spec = TensorSpec(name, dtypes[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
-        data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
         self._digest.update(data)
         self._put(data)
         self._specs.append(spec)

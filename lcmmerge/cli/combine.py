@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lcmmerge.cli.common import ADAPTER_DTYPE, output_options, show_layers, target_options
+from lcmmerge.output import Output
+from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+
+
+@click.command(
+    short_help="Add LoRAs up into one: Σ λᵢτᵢ.",
+    context_settings={"ignore_unknown_options": True},  # so that -0.5 is a number
+)
+@click.argument("terms", nargs=-1, required=True, metavar="ADAPTER λ [ADAPTER λ]…")
+@target_options
+@click.option("--rank", type=click.IntRange(1), help="Recompress to this rank.  [default: exact, the sum of ranks]")
+@click.option("--dtype", type=ADAPTER_DTYPE, help="[default: the widest of the adapters']")
+@click.option("--base", metavar="REF", help="The model they are for, where their names do not tell.")
+@output_options
+def combine(
+    terms: tuple[str, ...], target: Path, rank: int | None, dtype: str | None, base: str | None, force: bool,
+    output: Output,
+) -> None:  # fmt: skip
+    """Add LoRAs, each times its λ, up into one LoRA. It is exact: ranks are set side by side.
+
+    \b
+      lcmmerge combine style.safetensors 0.8 lcm.safetensors 1.0 -o both.safetensors
+      lcmmerge combine a.safetensors 1 b.safetensors -0.5 --rank 32 -o c.safetensors
+    """
+    from lcmmerge import refs
+    from lcmmerge.archs import identify
+    from lcmmerge.merge.alignment import open_term
+    from lcmmerge.merge.combine import Settings
+    from lcmmerge.merge.combine import combine as run
+    from lcmmerge.merge.request import safetensors_name
+    from lcmmerge.tensors import open_source
+
+    pairs = _pairs(terms)
+    model = identify(open_source(refs.resolve(base, "base"))) if base else None
+    opened = [open_term(refs.resolve(reference, "adapter"), strength) for reference, strength in pairs]
+    settings = Settings(rank, OUTPUT_DTYPES[dtype] if dtype else None)
+    found = run(opened, safetensors_name(target), settings, model, force=force)
+    if output.as_json:
+        output.json(found.as_dict())
+        return
+    if output.verbose:
+        show_layers(found.layers, output)
+    output.text(f"{found.output}  {len(found.layers)} parameters, {found.energy:.2%} of ‖Δ‖² kept")
+
+
+def _pairs(terms: tuple[str, ...]) -> list[tuple[str, float]]:
+    references, strengths = terms[::2], terms[1::2]
+    try:
+        return list(zip(references, map(float, strengths), strict=True))
+    except ValueError:
+        raise click.UsageError("write each adapter with its λ: style.safetensors 0.8 lcm.safetensors 1") from None

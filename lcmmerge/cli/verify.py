@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lcmmerge.cli.common import output_options
+from lcmmerge.output import Output, ratio
+
+
+@click.command(short_help="Recompute a merge from its sources and compare.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--source", "sources", multiple=True, metavar="REF", help="A source, or a folder that holds sources.")
+@click.option("--device", default="cpu", show_default=True, help="Where it was merged: cpu, cuda, cuda:1.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core, at most four]")
+@output_options
+def verify(file: Path, sources: tuple[str, ...], device: str, threads: int, output: Output) -> None:
+    """Recompute FILE, which `lcmmerge fuse` wrote, from the sources that it records, and compare tensor by tensor.
+
+    FILE may be a diffusers folder. Sources are looked for beside FILE, in this folder, and in every --source; their
+    sha256 must be the recorded ones. Nothing is written. The exit code is 1 where anything differs.
+
+    \b
+      lcmmerge verify merged.safetensors --source ~/models
+    """
+    from lcmmerge import refs
+    from lcmmerge.merge.outcome import Settings
+    from lcmmerge.merge.verify import verify as run
+    from lcmmerge.tensors import open_source
+
+    path = refs.resolve(str(file), "merge")
+    places = [*(refs.resolve(source, "source") for source in sources), path.resolve().parent, Path.cwd()]
+    source = open_source(path)
+    with output.progress("verify", source.nbytes) as progress:
+        found = run(source, places, Settings(threads, device), progress)
+    if output.as_json:
+        output.json(found.as_dict())
+    elif found.different:
+        rows = [(item.name, item.reason, "–" if item.largest is None else ratio(item.largest))
+                for item in found.different[: None if output.verbose else 10]]  # fmt: skip
+        output.table("Different", ("tensor", "what", "max |Δ|"), rows, numbers=1)
+    found.check()
+    output.text(f"{path}: all {found.tensors} tensors are what its recipe gives.")

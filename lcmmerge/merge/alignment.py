@@ -1,0 +1,137 @@
+"""Which parameters several adapters share, however each spells them, without a base. Headers only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, read_adapter
+from lcmmerge.archs import (
+    Architecture,
+    Model,
+    aliases,
+    guess_architecture,
+    kohya_name,
+    likely_architectures,
+    spellings,
+)
+from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
+from lcmmerge.tensors import open_source
+
+Shape = tuple[int, ...]
+WHOLE = ("diff", "diff_b", "w_norm", "b_norm")  # roles that say their parameter's shape themselves
+NAME_BASE = "name the model with --base"
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """λ times the adapter in ``file``."""
+
+    file: AdapterFile
+    strength: float
+
+    @property
+    def path(self) -> Path:
+        return self.file.source.path
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one term brings to a parameter."""
+
+    term: Term
+    patch: Patch
+    adapter: Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A canonical parameter of ``shape``; stored under ``key`` as a LoRA or, where it is a vector, as ``role``."""
+
+    name: str
+    key: str
+    role: str
+    shape: Shape
+    shares: tuple[Share, ...]
+
+
+def open_term(path: Path, strength: float) -> Term:
+    """Raises FormatError for what is no adapter, UnmatchedKeysError for one with more in it than patches."""
+    file = read_adapter(open_source(path))
+    if not file.patches:
+        raise FormatError(f"{path}: is no adapter that we know", "look at it with `lcmmerge inspect`")
+    if strangers := (*file.embeddings, *file.unknown):
+        raise UnmatchedKeysError(
+            f"{path}: {len(strangers)} of its tensors patch no weight and would be lost, such as {strangers[0]}",
+            "embeddings belong in a file of their own",
+        )
+    return Term(file, strength)
+
+
+def common_architecture(terms: Sequence[Term]) -> Architecture:
+    """One that all terms may be made for. Raises IncompatibleError."""
+    common: list[Architecture] = []
+    for term in terms:
+        keys = [patch.key for patch in term.file.patches]
+        found = likely_architectures(keys)
+        if not found:
+            guess = guess_architecture(keys)
+            made_for = f"looks made for {guess}" if guess else "names no module that we know"
+            raise IncompatibleError(f"{term.path}: {made_for}", "supported are Stable Diffusion 1, 2, XL, and SSD-1B")
+        if common and not set(found) & set(common):
+            others = f"the adapters before it for {common[0].title}"
+            raise IncompatibleError(
+                f"{term.path}: looks made for {found[0].title}, {others}",
+                f"they belong to different models; if not, {NAME_BASE}",
+            )
+        common = [arch for arch in common or found if arch in found]
+    return common[0]
+
+
+def align(terms: Sequence[Term], arch: Architecture, base: Model | None) -> Iterator[Target]:
+    """The parameters in order of first appearance."""
+    table = aliases(base) if base else spellings(arch)
+    shares: dict[str, list[Share]] = {}
+    for term in terms:
+        for patch in term.file.patches:
+            name = f"{table.get(patch.key)}.{patch.parameter}"
+            if patch.key not in table or (base and name not in base.parameters):
+                raise UnmatchedKeysError(f"{term.path}: {patch.key} is no module of {arch.title}", NAME_BASE)
+            found = shares.setdefault(name, [])
+            if found and found[-1].term is term:
+                raise FormatError(
+                    f"{term.path}: two of its keys patch {name}", "the file mixes two naming schemes: export it again"
+                )
+            found.append(Share(term, patch, algorithm(patch)[1]))
+    for name, group in shares.items():
+        yield _target(name, tuple(group), arch, base)
+
+
+def _target(name: str, shares: tuple[Share, ...], arch: Architecture, base: Model | None) -> Target:
+    module, _, _ = name.rpartition(".")
+    shape = base.parameters[name].shape if base else _told_shape(shares[0])
+    for share in shares:
+        if misfit := share.adapter.fit(share.patch, shape):
+            raise ShapeMismatchError(f"{share.term.path}: {share.patch.key}: {misfit}", "they fit different models")
+    roles = [role for share in shares for role in WHOLE if role in share.patch.roles]
+    return Target(name, kohya_name(module, arch) or module, roles[0] if roles else "diff_b", shape, shares)
+
+
+def _told_shape(share: Share) -> Shape:
+    """The parameter's shape, where the adapter tells it."""
+    patch = share.patch
+    match dict(patch.roles):
+        case {"up": up, "down": down, "mid": mid}:
+            return (up.shape[0], down.shape[1], *mid.shape[2:])
+        case {"up": up, "down": down}:
+            return (up.shape[0], *down.shape[1:])
+        case {"up_bias": bias}:
+            return bias.shape
+        case {**roles} if len(roles) == 1 and (whole := next(iter(roles))) in WHOLE:
+            return patch.shape(whole)
+        case _:
+            raise IncompatibleError(
+                f"{share.term.path}: {patch.key} is {share.adapter.title}, which does not tell its parameter's shape",
+                f"{NAME_BASE}, or merge it with `lcmmerge fuse`",
+            )

@@ -1,0 +1,171 @@
+"""λ-weighted LoRAs → one LoRA: Σ λᵢ sᵢ BᵢAᵢ = [λ₁s₁B₁ λ₂s₂B₂ …] [A₁; A₂; …], exactly, by concatenating ranks.
+
+No base is needed: modules are matched by what the architecture calls them, however each file spells them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lcmmerge.adapters import Dense, Dependent, Factored
+from lcmmerge.archs import Model
+from lcmmerge.errors import IncompatibleError, NoEffectError, NumericError
+from lcmmerge.merge import lorafile
+from lcmmerge.merge.alignment import Share, Target, Term, align, common_architecture
+from lcmmerge.merge.arithmetic import factored_square
+from lcmmerge.merge.lorafile import Layer, Made
+from lcmmerge.merge.lowrank import product_spectrum, spectrum
+from lcmmerge.tensors import DTYPES, DType
+from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.tensors.layout import TensorSpec
+from lcmmerge.tensors.staging import check_target
+
+HEADROOM = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """``rank``: recompress to it, None keeps all ranks; ``dtype``: None is the widest of the inputs'."""
+
+    rank: int | None = None
+    dtype: DType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    output: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def energy(self) -> float:
+        """The share of ‖ΔW‖² that recompression kept."""
+        square = sum(layer.square for layer in self.layers)
+        return sum(layer.kept for layer in self.layers) / square if square else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        layers = [layer.as_dict() for layer in self.layers]
+        return {"output": self.output, "energy": self.energy, "layers": layers}
+
+
+def combine(
+    terms: Sequence[Term],
+    target: Path,
+    settings: Settings,
+    base: Model | None = None,
+    *,
+    force: bool = False,
+) -> Combined:
+    """Write Σ λᵢτᵢ as one LoRA.
+
+    Raises IncompatibleError (different architectures; an algorithm whose ΔW depends on the base, or needs ``rank``),
+    UnmatchedKeysError, ShapeMismatchError, NoEffectError, NumericError, OutputError.
+    """
+    terms = [term for term in terms if term.strength]
+    if not terms:
+        raise NoEffectError("every λ is 0, so nothing would be left", "give at least one other λ")
+    arch = base.arch if base else common_architecture(terms)
+    dtype = settings.dtype or _widest(terms)
+    targets = list(align(terms, arch, base))
+    specs = [spec for target in targets for spec in _specs(target, settings.rank, dtype)]
+    files = [path for term in terms for path in term.file.source.files]
+    check_target(target, force=force, needed=sum(spec.nbytes for spec in specs) + HEADROOM, inputs=files)
+    recipe = _recipe(terms, settings.rank, dtype)
+    title = " + ".join(term.path.stem for term in terms)
+    describe = partial(lorafile.metadata, arch, title, recipe)
+    make = partial(_make, settings.rank, dtype)
+    return Combined(str(target), lorafile.write_adapter(target, targets, make, specs, describe))
+
+
+def _widest(terms: Iterable[Term]) -> DType:
+    """The narrowest dtype that holds every input's numbers, fp16 at least."""
+    infos = [info for term in terms for patch in term.file.patches for info in patch.roles.values()]
+    names = {info.dtype.name for info in infos if info.dtype.itemsize > 1}
+    if not names <= {"F16", "BF16"} or len(names) > 1:
+        return DTYPES["F32"]
+    return DTYPES[names.pop() if names else "F16"]
+
+
+def _specs(target: Target, rank: int | None, dtype: DType) -> Iterator[TensorSpec]:
+    """The most that a parameter can take in the file."""
+    if len(target.shape) < 2:
+        yield TensorSpec(f"{target.key}.{target.role}", dtype, target.shape)
+        return
+    most = min(target.shape[0], prod(target.shape[1:]))
+    ranks = [share.patch.shape("up")[1] if "up" in share.patch.roles else most for share in target.shares]
+    yield from lorafile.low_rank_specs(target.key, target.shape, min(rank or sum(ranks), sum(ranks)), dtype)
+
+
+def _make(rank: int | None, dtype: DType, made: Made[Target]) -> None:
+    target, pairs, delta = made.item, [], None
+    for share in target.shares:
+        match _update(share, target):
+            case Factored(up, down):
+                pairs.append(lorafile.balanced(up * share.term.strength, down))
+            case Dense(part):
+                delta = share.term.strength * part + (0 if delta is None else delta)
+    if len(target.shape) < 2:
+        assert delta is not None
+        (spec,) = _specs(target, rank, dtype)
+        made.tensors, square = {spec.name: lorafile.rounded(spec, delta)}, _square(delta)
+        made.layer = Layer(target.name, square, square)
+        return
+    factors = Factored(torch.cat([up for up, _ in pairs], 1), torch.cat([down for _, down in pairs])) if pairs else None
+    best, made.layer = _approximate(target, factors, delta, rank)
+    made.tensors = lorafile.low_rank(target.key, best.up, best.down, target.shape, dtype)
+
+
+def _update(share: Share, target: Target) -> Factored | Dense:
+    """Read one term's part. Raises IncompatibleError where only the base tells it."""
+    tensors = {role: info.read() for role, info in share.patch.roles.items()}
+    update = share.adapter.update(share.patch, tensors, target.shape)
+    if isinstance(update, Dependent):
+        raise IncompatibleError(
+            f"{share.term.path}: {share.patch.key} is {share.adapter.title}, whose ΔW depends on the base",
+            "fuse it into its base with `lcmmerge fuse`",
+        )
+    square = factored_square(update) if isinstance(update, Factored) else _square(update.delta)
+    if not isfinite(square):
+        raise NumericError(f"{share.term.path}: {share.patch.key} holds NaN or Inf", "the file is damaged")
+    return update
+
+
+def _approximate(
+    target: Target, factors: Factored | None, delta: Tensor | None, rank: int | None
+) -> tuple[Factored, Layer]:
+    """The best factors of ``factors`` + ``delta``, and what they keep of it."""
+    if rank is None and delta is not None:
+        path = target.shares[0].term.path
+        raise IncompatibleError(f"{path}: {target.name} is no product of two factors", "give --rank to approximate it")
+    if factors and delta is None and (rank is None or factors.up.shape[1] <= rank):
+        square = max(factored_square(factors), 0.0)
+        return factors, Layer(target.name, square, square, factors.up.shape[1])
+    assert rank is not None
+    if delta is not None:
+        matrix = delta.flatten(1)
+        found = spectrum(matrix + factors.up @ factors.down if factors else matrix, rank, target.name)
+    else:
+        assert factors is not None
+        found = product_spectrum(factors.up, factors.down)
+    rank = found.enough(rank, None)
+    kept = float(found.energies()[rank - 1]) * found.square if found.square else 0.0
+    return Factored(*found.factors(rank)), Layer(target.name, found.square, kept, rank)
+
+
+def _square(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+
+
+def _recipe(terms: Sequence[Term], rank: int | None, dtype: DType) -> Mapping[str, Any]:
+    named = [
+        {"name": term.path.name, "sha256": sha256_of(term.file.source.files), "lambda": term.strength}
+        for term in terms
+    ]
+    return {"type": "lcmmerge combine", "terms": named, "rank": rank, "dtype": dtype.name}

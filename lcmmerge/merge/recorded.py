@@ -1,0 +1,117 @@
+"""The recipe that a merged file carries (see ``provenance``), and the sources that it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from lcmmerge.archs import identify
+from lcmmerge.errors import FormatError, NotFoundError, VerificationError
+from lcmmerge.merge.blocks import BlockWeights
+from lcmmerge.merge.plan import Options, Plan, plan_fuse
+from lcmmerge.merge.provenance import RECIPE
+from lcmmerge.merge.terms import open_term
+from lcmmerge.tensors import DTYPES, TensorSource, open_source
+from lcmmerge.tensors.digest import sha256_of
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A source: its file's or folder's name, and the sha256 of its weights."""
+
+    name: str
+    sha256: str
+
+    @classmethod
+    def of(cls, recorded: Mapping[str, Any]) -> Self:
+        return cls(str(recorded["name"]), str(recorded["sha256"]))
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTerm:
+    name: str
+    strength: float
+    source: Named
+    tuned_from: Named | None
+    weights: BlockWeights
+
+    @classmethod
+    def of(cls, recorded: Mapping[str, Any]) -> Self:
+        tuned_from = Named.of(recorded["tuned_from"]) if "tuned_from" in recorded else None
+        weights = {str(block): float(factor) for block, factor in recorded.get("block_weights", {}).items()}
+        strength = float(recorded["lambda"])
+        return cls(str(recorded["term"]), strength, Named.of(recorded), tuned_from, BlockWeights(weights))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    version: str
+    base: Named
+    terms: tuple[RecordedTerm, ...]
+    options: Options
+    stochastic_seed: int | None
+
+
+def read_recipe(source: TensorSource) -> Recipe:
+    """Raises FormatError where the file is no merge of ours."""
+    text = source.metadata.get(RECIPE)
+    if text is None:
+        raise FormatError(f"{source.path}: records no merge recipe", "only what `lcmmerge fuse` wrote can be verified")
+    try:
+        recorded = json.loads(text)
+        if recorded["type"] != "lcmmerge":
+            raise FormatError(
+                f"{source.path}: was made by {recorded['type']}", "only what `lcmmerge fuse` wrote can be verified"
+            )
+        dtype = DTYPES[recorded["dtype"]] if recorded["dtype"] else None
+        options = Options(dtype, recorded["layout"], bool(recorded["drop_ema"]), None, recorded["allow_unmatched"])
+        terms = tuple(RecordedTerm.of(term) for term in recorded["terms"])
+        return Recipe(recorded["version"], Named.of(recorded["base"]), terms, options, recorded["stochastic_seed"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise FormatError(f"{source.path}: its merge recipe is damaged", "get the file again") from None
+
+
+def replan(recipe: Recipe, target: Path, places: Sequence[Path]) -> Plan:
+    """The merge that the recipe tells, from sources found in ``places``. Raises NotFoundError, VerificationError."""
+    base = identify(open_source(find(recipe.base, places)))
+    terms = [
+        open_term(
+            term.name,
+            find(term.source, places),
+            term.strength,
+            base,
+            style_base=find(term.tuned_from, places) if term.tuned_from else None,
+            weights=term.weights,
+        )
+        for term in recipe.terms
+    ]
+    return plan_fuse(base, terms, target, recipe.options)
+
+
+def find(source: Named, places: Sequence[Path]) -> Path:
+    """The source in the first of the ``places`` that has it: a folder around it, or the source under any name."""
+    strangers = []
+    for path in _candidates(source.name, places):
+        if sha256_of(open_source(path).files) == source.sha256:
+            return path
+        if path.name == source.name:
+            strangers.append(path)
+    if strangers:
+        raise VerificationError(
+            f"{strangers[0]}: is not the {source.name} that was merged: its sha256 differs",
+            f"name the one with sha256 {source.sha256[:12]}… by --source",
+        )
+    raise NotFoundError(f"source {source.name!r} is not here", "name it, or the folder that it is in, by --source")
+
+
+def _candidates(name: str, places: Sequence[Path]) -> Iterator[Path]:
+    """By name first: others are hashed only where that fails."""
+    for place in places:
+        if place.name == name:
+            yield place
+        elif (place / name).exists():
+            yield place / name
+    yield from (place for place in places if place.is_file() and place.name != name)

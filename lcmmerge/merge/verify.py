@@ -1,0 +1,198 @@
+"""Is a file the merge that it says it is? Recompute it, and compare instead of writing: no second copy anywhere."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import isfinite
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from lcmmerge.errors import VerificationError
+from lcmmerge.merge.execute import execute
+from lcmmerge.merge.outcome import Settings
+from lcmmerge.merge.outputs import DIFFUSERS
+from lcmmerge.merge.plan import Plan, PlannedFile, PlannedTensor
+from lcmmerge.merge.provenance import HASH
+from lcmmerge.merge.recorded import read_recipe, replan
+from lcmmerge.tensors import DType, TensorInfo, TensorSource
+from lcmmerge.tensors.blockio import PAGE, Buffer, Files
+from lcmmerge.tensors.header import read_header
+
+
+@dataclass(frozen=True, slots=True)
+class Different:
+    """A tensor that is not what the recipe gives, and why: ``largest`` is max |stored − computed| of its values."""
+
+    name: str
+    largest: float | None
+    reason: str = "values"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: an infinite difference is null."""
+        largest = self.largest if self.largest is not None and isfinite(self.largest) else None
+        return {"name": self.name, "reason": self.reason, "largest": largest}
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """``stale``: files whose recorded hash is not that of their tensor bytes."""
+
+    path: Path
+    tensors: int
+    different: tuple[Different, ...]
+    stale: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "tensors": self.tensors,
+            "equal": self.tensors - len(self.different),
+            "different": [item.as_dict() for item in self.different],
+            "stale_hashes": list(self.stale),
+        }
+
+    def check(self) -> None:
+        """Raises VerificationError where anything differs."""
+        if self.different:
+            few = ", ".join(item.name for item in self.different[:3]) + (", …" if len(self.different) > 3 else "")
+            raise VerificationError(
+                f"{self.path}: {len(self.different)} of {self.tensors} tensors are not what its recipe gives: {few}",
+                "it was changed after the merge; or merged on another --device, which may round otherwise",
+            )
+        if self.stale:
+            raise VerificationError(
+                f"{self.path}: the hash recorded in {self.stale[0]} is not that of its tensors",
+                "the tensors are right: only the metadata were changed",
+            )
+
+
+class _Findings:
+    """What the files' comparers share: ``largest`` by tensor, of those that differ."""
+
+    def __init__(self, inputs: Files) -> None:
+        self.largest: dict[str, float] = {}
+        self._inputs, self._lock, self._local = inputs, threading.Lock(), threading.local()
+
+    def compare(self, info: TensorInfo, skip: int, computed: memoryview) -> None:
+        """The stored bytes from ``skip`` on with the computed ones."""
+        stored = self._read(info, skip, len(computed))
+        if torch.equal(_bytes(stored), _bytes(computed)):
+            return
+        largest = _largest(stored, computed, info.dtype)
+        with self._lock:
+            self.largest[info.name] = max(self.largest.get(info.name, 0.0), largest)
+
+    def _read(self, info: TensorInfo, skip: int, nbytes: int) -> memoryview:
+        into, spare = getattr(self._local, "buffers", (Buffer(0), Buffer(0)))
+        self._local.buffers = into, spare = into.fitting(nbytes), spare.fitting(nbytes)
+        return self._inputs.read(info.path, info.offset + skip, into.memory[:nbytes], spare)
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparer:
+    """In the place of a file's writer: what would be written is compared with what is there.
+
+    ``begins``: where each of ``infos`` would lie; the two agree but for a shift if nothing is missing.
+    """
+
+    infos: Sequence[TensorInfo]
+    begins: Sequence[int]
+    findings: _Findings
+
+    def write(self, buffer: Buffer, offset: int, nbytes: int) -> None:
+        """``nbytes`` for file ``offset``, in ``buffer`` from ``offset % PAGE`` on; the header is before all begins."""
+        end, number = offset + nbytes, max(bisect_right(self.begins, offset) - 1, 0)
+        while number < len(self.infos) and self.begins[number] < end:
+            info, begin = self.infos[number], self.begins[number]
+            low, high = max(offset, begin), min(end, begin + info.nbytes)
+            if low < high:
+                start = offset % PAGE + low - offset
+                self.findings.compare(info, low - begin, buffer.memory[start : start + high - low])
+            number += 1
+
+    def finish(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        pass
+
+
+def verify(
+    source: TensorSource,
+    places: Sequence[Path],
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> Verified:
+    """Recompute ``source`` from the sources its recipe names, found in ``places``.
+
+    Raises FormatError (no merge of ours), NotFoundError, VerificationError (a source is another one), and what a merge
+    does.
+    """
+    recipe = read_recipe(source)
+    plan = replan(recipe, source.path, places)
+    files, different = _as_stored(plan, source)
+    with Files() as inputs:
+        findings = _Findings(inputs)
+
+        def open_writer(path: Path, size: int) -> _Comparer:
+            infos = [info for info in source if info.path == path and info.name in files[path]]
+            start = size - sum(info.nbytes for info in infos)
+            begins = list(accumulate((info.nbytes for info in infos), initial=start))[:-1]
+            return _Comparer(infos, begins, findings)
+
+        planned = [PlannedFile(path, tuple(tensors.values())) for path, tensors in files.items()]
+        outcome = execute(
+            replace(plan, files=tuple(planned)),
+            Path(),
+            lambda file, sha256, *, final: {},
+            replace(settings, stochastic_seed=recipe.stochastic_seed),
+            progress,
+            open_writer,
+        )
+    different += [Different(name, value) for name, value in sorted(findings.largest.items())]
+    recorded = {path: read_header(path)[1].get(HASH) for path in files}
+    stale = [
+        path.name for path, sha256 in zip(files, outcome.sha256, strict=True) if recorded[path] != f"0x{sha256}"
+    ]
+    return Verified(source.path, len(source.tensors), tuple(different), tuple(stale))
+
+
+def _as_stored(plan: Plan, source: TensorSource) -> tuple[dict[Path, dict[str, PlannedTensor]], list[Different]]:
+    """What the plan holds in the files and the order in which it is stored, and what is not the same at all."""
+    planned: dict[str, PlannedTensor] = {}
+    for file in plan.files:
+        prefix = f"{file.path.parts[0]}." if plan.layout == DIFFUSERS else ""
+        planned |= {prefix + tensor.spec.name: tensor for tensor in file.tensors}
+    files: dict[Path, dict[str, PlannedTensor]] = {path: {} for path in source.files}
+    different = []
+    for info in source:
+        tensor = planned.pop(info.name, None)
+        if tensor is None:
+            different.append(Different(info.name, None, "not in the merge"))
+        elif (tensor.spec.dtype, tensor.spec.shape) != (info.dtype, info.shape):
+            different.append(Different(info.name, None, "dtype or shape"))
+        else:
+            files[info.path][info.name] = tensor
+    return files, different + [Different(name, None, "missing") for name in planned]
+
+
+def _bytes(data: memoryview) -> torch.Tensor:
+    return torch.frombuffer(data, dtype=torch.uint8)
+
+
+def _largest(stored: memoryview, computed: memoryview, dtype: DType) -> float:
+    """NaN, in either, counts as infinitely far."""
+    one, other = (torch.frombuffer(data, dtype=dtype.torch).double() for data in (stored, computed))
+    return float((one - other).abs().nan_to_num(torch.inf, torch.inf).max())
