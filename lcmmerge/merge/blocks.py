@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from types import MappingProxyType
 
 from lcmmerge.archs import Model
@@ -58,23 +59,32 @@ def parse_block_weights(text: str, model: Model) -> BlockWeights:
     names = blocks(model)
     items = [item.strip() for item in text.split(",") if item.strip()]
     try:
-        if items and not any("=" in item for item in items):
-            if len(items) not in (len(names), len(names) - 1):
-                raise ValueError(
-                    f"{len(items)} numbers; {model.arch.title} has {len(names)} blocks ({len(names) - 1} without BASE)"
-                )
-            return BlockWeights(
-                MappingProxyType(dict(zip(names[-len(items) :], map(float, items), strict=True)))
-            )
-        factors: dict[str, float] = {}
-        for item in items:
-            span, _, value = item.partition("=")
-            first, _, last = span.strip().partition("-")
-            chosen = names[names.index(first) : names.index(last or first) + 1]
-            factors |= dict.fromkeys(chosen, float(value))
+        if "=" in text:
+            factors = {name: factor for item in items for name, factor in _span(item, names).items()}
+        elif len(items) in (len(names), len(names) - 1):
+            factors = dict(zip(names[-len(items) :], map(_number, items), strict=True))
+        else:
+            raise ValueError(f"{len(items)} numbers, for {len(names)} blocks ({len(names) - 1} without BASE)")
     except ValueError as error:
-        reason = str(error).replace(
-            "tuple.index(x): x not in tuple", f"{model.arch.title} has the blocks {', '.join(names)}"
-        )
-        raise LcmMergeError(f"--block-weights {text!r}: {reason}", GRAMMAR) from None
+        raise LcmMergeError(f"--block-weights {text!r}: {model.arch.title}: {error}", GRAMMAR) from None
     return BlockWeights(MappingProxyType(factors))
+
+
+def _span(item: str, names: tuple[str, ...]) -> dict[str, float]:
+    """``IN04=0.5`` or ``OUT00-OUT03=0``."""
+    span, _, value = item.partition("=")
+    first, _, last = (name.strip() for name in span.partition("-"))
+    last = last or first
+    if unknown := {first, last} - set(names):
+        raise ValueError(f"no block {min(unknown)!r}; the blocks are {', '.join(names)}")
+    begin, end = names.index(first), names.index(last)
+    if begin > end:
+        raise ValueError(f"{first} comes after {last}")
+    return dict.fromkeys(names[begin : end + 1], _number(value))
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text.strip()!r} is no finite number")
+    return number

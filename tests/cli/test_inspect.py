@@ -5,12 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from adapterfile import write
-from conftest import Ran
 from fusing import Files, fuse
 from torch import ones
+
+if TYPE_CHECKING:
+    from conftest import Ran
 
 NO_TORCH = """
 import sys

@@ -1,0 +1,131 @@
+"""What an output says about itself."""
+
+import hashlib
+import json
+import re
+
+import pytest
+from fusing import fuse, load, metadata
+from pico import pico
+from safetensors.torch import load_file, save_file
+
+from lcmmerge.errors import AlreadyFusedError
+from lcmmerge.merge.execute import Settings
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_modelspec_and_recipe(files, tmp_path):
+    inputs = files("sd1")
+    fuse(inputs.base(), tmp_path / "fused.safetensors", inputs.style, inputs.lcm, block_weights={"style": "M00=0.5"})
+    found = metadata(tmp_path / "fused.safetensors")
+    assert found["modelspec.sai_model_spec"] == "1.0.1"
+    assert found["modelspec.architecture"] == "stable-diffusion-v1"
+    assert found["modelspec.title"] == "sd1-fp16 + sd1-style + sd1-lcm"
+    assert found["modelspec.merged_from"] == "sd1-fp16.safetensors, sd1-style.safetensors, sd1-lcm.safetensors"
+    recipe = json.loads(found["sd_merge_recipe"])
+    assert recipe["base"] == {"name": "sd1-fp16.safetensors", "sha256": sha256(inputs.base())}
+    assert recipe["terms"] == [
+        {"term": "style", "lambda": 0.8, "name": "sd1-style.safetensors", "sha256": sha256(inputs.style), "block_weights": {"M00": 0.5}},
+        {"term": "lcm", "lambda": 1.0, "name": "sd1-lcm.safetensors", "sha256": sha256(inputs.lcm)},
+    ]
+    assert json.loads(found["sd_merge_models"]).keys() == {sha256(path) for path in (inputs.base(), inputs.style, inputs.lcm)}
+    assert str(tmp_path) not in str(found)
+    assert str(inputs.root) not in str(found)
+
+
+def test_the_hash_is_of_the_tensor_bytes(files, tmp_path):
+    report = fuse(files("sd1").base(), tmp_path / "fused.safetensors", lcm=files("sd1").lcm)
+    data = (tmp_path / "fused.safetensors").read_bytes()
+    tensors = data[8 + int.from_bytes(data[:8], "little") :]
+    digest = hashlib.sha256(tensors).hexdigest()
+    assert metadata(tmp_path / "fused.safetensors")["modelspec.hash_sha256"] == f"0x{digest}"
+    assert report.sha256 == {"fused.safetensors": digest}
+
+
+def test_each_file_of_a_folder_has_its_own_hash(files, tmp_path):
+    report = fuse(files("sd1").folder(), tmp_path / "fused", lcm=files("sd1").lcm, shard=400_000)
+    assert len(report.sha256) == len(list((tmp_path / "fused").rglob("*.safetensors"))) > 3
+    for name, digest in report.sha256.items():
+        data = (tmp_path / "fused" / name).read_bytes()
+        assert hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest() == digest
+        assert metadata(tmp_path / "fused" / name)["modelspec.hash_sha256"] == f"0x{digest}"
+
+
+def test_the_bases_metadata_stay(files, tmp_path):
+    save_file(load_file(files("sd1").base()), tmp_path / "base.safetensors", {"modelspec.author": "somebody", "note": "ünïcode"})
+    fuse(tmp_path / "base.safetensors", tmp_path / "fused.safetensors", lcm=files("sd1").lcm)
+    found = metadata(tmp_path / "fused.safetensors")
+    assert (found["modelspec.author"], found["note"]) == ("somebody", "ünïcode")
+
+
+def test_inpainting_is_an_architecture_of_its_own(files, tmp_path):
+    fuse(files("sd1-inpainting").base(), tmp_path / "fused.safetensors", lcm=files("sd1").lcm)
+    assert metadata(tmp_path / "fused.safetensors")["modelspec.architecture"] == "stable-diffusion-v1/inpainting"
+
+
+def test_seed_and_dtype_are_recorded(files, tmp_path):
+    settings = Settings(1, stochastic_seed=7)
+    fuse(files("sd1").base(), tmp_path / "fused.safetensors", lcm=files("sd1").lcm, dtype="bf16", settings=settings)
+    recipe = json.loads(metadata(tmp_path / "fused.safetensors")["sd_merge_recipe"])
+    assert (recipe["stochastic_seed"], recipe["dtype"]) == (7, "BF16")
+
+
+def test_the_base_of_a_tuned_style_is_recorded(files, tmp_path):
+    style, start = pico("sd1", seed=1).single_file(tmp_path / "tuned.safetensors"), files("sd1").folder()
+    fuse(files("sd1").base(), tmp_path / "fused.safetensors", style, strengths=(0.5, 0), style_base=start)
+    (term,) = json.loads(metadata(tmp_path / "fused.safetensors")["sd_merge_recipe"])["terms"]
+    assert term["tuned_from"]["name"] == start.name
+    assert re.fullmatch("[0-9a-f]{64}", term["tuned_from"]["sha256"])
+
+
+# Fused already
+
+
+@pytest.mark.parametrize("layout", ["single-file", "diffusers"])
+def test_an_adapter_is_fused_only_once(layout, files, tmp_path):
+    inputs = files("sd1")
+    base, once, twice = (
+        (inputs.base(), tmp_path / "once.safetensors", tmp_path / "twice.safetensors")
+        if layout == "single-file"
+        else (inputs.folder(), tmp_path / "once", tmp_path / "twice")
+    )
+    fuse(base, once, inputs.style, inputs.lcm)
+    for again in ({"style": inputs.style}, {"lcm": inputs.lcm}, {"adapters": ((inputs.style, 0.1),)}):
+        with pytest.raises(AlreadyFusedError) as caught:
+            fuse(once, twice, **again)
+        assert caught.value.exit_code == 3
+        assert "--force" in caught.value.hint
+        assert not twice.exists()
+    fuse(once, twice, lcm=inputs.lcm, force=True)
+    assert twice.exists()
+
+
+def test_what_went_in_before_is_remembered(files, tmp_path):
+    """Three merges, one after another: the last still knows the first one's style."""
+    inputs = files("sd1")
+    other = pico("sd1", seed=1).single_file(tmp_path / "other.safetensors")
+    fuse(inputs.base(), tmp_path / "one.safetensors", inputs.style)
+    fuse(tmp_path / "one.safetensors", tmp_path / "two.safetensors", lcm=inputs.lcm)
+    fuse(tmp_path / "two.safetensors", tmp_path / "three.safetensors", other, strengths=(0.1, 0))
+    with pytest.raises(AlreadyFusedError, match=r"sd1-style\.safetensors"):
+        fuse(tmp_path / "three.safetensors", tmp_path / "four.safetensors", inputs.style)
+
+
+def test_a_term_of_lambda_zero_was_not_fused(files, tmp_path):
+    inputs = files("sd1")
+    fuse(inputs.base(), tmp_path / "styled.safetensors", inputs.style, inputs.lcm, (0.8, 0))
+    fuse(tmp_path / "styled.safetensors", tmp_path / "fused.safetensors", inputs.style, inputs.lcm, (0, 1))
+    fuse(inputs.base(), tmp_path / "lcm.safetensors", inputs.style, inputs.lcm, (0, 1))
+    with pytest.raises(AlreadyFusedError):
+        fuse(tmp_path / "fused.safetensors", tmp_path / "again.safetensors", lcm=inputs.lcm)
+    assert load(tmp_path / "fused.safetensors").keys() == load(tmp_path / "lcm.safetensors").keys()
+
+
+@pytest.mark.parametrize("recorded", ["", "not json", "[]", "17", '{"unknown": null}'])
+def test_metadata_of_other_programs_do_no_harm(recorded, files, tmp_path):
+    save_file(load_file(files("sd1").base()), tmp_path / "base.safetensors", {"sd_merge_models": recorded})
+    fuse(tmp_path / "base.safetensors", tmp_path / "fused.safetensors", lcm=files("sd1").lcm)
+    assert len(json.loads(metadata(tmp_path / "fused.safetensors")["sd_merge_models"])) >= 2

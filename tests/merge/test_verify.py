@@ -1,0 +1,191 @@
+"""A merge is what its recipe gives, or the tensor that is not is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapterfile import write
+from fusing import Files, edited, fuse, load, metadata
+from safetensors.torch import load_file, save_file
+
+from lcmmerge.errors import FormatError, NotFoundError, VerificationError
+from lcmmerge.merge.execute import Settings
+from lcmmerge.merge.verify import Verified, verify
+from lcmmerge.tensors import open_source
+
+TENSOR = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+
+
+def run(file: Path, *places: Path, threads: int = 1) -> Verified:
+    return verify(open_source(file), places, Settings(threads))
+
+
+def flip(path: Path, name: str) -> None:
+    """Change the lowest bit of a tensor's last element, in place."""
+    info = open_source(path)[name]
+    with path.open("r+b") as file:
+        file.seek(info.offset + info.nbytes - info.dtype.itemsize)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dtype": "bf16", "drop_ema": True},
+        {"shard": 400_000},
+        {"settings": Settings(stochastic_seed=3), "dtype": "bf16"},
+        {"layout": "diffusers"},
+        {"layout": "diffusers", "shard": 200_000},
+    ],
+    ids=lambda options: " ".join(options) or "plain",
+)
+def test_what_fuse_writes_is_equal(options: dict[str, Any], files: Callable[[str], Files], tmp_path: Path) -> None:
+    sd1 = files("sd1")
+    if options.get("layout"):
+        options = options | {"config_from": sd1.folder()}
+    target = tmp_path / ("merged" if options.get("layout") else "merged.safetensors")
+    fuse(sd1.base("fp32"), target, sd1.style, sd1.lcm, **options)
+    file = tmp_path / "merged.safetensors.index.json" if target.suffix and "shard" in options else target
+    found = run(file, sd1.root)
+    assert (found.different, found.stale) == ((), ())
+    assert found.tensors == len(load(target if target.exists() else tmp_path))
+    found.check()
+
+
+def test_every_kind_of_term(files: Callable[[str], Files], tmp_path: Path) -> None:
+    """A tuned checkpoint with a base of its own, block weights, and an adapter with keys that had no home."""
+    sd1 = files("sd1")
+    fuse(sd1.base("fp32"), tmp_path / "tuned.safetensors", sd1.style)
+    strangers = {"lora_unet_nowhere.lora_up.weight": torch.ones(2, 1), "lora_unet_nowhere.lora_down.weight": torch.ones(1, 2)}
+    write(tmp_path / "odd.safetensors", load_file(sd1.style) | strangers)
+    fuse(
+        sd1.base(),
+        tmp_path / "merged.safetensors",
+        tmp_path / "tuned.safetensors",
+        sd1.lcm,
+        style_base=sd1.base("fp32"),
+        adapters=((tmp_path / "odd.safetensors", -0.3),),
+        block_weights={"lcm": "IN00-IN05=0.5,M00=0"},
+        allow_unmatched=True,
+    )
+    found = run(tmp_path / "merged.safetensors", tmp_path, sd1.root)
+    assert (found.different, found.stale) == ((), ())
+
+
+@pytest.fixture
+def merged(files: Callable[[str], Files], tmp_path: Path) -> Path:
+    sd1 = files("sd1")
+    fuse(sd1.base(), tmp_path / "merged.safetensors", sd1.style, sd1.lcm)
+    return tmp_path / "merged.safetensors"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_flipped_bit_is_found_and_named(
+    threads: int, merged: Path, files: Callable[[str], Files], tmp_path: Path
+) -> None:
+    before = load(merged)[TENSOR].float()
+    flip(merged, TENSOR)
+    found = run(merged, files("sd1").root, threads=threads)
+    (different,) = found.different
+    assert different.name == TENSOR
+    assert different.largest == float((load(merged)[TENSOR].float() - before).abs().max()) > 0
+    assert found.stale == ("merged.safetensors",)
+    with pytest.raises(VerificationError, match=f"1 of {found.tensors} tensors .* {TENSOR}"):
+        found.check()
+
+
+def test_first_and_last_byte_count(merged: Path, files: Callable[[str], Files]) -> None:
+    names = list(open_source(merged).tensors)
+    for name in (names[0], names[-1]):
+        flip(merged, name)
+    assert {item.name for item in run(merged, files("sd1").root).different} == {names[0], names[-1]}
+
+
+def test_nan_is_infinitely_far_and_json_ready(merged: Path, files: Callable[[str], Files], tmp_path: Path) -> None:
+    damaged = load(merged)[TENSOR].clone()
+    damaged[0, 0] = torch.nan
+    save_file(load_file(merged) | {TENSOR: damaged}, tmp_path / "nan.safetensors", metadata(merged))
+    (different,) = run(tmp_path / "nan.safetensors", files("sd1").root).different
+    assert different.largest == torch.inf
+    assert json.loads(json.dumps(different.as_dict(), allow_nan=False))["largest"] is None
+
+
+def test_more_fewer_and_other_tensors(merged: Path, files: Callable[[str], Files], tmp_path: Path) -> None:
+    tensors = load_file(merged)
+    first, second = sorted(tensors)[:2]
+    changed = {**tensors, "more": torch.ones(3), second: tensors[second].float()}
+    del changed[first]
+    save_file(changed, tmp_path / "other.safetensors", metadata(merged))
+    found = run(tmp_path / "other.safetensors", files("sd1").root)
+    assert {item.name: item.reason for item in found.different} == {
+        "more": "not in the merge",
+        first: "missing",
+        second: "dtype or shape",
+    }
+
+
+def test_a_hash_that_is_not_the_tensors(merged: Path, files: Callable[[str], Files], tmp_path: Path) -> None:
+    """The reference library writes in an order of its own: the tensors are equal, the bytes are not the recorded."""
+    wrong = metadata(merged) | {"modelspec.hash_sha256": "0x" + "1" * 64}
+    save_file(load_file(merged), tmp_path / "again.safetensors", wrong)
+    found = run(tmp_path / "again.safetensors", files("sd1").root)
+    assert (found.different, found.stale) == ((), ("again.safetensors",))
+    with pytest.raises(VerificationError, match=r"hash recorded in again\.safetensors"):
+        found.check()
+
+
+def test_a_missing_source_is_named(merged: Path, files: Callable[[str], Files], tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=f"'{files('sd1').base().name}' is not here") as caught:
+        run(merged, tmp_path)
+    assert "--source" in caught.value.hint
+    shutil.copy(files("sd1").base(), tmp_path)
+    with pytest.raises(NotFoundError, match=files("sd1").style.name):
+        run(merged, tmp_path)
+
+
+def test_another_file_of_the_same_name(merged: Path, files: Callable[[str], Files], tmp_path: Path) -> None:
+    sd1 = files("sd1")
+    edited(sd1.style, tmp_path / sd1.style.name, **{"lora_te_more.alpha": torch.ones(())})
+    with pytest.raises(VerificationError, match=f"is not the {sd1.style.name} that was merged"):
+        run(merged, tmp_path, sd1.base(), sd1.lcm)
+    found = run(merged, tmp_path, sd1.root)  # the right one is found where a wrong one came first
+    assert not found.different
+
+
+def test_a_source_under_another_name(merged: Path, files: Callable[[str], Files], tmp_path: Path) -> None:
+    sd1 = files("sd1")
+    renamed = tmp_path / "renamed.safetensors"
+    shutil.copy(sd1.style, renamed)
+    assert not run(merged, renamed, sd1.base(), sd1.lcm).different
+
+
+def test_what_is_no_merge_of_ours(merged: Path, files: Callable[[str], Files], tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="records no merge recipe"):
+        run(files("sd1").base(), tmp_path)
+    recipe = json.loads(metadata(merged)["sd_merge_recipe"])
+    for damaged, what in (
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        (json.dumps(recipe | {"type": "webui"}), "was made by webui"),
+        (json.dumps(recipe | {"dtype": "F17"}), "damaged"),
+        (json.dumps(recipe | {"terms": [{"term": "style"}]}), "damaged"),
+        (json.dumps(recipe | {"base": None}), "damaged"),
+    ):
+        save_file({"a": torch.ones(1)}, tmp_path / "bad.safetensors", {"sd_merge_recipe": damaged})
+        with pytest.raises(FormatError, match=what):
+            run(tmp_path / "bad.safetensors", tmp_path)
+
+
+def test_nothing_is_written(merged: Path, files: Callable[[str], Files], tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*")), merged.read_bytes()
+    run(merged, files("sd1").root)
+    assert (sorted(tmp_path.rglob("*")), merged.read_bytes()) == before
