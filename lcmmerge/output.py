@@ -6,6 +6,7 @@ Data go to stdout, everything else to stderr. There are no bars without a termin
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from lcmmerge.errors import LcmMergeError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,9 @@ class Output:
 
     @staticmethod
     def error(error: LcmMergeError) -> None:
-        """One line with the cause, one with the cure."""
-        lines = [f"Error: {error.message}"] + ([f"Hint: {error.hint}"] if error.hint else [])
+        """One line with the cause, one for each detail, one with the cure."""
+        lines = [f"Error: {error.message}", *(f"  {detail}" for detail in error.details)]
+        lines += [f"Hint: {error.hint}"] if error.hint else []
         sys.stderr.write("\n".join(line.replace("\n", " ") for line in lines) + "\n")
 
     @contextmanager
@@ -100,6 +104,14 @@ def count(number: int) -> str:
 def size(nbytes: int) -> str:
     """6.94 GB."""
     return f"{count(nbytes)}B" if nbytes >= 1000 else f"{nbytes} B"
+
+
+def parse_size(text: str) -> int:
+    """``5GB``, ``500MiB``, ``1000000`` as bytes. Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?)B?", text.strip().upper())
+    if match is None or match[2] not in UNITS or not (nbytes := int(float(match[1]) * UNITS[match[2]])):
+        raise ValueError(f"{text!r} is no size: write 5GB, 500MB or 2GiB")
+    return nbytes
 
 
 def ratio(value: float | None) -> str:

@@ -37,6 +37,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def run(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["lcmmerge", *map(str, arguments)])
         code = 0
+        capsys.readouterr()  # what the test itself said before
         try:
             main()
         except SystemExit as end:

@@ -6,9 +6,10 @@ import re
 import pytest
 
 from lcmmerge import errors
-from lcmmerge.errors import IncompatibleError, LcmMergeError
+from lcmmerge.errors import IncompatibleError, LcmMergeError, LockError, QualityError, RecipeError
 
 CLASSES = [value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, LcmMergeError)]
+CODES = {RecipeError: 2, IncompatibleError: 3, QualityError: 4, LockError: 5}
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -20,7 +21,7 @@ def test_an_error_carries_message_hint_and_exit_code(kind: type[LcmMergeError]) 
         "base.safetensors: truncated",
     )
     assert kind("only a message").hint == ""
-    assert error.exit_code == (3 if isinstance(error, IncompatibleError) else 1)
+    assert error.exit_code == next((code for base, code in CODES.items() if isinstance(error, base)), 1)
 
 
 def test_the_docstring_draws_the_tree() -> None:

@@ -34,9 +34,10 @@ def algorithm(patch: Patch) -> tuple[str, Adapter]:
     claiming = [(name, adapter) for name, adapter in algorithms().items() if adapter.claims(roles)]
     if len(claiming) != 1:
         names = " and ".join(name for name, _ in claiming)
+        path = next(iter(patch.roles.values())).path
         who = f"{names} both claim" if claiming else "no adapter algorithm has"
         raise FormatError(
-            f"{patch.key}: {who} the tensors {', '.join(sorted(roles))}",
+            f"{path}: {patch.key}: {who} the tensors {', '.join(sorted(roles))}",
             "the file is incomplete, or of an algorithm that is not supported",
         )
     return claiming[0]

@@ -127,7 +127,7 @@ def _check_complete(key: str, roles: Mapping[str, TensorInfo]) -> None:
         if missing and len(missing) < len(family):
             present = [role for role in family if role in roles]
             raise FormatError(
-                f"{key}: has {', '.join(present)} without {', '.join(missing)}",
+                f"{roles[present[0]].path}: {key} has {', '.join(present)} without {', '.join(missing)}",
                 "the file is incomplete: download or export it again",
             )
 
@@ -140,7 +140,7 @@ def _matching(config: Config, roles: Mapping[str, TensorInfo]) -> Config:
 
 def _scalar(info: TensorInfo) -> float:
     if info.numel != 1:
-        raise FormatError(f"{info.name} has {info.numel} elements, not one", "export the file again")
+        raise FormatError(f"{info.path}: {info.name} has {info.numel} elements, not one", "export the file again")
     return info.scalar()
 
 
@@ -153,9 +153,9 @@ def _by_meaning(key: str, roles: dict[str, TensorInfo], config: Config) -> dict[
             return {"shift_in" if _scalar(flag) else "shift_out": vector, **rest}
         case {"ia3_l": vector, **rest}:
             return {"scale_in" if _scales_input(key, vector, config) else "scale_out": vector, **rest}
-        case {"oft_R": _} if any(setting not in config for setting in OFT_SETTINGS):
+        case {"oft_R": info} if any(setting not in config for setting in OFT_SETTINGS):
             raise FormatError(
-                f"{key}: PEFT's OFT needs {', '.join(OFT_SETTINGS)}, which are not in its tensors",
+                f"{info.path}: {key}: PEFT's OFT needs {', '.join(OFT_SETTINGS)}, which are not in its tensors",
                 f"put its {FILE_NAME} beside the file",
             )
         case _:
@@ -168,7 +168,7 @@ def _scales_input(key: str, vector: TensorInfo, config: Config) -> bool:
         return vector.shape[0] == 1
     if "feedforward_modules" not in config:
         raise FormatError(
-            f"{key}: ia3_l scales inputs or outputs, and only PEFT's configuration tells which",
+            f"{vector.path}: {key}: ia3_l scales inputs or outputs, and only PEFT's configuration tells which",
             f"put its {FILE_NAME} beside the file",
         )
     return scales_input(config, key)

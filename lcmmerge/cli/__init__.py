@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 failed; 2 usage; 3 incompatible or uncovered keys; 130 int
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -36,6 +37,7 @@ for command in (fuse, inspect, extract, combine, verify):
 
 def main() -> None:
     """Run the command line; every foreseen error is one line and an exit code, never a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's way to say Ctrl-C
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -49,4 +51,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        Output.error(LcmMergeError(f"{error.filename}: {error.strerror}", "check the path, and that you may use it"))
         sys.exit(1)

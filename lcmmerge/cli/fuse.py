@@ -71,7 +71,7 @@ def fuse(target: Path | None, force: bool, dry_run: bool, output: Output, **give
     plan, configs = request.plan(asked)
     for doubt in plan.doubts:
         output.warn(doubt)
-    check_output(plan, force=force)
+    check_output(plan, configs, force=force)
     if dry_run:
         _show_plan(plan, output)
         return
@@ -125,7 +125,7 @@ def _show_plan(plan: Plan, output: Output) -> None:
         numbers=2,
     )
     output.table(
-        f"Would write {plan.target} ({size(plan.nbytes)})",
+        f"Would write {plan.result} ({size(plan.nbytes)})",
         ("file", "tensors", "size"),
         [(file.path, len(file.tensors), size(file.nbytes)) for file in plan.files],
         numbers=2,

@@ -22,7 +22,7 @@ from lcmmerge.merge import lorafile
 from lcmmerge.merge.alignment import Share, Target, Term, align, common_architecture
 from lcmmerge.merge.arithmetic import factored_square
 from lcmmerge.merge.lorafile import Layer, Made
-from lcmmerge.merge.lowrank import product_spectrum, spectrum
+from lcmmerge.merge.lowrank import product_spectrum, spectrum, squared_norm
 from lcmmerge.tensors import DTYPES, DType
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.layout import TensorSpec
@@ -47,8 +47,7 @@ class Combined:
     @property
     def energy(self) -> float:
         """The share of ‖ΔW‖² that recompression kept."""
-        square = sum(layer.square for layer in self.layers)
-        return sum(layer.kept for layer in self.layers) / square if square else 1.0
+        return sum(layer.kept for layer in self.layers) / sum(layer.square for layer in self.layers)
 
     def as_dict(self) -> dict[str, Any]:
         layers = [layer.as_dict() for layer in self.layers]
@@ -114,8 +113,8 @@ def _make(rank: int | None, dtype: DType, made: Made[Target]) -> None:
     if len(target.shape) < 2:
         assert delta is not None
         (spec,) = _specs(target, rank, dtype)
-        made.tensors, square = {spec.name: lorafile.rounded(spec, delta)}, _square(delta)
-        made.layer = Layer(target.name, square, square)
+        made.tensors, norm = {spec.name: lorafile.rounded(spec, delta)}, squared_norm(delta)
+        made.layer = Layer(target.name, norm, norm)
         return
     factors = Factored(torch.cat([up for up, _ in pairs], 1), torch.cat([down for _, down in pairs])) if pairs else None
     best, made.layer = _approximate(target, factors, delta, rank)
@@ -131,8 +130,8 @@ def _update(share: Share, target: Target) -> Factored | Dense:
             f"{share.term.path}: {share.patch.key} is {share.adapter.title}, whose ΔW depends on the base",
             "fuse it into its base with `lcmmerge fuse`",
         )
-    square = factored_square(update) if isinstance(update, Factored) else _square(update.delta)
-    if not isfinite(square):
+    norm = factored_square(update) if isinstance(update, Factored) else squared_norm(update.delta)
+    if not isfinite(norm):
         raise NumericError(f"{share.term.path}: {share.patch.key} holds NaN or Inf", "the file is damaged")
     return update
 
@@ -145,8 +144,8 @@ def _approximate(
         path = target.shares[0].term.path
         raise IncompatibleError(f"{path}: {target.name} is no product of two factors", "give --rank to approximate it")
     if factors and delta is None and (rank is None or factors.up.shape[1] <= rank):
-        square = max(factored_square(factors), 0.0)
-        return factors, Layer(target.name, square, square, factors.up.shape[1])
+        norm = max(factored_square(factors), 0.0)
+        return factors, Layer(target.name, norm, norm, factors.up.shape[1])
     assert rank is not None
     if delta is not None:
         matrix = delta.flatten(1)
@@ -157,10 +156,6 @@ def _approximate(
     rank = found.enough(rank, None)
     kept = float(found.energies()[rank - 1]) * found.square if found.square else 0.0
     return Factored(*found.factors(rank)), Layer(target.name, found.square, kept, rank)
-
-
-def _square(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
 def _recipe(terms: Sequence[Term], rank: int | None, dtype: DType) -> Mapping[str, Any]:

@@ -10,14 +10,13 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lcmmerge.archs import Model, kohya_name
 from lcmmerge.errors import IncompatibleError, NumericError, UnmatchedKeysError
 from lcmmerge.merge import lorafile
 from lcmmerge.merge.lorafile import Layer, Made
-from lcmmerge.merge.lowrank import spectrum
+from lcmmerge.merge.lowrank import spectrum, squared_norm
 from lcmmerge.merge.terms import Checkpoint, Difference, Term, likely_cause, match, open_term
 from lcmmerge.tensors import DTYPES, DType, TensorSource
 from lcmmerge.tensors.digest import sha256_of
@@ -153,16 +152,16 @@ def _specs(target: Target, settings: Settings) -> Iterator[TensorSpec]:
 def _make(settings: Settings, made: Made[Target]) -> None:
     target = made.item
     tuned, base = target.difference.tuned, target.difference.origin
-    delta = tuned.read().float() - base.read().float()
-    square = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
-    if not isfinite(square):
+    delta = tuned.read().float().sub_(base.read())
+    norm = squared_norm(delta)
+    if not isfinite(norm):
         raise NumericError(f"{tuned.path}: {tuned.name} or its base holds NaN or Inf", "one of the two is damaged")
-    if not square:
+    if not norm:
         return
     if target.role == LOW_RANK:
         made.tensors, made.layer = _approximate(target, delta, settings)
         return
-    made.layer = Layer(target.name, square, 0.0 if target.role == LEFT_OUT else square)
+    made.layer = Layer(target.name, norm, 0.0 if target.role == LEFT_OUT else norm)
     made.tensors = {spec.name: lorafile.rounded(spec, delta) for spec in _specs(target, settings)}
 
 
@@ -177,8 +176,8 @@ def _approximate(target: Target, delta: Tensor, settings: Settings) -> tuple[dic
 def _extracted(target: Path, targets: list[Target], layers: tuple[Layer, ...]) -> Extracted:
     left_out = {target.name for target in targets if target.role == LEFT_OUT}
     held = tuple(layer for layer in layers if layer.name not in left_out)
-    square = sum(layer.square for layer in held)
-    energy = sum(layer.kept for layer in held) / square if square else 0.0
+    whole = sum(layer.square for layer in held)
+    energy = sum(layer.kept for layer in held) / whole
     return Extracted(str(target), held, tuple(layer.name for layer in layers if layer.name in left_out), energy)
 
 

@@ -32,7 +32,7 @@ def fuse(
 
     Nothing is at the target until everything is. Raises OutputError, NumericError, NoEffectError, AlreadyFusedError.
     """
-    check_output(plan, force=force)
+    check_output(plan, configs, force=force)
     with Staging(plan.target) as staging:
         folder = staging.folder
         if plan.layout == DIFFUSERS:
@@ -40,7 +40,7 @@ def fuse(
             _prepare_folder(plan, folder, configs)
         outcome = _write(plan, folder, settings, progress)
         report = Report(
-            str(plan.target),
+            str(plan.result),
             plan.nbytes,
             {str(file.path): digest for file, digest in zip(plan.files, outcome.sha256, strict=True)},
             rows(plan, outcome.layers),
@@ -55,10 +55,15 @@ def fuse(
     return report
 
 
-def check_output(plan: Plan, *, force: bool) -> None:
+def check_output(plan: Plan, configs: Path | None = None, *, force: bool) -> None:
     """What is wrong with writing the plan's target. Raises OutputError, AlreadyFusedError."""
     inputs = [path for source in plan.sources.values() for path in (source.path, *source.files)]
-    check_target(plan.target, force=force, needed=plan.nbytes + HEADROOM, inputs=inputs)
+    if configs:
+        inputs.append(configs)
+    folder = plan.layout == DIFFUSERS
+    shards = [] if folder else [plan.target.parent / file.path for file in plan.files]
+    for target in dict.fromkeys([plan.target, *shards]):
+        check_target(target, force=force, needed=plan.nbytes + HEADROOM, inputs=inputs, folder=folder)
     if not force:
         provenance.refuse_fused(plan)
 

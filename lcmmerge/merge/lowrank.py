@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 OVERSAMPLING = 16
+BLOCK = 1 << 20  # elements
 ITERATIONS = 3  # of the power method: differences of checkpoints have slowly falling spectra
 
 
@@ -44,17 +45,17 @@ class Spectrum:
 
 def spectrum(matrix: Tensor, rank: int, seed: str) -> Spectrum:
     """The first ``rank`` triplets of ``matrix`` [m, n], and some more; all of them where that is no dearer."""
-    square = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+    norm = squared_norm(matrix)
     width = rank + OVERSAMPLING
     if 2 * width >= min(matrix.shape):
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        return Spectrum(left, values, right, square)
+        return Spectrum(left, values, right, norm)
     start = torch.randn(matrix.shape[1], width, generator=_generator(seed))
     basis = _orthonormal(matrix @ start)
     for _ in range(ITERATIONS):
         basis = _orthonormal(matrix @ _orthonormal(matrix.T @ basis))
     left, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return Spectrum(basis @ left, values, right, square)
+    return Spectrum(basis @ left, values, right, norm)
 
 
 def product_spectrum(up: Tensor, down: Tensor) -> Spectrum:
@@ -63,6 +64,12 @@ def product_spectrum(up: Tensor, down: Tensor) -> Spectrum:
     right, right_core = torch.linalg.qr(down.T)
     u, values, v = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
     return Spectrum(left @ u, values, v @ right.T, float(values.double().square().sum()))
+
+
+def squared_norm(tensor: Tensor) -> float:
+    """‖tensor‖² to float32's full precision, block by block, without a copy; not finite where an element is not."""
+    blocks = torch.split(tensor.reshape(-1), BLOCK)
+    return sum((float(block.square().sum(dtype=torch.float64)) for block in blocks), 0.0)
 
 
 def _orthonormal(matrix: Tensor) -> Tensor:

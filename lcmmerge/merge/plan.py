@@ -16,7 +16,7 @@ from typing import Any
 from lcmmerge.archs import Model, aliases
 from lcmmerge.errors import NoEffectError
 from lcmmerge.merge.operand import Operand
-from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem
+from lcmmerge.merge.outputs import DIFFUSERS, Draft, by_folder, drafts, weights_stem
 from lcmmerge.merge.terms import Checkpoint, Contribution, Matched, Term, made_elsewhere, match, unmatched_error
 from lcmmerge.tensors import DType, TensorSource
 from lcmmerge.tensors.layout import TensorSpec
@@ -101,6 +101,12 @@ class Plan:
         return sum(file.nbytes for file in self.files)
 
     @property
+    def result(self) -> Path:
+        """What other programs are given to load: the target, or the index of its shards."""
+        index = self.files[0].index if self.layout != DIFFUSERS else None
+        return self.target.parent / index if index else self.target
+
+    @property
     def doubts(self) -> tuple[str, ...]:
         """Adapters that fit by name and look made for another architecture: SSD-1B's all fit SDXL."""
         return tuple(
@@ -128,7 +134,7 @@ class Plan:
             "architecture": self.base.arch.name,
             "variant": self.base.variant,
             "layout": self.layout,
-            "output": str(self.target),
+            "output": str(self.result),
             "terms": [
                 {
                     "name": term.name,

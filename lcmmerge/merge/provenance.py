@@ -83,7 +83,8 @@ def _term(plan: Plan, index: int, term: Term, hashes: Mapping[str, str]) -> dict
 
 
 def _named(source: TensorSource, sha256: str) -> dict[str, str]:
-    return {"name": source.path.name, "sha256": sha256}
+    named = {"name": source.path.name, "sha256": sha256}
+    return named | {"variant": source.variant} if source.variant else named
 
 
 def _models(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:

@@ -20,14 +20,15 @@ from lcmmerge.tensors.digest import sha256_of
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A source: its file's or folder's name, and the sha256 of its weights."""
+    """A source: its file's or folder's name, the sha256 of its weights, and which variant they are."""
 
     name: str
     sha256: str
+    variant: str | None
 
     @classmethod
     def of(cls, recorded: Mapping[str, Any]) -> Self:
-        return cls(str(recorded["name"]), str(recorded["sha256"]))
+        return cls(str(recorded["name"]), str(recorded["sha256"]), recorded.get("variant"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def read_recipe(source: TensorSource) -> Recipe:
 
 def replan(recipe: Recipe, target: Path, places: Sequence[Path]) -> Plan:
     """The merge that the recipe tells, from sources found in ``places``. Raises NotFoundError, VerificationError."""
-    base = identify(open_source(find(recipe.base, places)))
+    base = identify(open_source(find(recipe.base, places), recipe.base.variant))
     terms = [
         open_term(
             term.name,
@@ -95,7 +96,7 @@ def find(source: Named, places: Sequence[Path]) -> Path:
     """The source in the first of the ``places`` that has it: a folder around it, or the source under any name."""
     strangers = []
     for path in _candidates(source.name, places):
-        if sha256_of(open_source(path).files) == source.sha256:
+        if sha256_of(open_source(path, source.variant).files) == source.sha256:
             return path
         if path.name == source.name:
             strangers.append(path)

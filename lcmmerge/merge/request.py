@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 
 from lcmmerge import refs
@@ -59,6 +60,8 @@ def plan(request: Request) -> tuple[Plan, Path | None]:
 def _terms(request: Request, base: Model) -> list[Term]:
     wanted = list(_distinct(_wanted(request, base)))
     names = [name for name, _, _ in wanted]
+    if endless := [name for name, _, strength in wanted if not isfinite(strength)]:
+        raise LcmMergeError(f"λ of {endless[0]}: no finite number", "give one such as 0.8")
     if strangers := sorted(request.block_weights.keys() - set(names)):
         raise LcmMergeError(f"block weights for {strangers[0]!r}: no such term", f"the terms are {', '.join(names)}")
     weights = {name: parse_block_weights(text, base) for name, text in request.block_weights.items()}

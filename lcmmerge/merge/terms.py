@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, read_adapter
 from lcmmerge.archs import Model, guess_architecture, identify, likely_architectures
-from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
+from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError, ShapeMismatchError, UnmatchedKeysError
 from lcmmerge.merge.blocks import BlockWeights
 from lcmmerge.merge.operand import Operand
 from lcmmerge.tensors import open_source
@@ -77,6 +78,8 @@ def open_term(
     weights: BlockWeights | None = None,
 ) -> Term:
     """Read the headers of an adapter, or of a checkpoint that was tuned from ``style_base`` (default: ``base``)."""
+    if not isfinite(strength):
+        raise LcmMergeError(f"λ of {name} is {strength}", "give a finite number, such as 0.8")
     source = open_source(path)
     adapter = read_adapter(source)
     content: AdapterFile | Checkpoint = adapter

@@ -42,7 +42,7 @@ class Different:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """``stale``: files whose recorded hash is not that of their tensor bytes."""
+    """``stale``: files whose recorded hash is not that of the recomputed tensors, in the file's order."""
 
     path: Path
     tensors: int
@@ -69,7 +69,7 @@ class Verified:
         if self.stale:
             raise VerificationError(
                 f"{self.path}: the hash recorded in {self.stale[0]} is not that of its tensors",
-                "the tensors are right: only the metadata were changed",
+                "each tensor is right: the metadata were changed, or the order in which tensors lie",
             )
 
 

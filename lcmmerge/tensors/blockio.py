@@ -195,10 +195,12 @@ def output_error(path: Path, error: OSError) -> OutputError:
     hints = {
         errno.ENOSPC: "free some space, or write elsewhere with -o",
         errno.EDQUOT: "your disk quota is used up: free some space, or write elsewhere with -o",
+        errno.EFBIG: "larger than the file system or `ulimit -f` allows: cut it with --max-shard-size",
         errno.EACCES: "choose a folder that you may write to with -o",
         errno.EPERM: "choose a folder that you may write to with -o",
         errno.EROFS: "choose a folder that you may write to with -o",
         errno.ENOENT: "create the folder first",
+        errno.ENAMETOOLONG: "choose a shorter name with -o",
         errno.ENOTDIR: "a part of the path is a file: choose another with -o",
     }
     return OutputError(f"{path}: cannot be written ({error.strerror})", hints.get(error.errno or 0, ""))

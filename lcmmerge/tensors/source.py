@@ -62,7 +62,8 @@ class TensorSource:
     """Named tensors in reading order: by file, then by offset.
 
     ``layout``: ``single-file`` (also when sharded) or ``diffusers``. In a diffusers folder a tensor's name is
-    ``component.stored name``. ``files`` are the weight files, ``metadata`` is the first file's.
+    ``component.stored name``. ``files`` are the weight files, ``metadata`` is the first file's, ``variant``
+    the one that was asked for.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class TensorSource:
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    variant: str | None = None
 
     def __iter__(self) -> Iterator[TensorInfo]:
         return iter(self.tensors.values())
@@ -98,7 +100,7 @@ def open_source(path: Path, variant: str | None = None) -> TensorSource:
         source = _source(path, "single-file", [("", file) for file in _weight_files(path, variant)])
     if variant and variant not in map(_variant_of, source.files):
         raise NotFoundError(f"{path}: nothing in it has the variant {variant!r}", CHOOSE)
-    return source
+    return replace(source, variant=variant)
 
 
 def _components(folder: Path) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Self
 from lcmmerge.errors import OutputError
 from lcmmerge.tensors.blockio import output_error
 
+ELSEWHERE = "choose another name with -o"
+
 
 class Staging:
     """``with Staging(target) as staging:`` write into ``staging.folder``, then commit.
@@ -47,6 +49,8 @@ class Staging:
     ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._descriptor)
+        if isinstance(error, OSError):
+            raise output_error(self.target, error) from None
 
     def commit_files(self) -> None:
         """Move each staged file beside the target, in name order, an index last: it names the others."""
@@ -64,18 +68,20 @@ class Staging:
         _sync(self.target.parent)
 
 
-def check_target(target: Path, *, force: bool, needed: int, inputs: Iterable[Path] = ()) -> None:
-    """Everything about a target that can be known before any work is done. Raises OutputError.
+def check_target(
+    target: Path, *, force: bool, needed: int, inputs: Iterable[Path] = (), folder: bool = False
+) -> None:
+    """Everything about a target (a file, or a pipeline's ``folder``) that can be known before any work is done.
 
-    An input is never replaced, not even with ``force``.
+    An input is never replaced, not even with ``force``, nor is a folder that is no pipeline. Raises OutputError.
     """
     resolved = target.resolve()
     if any(resolved == path or resolved in path.parents for path in map(Path.resolve, inputs)):
-        raise OutputError(f"{target}: is an input of this run", "choose another name with -o")
+        raise OutputError(f"{target}: is an input of this run", ELSEWHERE)
+    if target.is_dir() and not (folder and _replaceable(target)):
+        raise OutputError(f"{target}: is a folder, and would be lost", ELSEWHERE)
     if target.exists() and not force:
-        raise OutputError(
-            f"{target}: exists already", "choose another name with -o, or replace it with --force"
-        )
+        raise OutputError(f"{target}: exists already", f"{ELSEWHERE}, or replace it with --force")
     if not target.parent.is_dir():
         raise OutputError(f"{target.parent}: no such folder", "create it first, or choose another with -o")
     if not os.access(target.parent, os.W_OK):
@@ -86,6 +92,10 @@ def check_target(target: Path, *, force: bool, needed: int, inputs: Iterable[Pat
             f"{target}: needs {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free",
             "free some space, or write elsewhere with -o",
         )
+
+
+def _replaceable(folder: Path) -> bool:
+    return (folder / "model_index.json").exists() or not any(folder.iterdir())
 
 
 def _remove(path: Path) -> None:

@@ -225,9 +225,9 @@ def test_bf16_has_no_rank_of_257(tmp_path: Path) -> None:
 def test_the_dtype_is_the_widest(dtypes: str, widest: str, tmp_path: Path) -> None:
     terms = []
     for number, dtype in enumerate(dtypes.split()):
-        tensors = load_file(lora(tmp_path / f"{number}.safetensors"))
-        save_file({name: getattr(tensor, dtype)() for name, tensor in tensors.items()}, tmp_path / f"{number}.safetensors")
-        terms.append((tmp_path / f"{number}.safetensors", 1.0))
+        path = lora(tmp_path / f"{number}.safetensors")
+        save_file({name: getattr(tensor, dtype)() for name, tensor in load_file(path).items()}, path)
+        terms.append((path, 1.0))
     run(terms, tmp_path / "sum.safetensors", Settings())
     assert {info.dtype.name for info in open_source(tmp_path / "sum.safetensors")} == {widest}
 
@@ -250,7 +250,7 @@ def test_dora_depends_on_its_base(tmp_path: Path) -> None:
 
 
 def test_other_architectures(files: Callable[[str], Files], tmp_path: Path) -> None:
-    with pytest.raises(IncompatibleError, match="looks made for Stable Diffusion XL, .* for Stable Diffusion 1"):
+    with pytest.raises(IncompatibleError, match=r"looks made for Stable Diffusion XL, .* for Stable Diffusion 1"):
         run([(files("sd1").style, 1.0), (files("sdxl").style, 1.0)], tmp_path / "one.safetensors")
     flux = lora(tmp_path / "flux.safetensors", "transformer.single_transformer_blocks.0.attn.to_q")
     with pytest.raises(IncompatibleError, match="looks made for Flux"):

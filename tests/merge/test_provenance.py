@@ -10,7 +10,7 @@ from pico import pico
 from safetensors.torch import load_file, save_file
 
 from lcmmerge.errors import AlreadyFusedError
-from lcmmerge.merge.execute import Settings
+from lcmmerge.merge.outcome import Settings
 
 
 def sha256(path):

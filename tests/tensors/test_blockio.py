@@ -1,0 +1,107 @@
+"""Blocks in and out of files, aligned or not, cached or not."""
+
+import os
+import threading
+
+import pytest
+
+from lcmmerge.errors import FormatError, OutputError
+from lcmmerge.tensors.blockio import PAGE, BlockWriter, Buffer, Files, page_ceil, page_floor
+
+CONTENT = os.urandom(5 * PAGE + 123)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """On the disk, and not in the page cache (where the file system lets go of it)."""
+    path = tmp_path / "data"
+    with path.open("wb") as file:
+        file.write(CONTENT)
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
+
+
+def put(writer, offset, data):
+    buffer = Buffer(len(data))
+    buffer.memory[offset % PAGE : offset % PAGE + len(data)] = data
+    writer.write(buffer, offset, len(data))
+
+
+def test_pages():
+    assert [page_floor(offset) for offset in (0, 1, PAGE - 1, PAGE)] == [0, 0, 0, PAGE]
+    assert [page_ceil(offset) for offset in (0, 1, PAGE - 1, PAGE)] == [0, PAGE, PAGE, PAGE]
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, PAGE - 1, PAGE, PAGE + 1])
+def test_a_buffer_holds_its_capacity_at_any_alignment(nbytes):
+    buffer = Buffer(nbytes)
+    assert len(buffer.memory) >= nbytes + PAGE - 1
+    assert buffer.fitting(nbytes) is buffer
+    larger = buffer.fitting(10 * PAGE)
+    assert larger is not buffer
+    assert len(larger.memory) >= 11 * PAGE - 1
+
+
+@pytest.mark.parametrize(("offset", "nbytes"), [(0, 10), (1, PAGE), (PAGE, PAGE), (PAGE - 1, 2), (7, 5 * PAGE), (5 * PAGE + 100, 23), (3, 0)])
+def test_read_again_and_again(offset, nbytes, written):
+    """First from the disk, then from wherever the first read left it."""
+    with Files() as files:
+        for spare in (Buffer(nbytes), Buffer(0)):
+            into = memoryview(bytearray(nbytes))
+            assert files.read(written, offset, into, spare) == CONTENT[offset : offset + nbytes]
+
+
+def test_a_file_that_shrinks_while_it_is_read(written):
+    with Files() as files, pytest.raises(FormatError, match="ended too early"):
+        files.read(written, 5 * PAGE, memoryview(bytearray(PAGE)), Buffer(PAGE))
+
+
+def test_files_are_closed(written):
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    with Files() as files:
+        files.read(written, 0, memoryview(bytearray(10)), Buffer(10))
+    assert before is None or len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("size", [0, 1, PAGE, PAGE + 1, 3 * PAGE - 1])
+def test_any_size(size, tmp_path):
+    with BlockWriter(tmp_path / "out", size) as writer:
+        if size:
+            put(writer, 0, CONTENT[:size])
+        writer.finish()
+    assert (tmp_path / "out").read_bytes() == CONTENT[:size]
+
+
+def test_many_threads_share_pages(tmp_path):
+    """Blocks of 100 bytes: each page is put together from forty of them, by four threads."""
+    offsets = list(range(0, len(CONTENT), 100))
+    with BlockWriter(tmp_path / "out", len(CONTENT)) as writer:
+
+        def work(first):
+            for offset in offsets[first::4]:
+                put(writer, offset, CONTENT[offset : offset + 100])
+
+        threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        writer.finish()
+    assert (tmp_path / "out").read_bytes() == CONTENT
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(OutputError, match="No such file") as caught:
+        BlockWriter(tmp_path / "nowhere" / "out", 10)
+    assert caught.value.hint
+
+
+def test_an_older_file_is_emptied(tmp_path):
+    (tmp_path / "out").write_bytes(CONTENT)
+    with BlockWriter(tmp_path / "out", 3) as writer:
+        put(writer, 0, b"new")
+        writer.finish()
+    assert (tmp_path / "out").read_bytes() == b"new"
