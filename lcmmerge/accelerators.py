@@ -29,12 +29,12 @@ SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
 }
 TRAILING = {"timestep_spacing": "trailing"}
 NON_COMMERCIAL = "no commercial use"
-NO_DERIVATIVES = "no commercial use, and nothing made of it, such as a merge, may be shared"
+NO_DERIVATIVES = "no commercial use, and no sharing of what is made of it"
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A number to begin with, and the range that its authors give: ``4 (2–8)``."""
+    """A number to begin with, and the range that its authors give; as text ``4 (2–8)``."""
 
     default: float
     low: float
@@ -45,7 +45,10 @@ class Span:
         return cls(value, value, value)
 
     def __str__(self) -> str:
-        return f"{self.default:g}" + (f" ({self.low:g}–{self.high:g})" if self.low < self.high else "")
+        return self.text()
+
+    def text(self, unit: str = "") -> str:
+        return f"{self.default:g}{unit}" + (f" ({self.low:g}–{self.high:g})" if self.low < self.high else "")
 
     def as_dict(self) -> dict[str, float]:
         return {"default": self.default, "low": self.low, "high": self.high}
@@ -82,7 +85,7 @@ class Sampling:
     def __str__(self) -> str:
         settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         scheduler = f"{self.scheduler} ({settings})" if settings else self.scheduler
-        steps = f"{self.steps} {'step' if self.steps == Span.only(1) else 'steps'}"
+        steps = self.steps.text(" step" if self.steps.default == 1 else " steps")
         arguments = [f"{key} {value:g}" for key, value in self.arguments.items()]
         return ", ".join([scheduler, steps, f"guidance {self.guidance}", *arguments])
 
@@ -90,7 +93,7 @@ class Sampling:
 @dataclass(frozen=True, slots=True)
 class Accelerator:
     """``files``: architecture → reference. ``licence``: as the model card says, None where it is silent;
-    ``restriction``: what it forbids that others allow. ``unverified``: facts that the sources do not state.
+    ``restriction``: what it forbids that others allow. ``unverified``: facts of ours that the sources do not state.
     """
 
     name: str
@@ -99,14 +102,16 @@ class Accelerator:
     sources: tuple[str, ...]
     licence: str | None = "openrail++"
     restriction: str = ""
+    remark: str = ""
     unverified: tuple[str, ...] = ()
 
     def file(self, arch: Architecture) -> str:
         """Raises NotFoundError where there is none for the architecture."""
         if arch.name not in self.files:
+            others = names(arch)
             raise NotFoundError(
-                f"{self.name} has no file for {arch.title}, only for {', '.join(self.files)}",
-                f"those that have one: {', '.join(names(arch)) or 'none'}",
+                f"{arch.title}: the accelerator {self.name} has no file for it, only for {', '.join(self.files)}",
+                f"--lcm takes {'any of ' + ', '.join(others) + ', or ' if others else ''}a file",
             )
         return self.files[arch.name]
 
@@ -120,6 +125,7 @@ class Accelerator:
             **ranges,
             "licence": self.licence,
             "restriction": self.restriction or None,
+            "remark": self.remark or None,
             "sources": list(self.sources),
             "unverified": list(self.unverified),
         }
@@ -147,6 +153,7 @@ def _tcd() -> Accelerator:
             "https://huggingface.co/docs/diffusers/using-diffusers/inference_with_tcd_lora",
         ),
         "mit",
+        remark="its file for sd2 was made for 2.1-base (512 px), not for the v-prediction models",
     )
 
 
@@ -255,7 +262,7 @@ def accelerator(name: str) -> Accelerator:
     if name not in ACCELERATORS:
         near = get_close_matches(name, ACCELERATORS, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`lcmmerge accelerators` lists them"
-        raise NotFoundError(f"{name!r}: no accelerator has this name", hint)
+        raise NotFoundError(f"{name!r}: neither a file nor the name of an accelerator", hint)
     return ACCELERATORS[name]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 from fusing import Files
+from hub import Hub
 
 from lcmmerge.cli import main
 
@@ -28,6 +29,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Files]:
     """A pico's base, LoRAs and folder, by architecture; shared, so to be left as they are."""
     root = tmp_path_factory.mktemp("picos")
     return lambda name: Files(root, name)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """An empty Hub on the loopback."""
+    with Hub() as hub:
+        yield hub
 
 
 @pytest.fixture

@@ -13,7 +13,10 @@ from pico import lcm_lora, pico, style_lora
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-OFFICIAL = "models--latent-consistency--lcm-lora-sdxl"
+HUB = {
+    "models--latent-consistency--lcm-lora-sdxl": "pytorch_lora_weights.safetensors",
+    "models--ByteDance--Hyper-SD": "Hyper-SDXL-8steps-lora.safetensors",
+}
 RUN = """
 import shlex, sys
 from lcmmerge.cli import cli
@@ -29,20 +32,21 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that README names, and a Hub cache with the official LCM-LoRA."""
+    """The files that README names, and a Hub cache with the LoRAs that its commands name."""
     folder = tmp_path_factory.mktemp("readme")
     pico("sdxl").single_file(folder / "base.safetensors")
     pico("sdxl", seed=5).single_file(folder / "tuned.safetensors")
     pico("sdxl").folder(folder / "sdxl-folder")
     for seed, name in enumerate(("style", "detail"), 2):
         style_lora(folder / f"{name}.safetensors", "sdxl", seed=seed)
-    for name in ("lcm", "hyper"):
+    for name in ("lcm", "tcd"):
         lcm_lora(folder / f"{name}.safetensors", "sdxl")
-    snapshot = folder / "hub" / OFFICIAL / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
-    lcm_lora(snapshot / "pytorch_lora_weights.safetensors", "sdxl")
+    for repository, file in HUB.items():
+        snapshot = folder / "hub" / repository / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+        lcm_lora(snapshot / file, "sdxl")
     return folder
 
 
@@ -75,4 +79,5 @@ def test_the_result_draws(folder: Path) -> None:
     command = next(line for line in README.splitlines() if "--format diffusers" in line)
     run(folder, "-c", RUN, text=f"{command} --force")
     (code,) = blocks("python")
-    run(folder, "-c", code + "\nassert image.size[0] > 8")
+    check = "assert image.size[0] > 8 and type(pipe.scheduler).__name__ == 'LCMScheduler'"
+    run(folder, "-c", f"{code}\n{check}")

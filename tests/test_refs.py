@@ -1,69 +1,125 @@
-"""The Hub is played by a cache folder in its real layout, by a closed port, and by a small server.
+"""References against a Hub on the loopback, by the real client over the real protocol.
 
 huggingface_hub reads its environment when it is imported, so each case runs in a process of its own.
 """
 
+from __future__ import annotations
+
+import hashlib
 import json
-import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from pathlib import Path
-from threading import Thread
+from typing import Any
 
 import pytest
+from hub import Fault, Hub
 
 from lcmmerge import refs
 from lcmmerge.errors import NotFoundError
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-TOKEN = "hf_secretSecretSecret"
+REPO = "owner/repo"
+LORA = "hf://owner/repo/lora.safetensors"
+WEIGHTS = bytes(range(256)) * 2048  # half a megabyte: several blocks of a body
 
 RUN = """
 import json, sys
+from dataclasses import asdict
 from lcmmerge import refs
-from lcmmerge.errors import NotFoundError
-for reference in sys.argv[2:]:
+from lcmmerge.errors import LcmMergeError
+for function, reference, options in json.loads(sys.argv[1]):
     try:
-        print(json.dumps({"path": str(getattr(refs, sys.argv[1])(reference))}))
-    except NotFoundError as error:
-        print(json.dumps({"message": error.message, "hint": error.hint}))
+        answer = getattr(refs, function)(reference, **options)
+        print(json.dumps(asdict(answer) if function == "pin" else {"path": str(answer)}))
+    except LcmMergeError as error:
+        print(json.dumps({"kind": type(error).__name__, "message": error.message, "hint": error.hint}))
 """
+FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))"
+
+Answer = dict[str, Any]
 
 
-def ask(function: str, *references: str, **environment: str) -> list[dict[str, str]]:
-    """What ``refs.<function>`` says of each reference, in a fresh process with these variables."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+def ask(
+    environment: Mapping[str, str], *calls: tuple[str, str] | tuple[str, str, Answer], before: str = ""
+) -> list[Answer]:
+    """What ``refs`` says to each call (function, reference, options), in a fresh process."""
+    full = [(*call, {})[:3] for call in calls]
     done = subprocess.run(
-        [sys.executable, "-c", RUN, function, *references],
-        env={**inherited, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_TELEMETRY": "1", **environment},
+        [sys.executable, "-c", before + RUN, json.dumps(full)],
+        env={"HF_TOKEN": "hf_secretSecretSecret", **environment},
         capture_output=True,
         text=True,
-        check=True,
         timeout=60,
     )
-    assert TOKEN not in done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "hf_secret" not in done.stdout + done.stderr
+    assert "%|" not in done.stderr  # a bar
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(answers) == len(references)
-    assert not any("\n" in text for answer in answers for text in answer.values())
+    assert len(answers) == len(calls)
+    assert not any("\n" in answer.get(text, "") for answer in answers for text in ("message", "hint"))
     return answers
 
 
-def cache(home: Path, files: Mapping[str, str]) -> Path:
-    """A cached repository ``owner/repo``: blobs, a ref, and a snapshot of links to the blobs."""
-    repository = home / "hub/models--owner--repo"
-    snapshot = repository / "snapshots" / COMMIT
-    (repository / "blobs").mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs/main").write_text(COMMIT)
-    for number, (name, content) in enumerate(files.items()):
-        blob = repository / "blobs" / f"{number:040x}"
-        blob.write_text(content)
-        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-        (snapshot / name).symlink_to(blob)
-    return snapshot
+def resolve(environment: Mapping[str, str], *references: str, before: str = "") -> list[Answer]:
+    return ask(environment, *(("resolve", reference) for reference in references), before=before)
+
+
+def refused(answer: Answer, cause: str, cure: str, kind: str = "NotFoundError") -> bool:
+    return (answer.get("kind"), cause in answer["message"], cure in answer["hint"]) == (kind, True, True)
+
+
+def offline(environment: dict[str, str]) -> dict[str, str]:
+    return environment | {"HF_HUB_OFFLINE": "1"}
+
+
+def closed(environment: dict[str, str]) -> dict[str, str]:
+    """The Hub's address is one where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return environment | {"HF_ENDPOINT": f"http://127.0.0.1:{server.getsockname()[1]}"}
+
+
+@pytest.fixture
+def lora(hub: Hub) -> str:
+    """A Hub with one LoRA; its commit."""
+    return hub.add(REPO, {"lora.safetensors": WEIGHTS, "README.md": "A LoRA."})
+
+
+@pytest.fixture
+def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    return hub.environment(tmp_path / "home")
+
+
+PIPELINE = {
+    "model_index.json": json.dumps({part: ["diffusers", "X"] for part in ("unet", "vae", "scheduler", "tokenizer")}),
+    "README.md": "A pipeline.",
+    "sd.safetensors": b"all in one",
+    "sd-ema.ckpt": b"and again",
+    "unet/config.json": "{}",
+    "unet/diffusion_pytorch_model.safetensors": b"unet",
+    "unet/diffusion_pytorch_model.fp16.safetensors": b"unet fp16",
+    "unet/diffusion_pytorch_model.bin": b"unet, pickled",
+    "vae/config.json": "{}",
+    "vae/diffusion_pytorch_model.safetensors": b"vae",
+    "vae/diffusion_pytorch_model.fp16.bin": b"vae fp16, pickled",
+    "vae_1_0/config.json": "{}",
+    "vae_1_0/diffusion_pytorch_model.safetensors": b"old vae",
+    "scheduler/scheduler_config.json": "{}",
+    "tokenizer/merges.txt": "#version",
+    "assets/card.json": "{}",
+}
+SMALL = [
+    *("model_index.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt"),
+    *("unet/config.json", "vae/config.json"),
+]
+
+
+def downloaded(folder: str) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+# What a reference says
 
 
 def test_an_existing_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,11 +144,55 @@ def test_a_missing_path_that_does_not(reference: str) -> None:
     assert caught.value.hint == "check the path"
 
 
-@pytest.mark.parametrize("reference", ["hf://", "hf://repo", "hf://owner/repo@", "hf://datasets/owner/repo/f"])
+@pytest.mark.parametrize(
+    "reference",
+    [
+        *("hf://", "hf://repo", "hf://owner/repo@", "hf://datasets/owner/repo/f", "hf://owner/repo/a//b"),
+        *("https://example.org/owner/repo/resolve/main/f", "https://huggingface.co/owner"),
+        "https://huggingface.co/owner/repo/discussions/3",
+    ],
+)
 def test_what_is_no_reference_to_a_model(reference: str) -> None:
     with pytest.raises(NotFoundError) as caught:
-        refs.resolve(reference)
+        refs.parse(reference)
     assert refs.HUB_FORM in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        *("hf://owner/repo/../../f", "hf://owner/repo/..", "hf://owner/repo/a/./f", "hf://owner/repo/a\\..\\f"),
+        *("hf://owner/repo@..%2F..%2Fx/f", "https://huggingface.co/owner/repo/blob/main/%2E%2E/f"),
+    ],
+)
+def test_a_path_that_steps_out(reference: str) -> None:
+    with pytest.raises(NotFoundError, match="steps out of the repository"):
+        refs.parse(reference)
+
+
+@pytest.mark.parametrize(
+    ("reference", "revision", "path"),
+    [
+        ("hf://owner/repo", None, ""),
+        ("hf://owner/repo@v1", "v1", ""),
+        ("hf://owner/repo/a/f.safetensors", None, "a/f.safetensors"),
+        ("hf://owner/repo@refs/pr/3/f.safetensors", "refs/pr/3", "f.safetensors"),
+        ("hf://owner/repo@feature%2Fx/unet/", "feature/x", "unet"),
+        ("https://huggingface.co/owner/repo", None, ""),
+        ("huggingface.co/owner/repo/tree/main", "main", ""),
+        ("https://hf.co/owner/repo/blob/v1/a/f.safetensors", "v1", "a/f.safetensors"),
+        (
+            "https://huggingface.co/owner/repo/resolve/main/my%20lora.safetensors?download=true",
+            "main",
+            "my lora.safetensors",
+        ),
+    ],
+)
+def test_what_a_reference_says(reference: str, revision: str | None, path: str) -> None:
+    parsed = refs.parse(reference)
+    assert (parsed.kind, parsed.repo, parsed.revision, parsed.path_in_repo) == ("hub", REPO, revision, path)
+    again = refs.parse(parsed.at("0" * 40))
+    assert (again.repo, again.revision, again.path_in_repo) == (REPO, "0" * 40, path)
 
 
 def test_configs_of_a_local_folder(tmp_path: Path) -> None:
@@ -102,96 +202,266 @@ def test_configs_of_a_local_folder(tmp_path: Path) -> None:
     assert refs.configs(str(tmp_path)) == tmp_path
 
 
-def test_offline_from_a_warm_cache(tmp_path: Path) -> None:
-    snapshot = cache(tmp_path, {"model_index.json": "{}", "unet/config.json": "{}", "lora.safetensors": "x"})
-    hub = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    references = (
-        "hf://owner/repo/lora.safetensors",
-        f"hf://owner/repo@{COMMIT}/unet/config.json",
-        "hf://owner/repo",
+# Downloads
+
+
+def test_a_file(hub: Hub, environment: dict[str, str]) -> None:
+    files = {"a/lora.safetensors": WEIGHTS, "a/adapter_config.json": "{}", "b/adapter_config.json": "{}"}
+    hub.add(REPO, files | {"a/lora.bin": b"pickled", "README.md": ""})
+    (answer,) = resolve(environment, "hf://owner/repo/a/lora.safetensors")
+    assert Path(answer["path"]).read_bytes() == WEIGHTS
+    assert Path(answer["path"]).is_relative_to(environment["HF_HOME"])
+    assert downloaded(str(Path(answer["path"]).parent.parent)) == ["a/adapter_config.json", "a/lora.safetensors"]
+    assert {request.token for request in hub.asked("/lfs/")} == {None}
+    assert {request.token for request in hub.asked("/resolve/", "HEAD")} == {"hf_secretSecretSecret"}
+
+
+def test_a_url_on_the_endpoint(hub: Hub, lora: str, environment: dict[str, str]) -> None:
+    (answer,) = resolve(environment, f"{hub.endpoint}/owner/repo/blob/main/lora.safetensors")
+    assert Path(answer["path"]).read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("variant", "weights"),
+    [
+        (None, ["unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]),
+        ("fp16", ["unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors"]),
+    ],
+)
+def test_a_folder(hub: Hub, environment: dict[str, str], variant: str | None, weights: list[str]) -> None:
+    hub.add(REPO, PIPELINE)
+    (answer,) = ask(environment, ("resolve", "hf://owner/repo", {"variant": variant}))
+    assert downloaded(answer["path"]) == sorted([*SMALL, *weights])
+
+
+def test_a_folder_in_a_repository(hub: Hub, environment: dict[str, str]) -> None:
+    hub.add(REPO, {f"models/{name}": content for name, content in PIPELINE.items()} | {"unet/config.json": "{}"})
+    folder, unet, configs = ask(
+        environment,
+        ("resolve", "hf://owner/repo/models", {"variant": "fp16"}),
+        ("resolve", "hf://owner/repo/models/vae"),
+        ("configs", "hf://owner/repo/models"),
     )
-    file, pinned, folder = ask("resolve", *references, **hub)
-    assert file == {"path": str(snapshot / "lora.safetensors")}
-    assert pinned == {"path": str(snapshot / "unet/config.json")}
-    assert folder == {"path": str(snapshot)}
-    assert ask("configs", "hf://owner/repo", **hub) == [{"path": str(snapshot)}]
+    assert Path(folder["path"]).name == "models"
+    assert (Path(folder["path"]) / "unet/diffusion_pytorch_model.fp16.safetensors").read_bytes() == b"unet fp16"
+    assert unet["path"] == str(Path(folder["path"]) / "vae")
+    assert configs == folder
 
 
-def test_offline_from_a_cold_cache(tmp_path: Path) -> None:
-    cache(tmp_path, {"lora.safetensors": "x"})
-    references = ("hf://owner/repo/other.safetensors", "hf://owner/repo@v2/lora.safetensors", "hf://else/where")
-    for answer in ask("resolve", *references, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1"):
-        assert "not in the cache, and HF_HUB_OFFLINE is set" in answer["message"]
-        assert "unset it" in answer["hint"]
+def test_shards_by_their_index(hub: Hub, environment: dict[str, str]) -> None:
+    shards = {f"model-0000{n}-of-00002.safetensors": b"%d" % n for n in (1, 2)}
+    index = json.dumps({"weight_map": dict(zip("ab", shards, strict=True))})
+    hub.add(REPO, {**shards, "model.safetensors.index.json": index, "other.safetensors": b""})
+    (answer,) = resolve(environment, "hf://owner/repo/model.safetensors.index.json")
+    assert downloaded(str(Path(answer["path"]).parent)) == [*shards, "model.safetensors.index.json"]
 
 
-def test_a_closed_port(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
-    # A folder, because over a file the Hub client tries again for 23 seconds.
-    (answer,) = ask("resolve", "hf://owner/repo", HF_HOME=str(tmp_path), HF_ENDPOINT=endpoint)
-    assert f"{endpoint} cannot be reached" in answer["message"]
-    assert "HF_ENDPOINT" in answer["hint"]
+def test_several_files_where_one_is_meant(hub: Hub, environment: dict[str, str]) -> None:
+    hub.add(REPO, {"a.safetensors": b"a", "b.safetensors": b"b"})
+    (answer,) = resolve(environment, "hf://owner/repo")
+    assert refused(answer, "hf://owner/repo: holds several weight files: a.safetensors", "name the file itself")
+    assert not hub.asked("/lfs/")
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Answers by what is asked for; the real one too names its errors in the header X-Error-Code."""
-
-    def do_HEAD(self) -> None:
-        if "/owner/gated" in self.path:
-            return self.answer(403, "GatedRepo")
-        if "/owner/none" in self.path:
-            return self.answer(401, "RepoNotFound")
-        if "/v9" in self.path:
-            return self.answer(404, "RevisionNotFound")
-        if not self.path.endswith("/lora.safetensors"):
-            return self.answer(404, "EntryNotFound")
-        return self.answer(200, "", b"weights" if self.command == "GET" else b"")
-
-    do_GET = do_HEAD
-
-    def answer(self, status: int, code: str, body: bytes = b"") -> None:
-        self.send_response(status)
-        for name, value in {"X-Error-Code": code, "ETag": '"1234"', "X-Repo-Commit": COMMIT}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", "7" if status == 200 else "0")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+def test_configs(hub: Hub, environment: dict[str, str]) -> None:
+    hub.add(REPO, PIPELINE)
+    hub.add("owner/other", {"README.md": ""})
+    found, missing = ask(environment, ("configs", "hf://owner/repo"), ("configs", "hf://owner/other"))
+    assert downloaded(found["path"]) == SMALL
+    assert refused(missing, "no model_index.json", "name a diffusers pipeline")
 
 
-@pytest.fixture
-def endpoint() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def test_what_is_in_the_cache_is_not_downloaded_again(hub: Hub, lora: str, environment: dict[str, str]) -> None:
+    first = resolve(environment, LORA)
+    before = len(hub.requests)
+    assert resolve(environment, LORA) == first
+    assert [request.path for request in hub.requests[before:]] == ["/api/models/owner/repo/revision/main?blobs=true"]
 
 
-def test_what_the_hub_answers(tmp_path: Path, endpoint: str) -> None:
+def test_a_revision_that_moves(hub: Hub, lora: str, environment: dict[str, str]) -> None:
+    resolve(environment, LORA)
+    later = hub.add(REPO, {"lora.safetensors": b"retrained"})
+    hub.add(REPO, {"lora.safetensors": b"branched"}, branch="feature/x")
+    pinned = f"hf://owner/repo@{lora}/lora.safetensors"
+    contents = (b"retrained", WEIGHTS, b"branched")
+    answers = resolve(environment, LORA, pinned, "hf://owner/repo@feature%2Fx/lora.safetensors")
+    for answer, content in zip(answers, contents, strict=True):
+        assert Path(answer["path"]).read_bytes() == content
+    (answer,) = resolve(offline(environment), LORA)
+    assert Path(answer["path"]).parent.name == later
+
+
+# Without the Hub
+
+
+def test_from_a_warm_cache(hub: Hub, lora: str, environment: dict[str, str]) -> None:
+    hub.add("owner/pipe", PIPELINE, branch="v1")
+    calls = (
+        ("resolve", LORA),
+        ("resolve", f"hf://owner/repo@{lora}/lora.safetensors"),
+        ("resolve", "hf://owner/pipe@v1"),
+        ("configs", "hf://owner/pipe@v1"),
+    )
+    answers = ask(environment, *calls)
+    assert all(Path(answer["path"]).exists() for answer in answers)
+    assert ask(offline(environment), *calls) == answers
+    assert ask(closed(environment), *calls) == answers
+
+
+def test_from_a_cold_cache(hub: Hub, lora: str, environment: dict[str, str]) -> None:
+    for answer in resolve(offline(environment), LORA, "hf://owner/repo"):
+        assert refused(answer, "not in the cache, and HF_HUB_OFFLINE is set", "unset it")
+    nowhere = closed(environment)
+    for answer in resolve(nowhere, LORA, "hf://owner/repo"):
+        assert refused(answer, f"{nowhere['HF_ENDPOINT']} cannot be reached", "check the network")
+
+
+def test_from_half_a_cache(hub: Hub, environment: dict[str, str]) -> None:
+    """A pipeline whose VAE did not arrive is not taken for one that has none."""
+    hub.add(REPO, PIPELINE)
+    (answer,) = resolve(environment, "hf://owner/repo")
+    (Path(answer["path"]) / "vae/diffusion_pytorch_model.safetensors").unlink()
+    others = (
+        "hf://owner/repo/unet",
+        "hf://owner/repo@v2",
+        "hf://owner/repo/sd.safetensors",
+        "hf://owner/repo/none.bin",
+    )
+    whole, unet, *rest = resolve(offline(environment), "hf://owner/repo", *others)
+    assert unet == {"path": f"{answer['path']}/unet"}
+    for answer in (whole, *rest):
+        assert refused(answer, "not in the cache, and HF_HUB_OFFLINE is set", "unset it")
+
+
+# Faults
+
+
+def test_a_download_that_is_cut_goes_on(hub: Hub, environment: dict[str, str]) -> None:
+    content = WEIGHTS * 24
+    hub.add(REPO, {"lora.safetensors": content})
+    hub.faults = [Fault("/lfs/", cut=11_000_000)]
+    (answer,) = resolve(environment, LORA)
+    assert Path(answer["path"]).read_bytes() == content
+    assert [request.range for request in hub.asked("/lfs/")] == [
+        None,
+        f"bytes={10 << 20}-",
+    ]  # it keeps blocks of 10 MiB
+
+
+def test_a_download_that_stalls_goes_on(hub: Hub, lora: str, environment: dict[str, str]) -> None:
+    hub.faults = [Fault("/lfs/", delay=1.5)]
+    (answer,) = resolve(environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "1"}, LORA)
+    assert Path(answer["path"]).read_bytes() == WEIGHTS
+    assert len(hub.asked("/lfs/")) == 2
+
+
+def test_other_bytes_than_the_hub_records(hub: Hub, environment: dict[str, str]) -> None:
+    hub.add(REPO, {"lora.safetensors": WEIGHTS}, sha256={"lora.safetensors": "ab" * 32})
+    for answer in resolve(environment, LORA, LORA):  # what came is not kept
+        assert refused(answer, "the Hub records abababababab", "try again", "FormatError")
+        assert hashlib.sha256(WEIGHTS).hexdigest()[:12] in answer["message"]
+    assert not [
+        path for path in Path(environment["HF_HOME"]).rglob("*") if path.is_file() and path.stat().st_size > 9999
+    ]
+
+
+def test_gated(hub: Hub, environment: dict[str, str]) -> None:
+    hub.add(REPO, {"lora.safetensors": WEIGHTS}, gated=True)
+    for token in ("", "hf_secretOfAnother"):
+        (answer,) = resolve(environment | {"HF_TOKEN": token}, LORA)
+        assert refused(answer, "is gated", f"accept the terms at {hub.endpoint}/owner/repo, then `hf auth login`")
+    (answer,) = resolve(environment, LORA)
+    assert Path(answer["path"]).read_bytes() == WEIGHTS
+
+
+def test_what_is_not_there(hub: Hub, lora: str, environment: dict[str, str]) -> None:
     expected = {
-        "hf://owner/gated/x.bin": ("is gated", f"{endpoint}/owner/gated"),
-        "hf://owner/gated": ("is gated", f"{endpoint}/owner/gated"),
         "hf://owner/none/x.bin": ("no such repository", "hf auth login"),
         "hf://owner/none": ("no such repository", "hf auth login"),
-        "hf://owner/repo/x.bin": ("no such file in the repository", f"{endpoint}/owner/repo"),
-        "hf://owner/repo@v9/lora.safetensors": ("no such revision", f"{endpoint}/owner/repo"),
-        "hf://owner/repo@v9": ("no such revision", f"{endpoint}/owner/repo"),
+        "hf://owner/repo/x.bin": ("no such file in the repository", f"{hub.endpoint}/owner/repo"),
+        "hf://owner/repo/lora": ("no such file in the repository", f"{hub.endpoint}/owner/repo"),
+        "hf://owner/repo@v9/lora.safetensors": ("no such revision", f"{hub.endpoint}/owner/repo"),
+        f"hf://owner/repo@{'0' * 40}": ("no such revision", f"{hub.endpoint}/owner/repo"),
     }
-    answers = ask("resolve", *expected, HF_HOME=str(tmp_path), HF_ENDPOINT=endpoint)
-    for (reference, (cause, cure)), answer in zip(expected.items(), answers, strict=True):
-        assert answer["message"].startswith(f"file {reference!r}: ")
-        assert cause in answer["message"]
-        assert cure in answer["hint"]
+    for (reference, (cause, cure)), answer in zip(expected.items(), resolve(environment, *expected), strict=True):
+        assert refused(answer, f"file {reference!r}: {cause}", cure)
 
 
-def test_a_download(tmp_path: Path, endpoint: str) -> None:
-    (answer,) = ask("resolve", "hf://owner/repo/lora.safetensors", HF_HOME=str(tmp_path), HF_ENDPOINT=endpoint)
-    path = Path(answer["path"])
-    assert path.is_relative_to(tmp_path)
-    assert path.read_bytes() == b"weights"
+def test_a_limited_rate(hub: Hub, lora: str, environment: dict[str, str]) -> None:
+    wait = {"Retry-After": "0"}
+    hub.faults = [Fault("/api/", status=429, headers=wait), Fault("/lfs/", status=429, headers=wait)]
+    (answer,) = resolve(environment, LORA)
+    assert Path(answer["path"]).read_bytes() == WEIGHTS
+    hub.faults = [Fault("/api/", times=9, status=429, headers=wait)]
+    (answer,) = resolve(hub.environment(Path(environment["HF_HOME"], "cold")), LORA)
+    assert refused(answer, "limits the rate", "wait a few minutes")
+
+
+def test_a_hub_that_fails(hub: Hub, lora: str, environment: dict[str, str]) -> None:
+    hub.faults = [Fault("/api/", times=9, status=503)]
+    (answer,) = resolve(environment, LORA)
+    assert refused(answer, "the Hub fails (503)", "try again later")
+    hub.faults = []
+    (answer,) = resolve(environment, LORA)
+    hub.faults = [Fault("/api/", times=9, status=503)]
+    assert resolve(environment, LORA) == [answer]  # the cache has it
+
+
+def test_a_token_of_no_use(hub: Hub, lora: str, environment: dict[str, str]) -> None:
+    hub.faults = [
+        Fault("/api/", status=401, headers={"X-Error-Message": "Invalid credentials in Authorization header"})
+    ]
+    (answer,) = resolve(environment, LORA)
+    assert refused(answer, "the Hub denies access (401)", "hf auth")
+
+
+def test_a_full_disk(hub: Hub, lora: str, environment: dict[str, str]) -> None:
+    """A limit on the size of files stands for it: the same call fails."""
+    (answer,) = resolve(environment, LORA, before=FULL_DISK)
+    assert refused(answer, f"cannot be kept in {environment['HF_HOME']}/hub (File too large)", "set HF_HOME")
+
+
+# Pins
+
+
+def test_a_pin_of_a_file(hub: Hub, environment: dict[str, str]) -> None:
+    files = {"lora.safetensors": WEIGHTS, "adapter_config.json": "{}", "README.md": ""}
+    commit = hub.add(REPO, files, license="openrail++")
+    (pin,) = ask(environment, ("pin", LORA))
+    assert (pin["reference"], pin["uri"]) == (LORA, f"hf://owner/repo@{commit}/lora.safetensors")
+    assert (pin["commit"], pin["license"]) == (commit, "openrail++")
+    assert pin["files"] == [_pinned("adapter_config.json", b"{}"), _pinned("lora.safetensors", WEIGHTS)]
+    assert not hub.asked("/lfs/")
+    resolve(environment, LORA)
+    for unreached in (offline(environment), closed(environment)):
+        (again,) = ask(unreached, ("pin", LORA))
+        assert (again["uri"], again["files"]) == (pin["uri"], pin["files"])
+
+
+def test_a_pin_of_a_folder_here_and_there(hub: Hub, environment: dict[str, str], tmp_path: Path) -> None:
+    names = [*SMALL, "unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors"]
+    contents = {name: content.encode() if isinstance(content, str) else content for name, content in PIPELINE.items()}
+    for name, content in contents.items():
+        path = tmp_path / "models" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    commit = hub.add_folder(REPO, tmp_path)
+    variant = {"variant": "fp16"}
+    here, there = ask(
+        environment, ("pin", str(tmp_path / "models"), variant), ("pin", "hf://owner/repo/models", variant)
+    )
+    assert here["files"] == there["files"] == [_pinned(name, contents[name]) for name in sorted(names)]
+    assert (there["uri"], there["commit"]) == (f"hf://owner/repo@{commit}/models", commit)
+    assert (here["uri"], here["commit"], here["license"]) == (str(tmp_path / "models"), None, None)
+    assert not hub.asked("/lfs/")
+
+
+def test_a_pin_of_a_file_here(tmp_path: Path) -> None:
+    (tmp_path / "lora.safetensors").write_bytes(WEIGHTS)
+    (tmp_path / "other.safetensors").write_bytes(b"")
+    pin = refs.pin(str(tmp_path / "lora.safetensors"))
+    assert pin.files == (refs.PinnedFile("lora.safetensors", len(WEIGHTS), hashlib.sha256(WEIGHTS).hexdigest()),)
+
+
+def _pinned(name: str, content: bytes) -> Answer:
+    return {"path": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}

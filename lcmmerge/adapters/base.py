@@ -31,10 +31,15 @@ class Patch:
     key: str
     parameter: str
     roles: Mapping[str, TensorInfo]
-    alpha: float | None = None
+    given_alpha: float | TensorInfo | None = None
     rank_stabilized: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     optional: bool = False
+
+    @property
+    def alpha(self) -> float | None:
+        """A stored one is read here: a file of the Hub has hundreds, scattered, which a plan need not know."""
+        return self.given_alpha.scalar() if isinstance(self.given_alpha, TensorInfo) else self.given_alpha
 
     def shape(self, role: str) -> Shape:
         return self.roles[role].shape
@@ -57,9 +62,13 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Dependent:
-    """ΔW as a function of the pristine W (float32, the parameter's shape): DoRA, OFT, (IA)³, GLoRA."""
+    """ΔW as a function of the pristine W (float32, the parameter's shape): DoRA, OFT, (IA)³, GLoRA.
+
+    ``rows_of``: where rows of ΔW depend on no others of W, these rows of ΔW from the same rows of W.
+    """
 
     delta_of: Callable[[Tensor], Tensor]
+    rows_of: Callable[[Tensor, slice], Tensor] | None = None
 
 
 Update = Factored | Dense | Dependent

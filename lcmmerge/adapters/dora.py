@@ -68,21 +68,21 @@ def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Depende
     (role,) = MAGNITUDES & patch.roles.keys()
     magnitude = tensors[role].float().reshape([size if dim == axis else 1 for dim, size in enumerate(shape)])
 
-    def delta_of(weight: Tensor) -> Tensor:
+    def rows_of(weight: Tensor, rows: slice) -> Tensor:
         import torch
 
         match inner_update:
             case Factored(up, down):
-                direction = weight + (up @ down).reshape(shape)
+                direction = weight + (up[rows] @ down).reshape(weight.shape)
             case Dense(delta):
-                direction = weight + delta
+                direction = weight + delta[rows]
             case _:
                 raise AssertionError("the direction of a DoRA does not depend on W")
         # LyCORIS' guard against an all-zero row; PEFT has none and differs by 1e-7 / ‖V‖.
         norm: Tensor = torch.linalg.vector_norm(direction, dim=others, keepdim=True) + EPSILON
-        return direction * (magnitude / norm) - weight
+        return direction * ((magnitude[rows] if axis == 0 else magnitude) / norm) - weight
 
-    return Dependent(delta_of)
+    return Dependent(lambda weight: rows_of(weight, slice(None)), rows_of if axis == 0 else None)
 
 
 ADAPTER = Adapter("DoRA", "https://arxiv.org/abs/2402.09353", claims, rank, fit, update)

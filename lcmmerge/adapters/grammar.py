@@ -1,4 +1,4 @@
-"""An adapter file's tensors, grouped into patches. Only headers are read, and one-element tensors (alpha)."""
+"""An adapter file's tensors, grouped into patches. Only headers are read, and a one-element flag."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _patches(key: str, module: _Module, configs: Mapping[str, Config]) -> Iterat
     _check_complete(key, roles)
     config = {} if "kohya" in module.grammars else _matching(module_config(configs, key), roles)
     stored = roles.pop("alpha", None)
-    alpha = _scalar(stored) if stored else config.get("alpha")
+    alpha = _single(stored) if stored else config.get("alpha")
     rank_stabilized = stored is None and bool(config.get("use_rslora"))
 
     def patch(parameter: str, roles: Mapping[str, TensorInfo], optional: bool = False) -> Patch:
@@ -138,10 +138,10 @@ def _matching(config: Config, roles: Mapping[str, TensorInfo]) -> Config:
     return config if config.get("peft_type", "LORA") in wanted else {}
 
 
-def _scalar(info: TensorInfo) -> float:
+def _single(info: TensorInfo) -> TensorInfo:
     if info.numel != 1:
         raise FormatError(f"{info.path}: {info.name} has {info.numel} elements, not one", "export the file again")
-    return info.scalar()
+    return info
 
 
 def _by_meaning(key: str, roles: dict[str, TensorInfo], config: Config) -> dict[str, TensorInfo]:
@@ -150,7 +150,7 @@ def _by_meaning(key: str, roles: dict[str, TensorInfo], config: Config) -> dict[
         case {"oft_blocks": blocks, **rest} if len(blocks.shape) == 4:
             return {"boft_blocks": blocks, **rest}
         case {"weight": vector, "on_input": flag, **rest}:
-            return {"shift_in" if _scalar(flag) else "shift_out": vector, **rest}
+            return {"shift_in" if _single(flag).scalar() else "shift_out": vector, **rest}
         case {"ia3_l": vector, **rest}:
             return {"scale_in" if _scales_input(key, vector, config) else "scale_out": vector, **rest}
         case {"oft_R": info} if any(setting not in config for setting in OFT_SETTINGS):

@@ -18,8 +18,7 @@ class Architecture:
     """A family of checkpoints with the same names.
 
     ``name`` is the registered one (the module's). ``hub`` is the repository whose configs, tokenizers and
-    scheduler are its reference, ``lcm_lora`` its official LCM-LoRA, ``modelspec`` its id in the metadata of
-    https://github.com/Stability-AI/ModelSpec.
+    scheduler are its reference, ``modelspec`` its id in the metadata of https://github.com/Stability-AI/ModelSpec.
     """
 
     title: str
@@ -27,7 +26,6 @@ class Architecture:
     modelspec: str
     unet: UNet
     text_encoders: tuple[TextEncoder, ...]
-    lcm_lora: str | None = None
     name: str = ""
 
     @property

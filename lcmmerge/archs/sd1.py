@@ -6,7 +6,6 @@ ARCHITECTURE = Architecture(
     title="Stable Diffusion 1",
     hub="stable-diffusion-v1-5/stable-diffusion-v1-5",
     modelspec="stable-diffusion-v1",
-    lcm_lora="hf://latent-consistency/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors",
     unet=UNet(
         down=((1, 1), (1, 1), (1, 1), (0, 0)),
         mid=1,

@@ -18,7 +18,6 @@ ARCHITECTURE = Architecture(
     title="Stable Diffusion XL",
     hub="stabilityai/stable-diffusion-xl-base-1.0",
     modelspec="stable-diffusion-xl-v1-base",
-    lcm_lora="hf://latent-consistency/lcm-lora-sdxl/pytorch_lora_weights.safetensors",
     unet=UNet(
         down=((0, 0), (2, 2), (10, 10)),
         mid=10,

@@ -6,7 +6,6 @@ ARCHITECTURE = Architecture(
     title="SSD-1B",
     hub="segmind/SSD-1B",
     modelspec="segmind-stable-diffusion-1b",
-    lcm_lora="hf://latent-consistency/lcm-lora-ssd-1b/pytorch_lora_weights.safetensors",
     unet=UNet(
         down=((0, 0), (2, 2), (4, 4)),
         mid=0,

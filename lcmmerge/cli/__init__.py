@@ -1,6 +1,7 @@
 """The command line: thin commands, one file each, no logic.
 
-Exit codes: 0 done; 1 failed; 2 usage; 3 incompatible or uncovered keys; 130 interrupted.
+Exit codes: 0 done; 1 failed; 2 usage; 3 incompatible or uncovered keys; 4 a check is missed; 5 the lock does
+not match; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import sys
 import click
 
 from lcmmerge import __version__
+from lcmmerge.cli.accelerators import accelerators
 from lcmmerge.cli.combine import combine
 from lcmmerge.cli.extract import extract
 from lcmmerge.cli.fuse import fuse
 from lcmmerge.cli.inspect import inspect
+from lcmmerge.cli.lock import lock
+from lcmmerge.cli.run import run
 from lcmmerge.cli.verify import verify
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.output import Output
@@ -31,7 +35,7 @@ def cli() -> None:
     """
 
 
-for command in (fuse, inspect, extract, combine, verify):
+for command in (run, lock, fuse, inspect, extract, combine, verify, accelerators):
     cli.add_command(command)
 
 

@@ -26,7 +26,11 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
     "--lambda", "lambdas", nargs=2, type=float, default=(1.0, 1.0), show_default=True, metavar="λ1 λ2",
     help="Strength of the style and of the LCM-LoRA.",
 )
-@click.option("--lcm", metavar="REF", help="The acceleration LoRA.  [default: the architecture's official LCM-LoRA]")
+@click.option(
+    "--lcm", metavar="REF|NAME",
+    help="The acceleration LoRA; NAME: of `lcmmerge accelerators`.  [default: the architecture's official LCM-LoRA]",
+)
+@click.option("--accelerator", metavar="NAME", help="Which of `lcmmerge accelerators` the file of --lcm is.")
 @click.option("--adapter", "adapters", type=(str, float), multiple=True, metavar="REF λ", help="One more term.")
 @click.option("--style-base", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: BASE]")
 @click.option(
@@ -58,7 +62,8 @@ def fuse(target: Path | None, force: bool, dry_run: bool, output: Output, **give
 
     \b
       lcmmerge fuse base.safetensors style.safetensors --lambda 0.8 1.0
-      lcmmerge fuse base.safetensors --lcm hyper.safetensors -o fast.safetensors
+      lcmmerge fuse base.safetensors style.safetensors --lcm hyper-8steps
+      lcmmerge fuse base.safetensors --lcm hyper.safetensors --accelerator hyper-8steps -o fast.safetensors
       lcmmerge fuse base.safetensors style.safetensors --format diffusers --dtype fp16
     """
     from lcmmerge.merge import request
@@ -68,20 +73,23 @@ def fuse(target: Path | None, force: bool, dry_run: bool, output: Output, **give
     asked = _request(target, given)
     if not asked.style and click.get_current_context().get_parameter_source("lambdas") != ParameterSource.DEFAULT:
         output.note(f"No STYLE is given, so λ1 = {asked.strengths[0]:g} has no term.")
-    plan, configs = request.plan(asked)
+    plan, configs = request.plan(asked, dry_run=dry_run)
     for doubt in plan.doubts:
         output.warn(doubt)
     check_output(plan, configs, force=force)
     if dry_run:
         _show_plan(plan, output)
+        _show_sampling(plan, output)
         return
     if not any(term.strength for term in plan.terms):
         output.warn("every λ is 0: the weights stay the base's")
     seed = given["seed"] if given["rounding"] == "stochastic" else None
     settings = Settings(given["threads"], given["device"], seed)
+    plan.fetch()
     with output.progress("fuse", plan.nbytes) as progress:
         report = fuse(plan, configs=configs, settings=settings, force=force, progress=progress)
     _show_report(report, output)
+    _show_sampling(plan, output)
 
 
 def _request(target: Path | None, given: dict[str, Any]) -> Request:
@@ -106,6 +114,7 @@ def _request(target: Path | None, given: dict[str, Any]) -> Request:
             given["shard"],
             given["allow_unmatched"],
         ),
+        given["accelerator"],
     )
 
 
@@ -130,6 +139,8 @@ def _show_plan(plan: Plan, output: Output) -> None:
         [(file.path, len(file.tensors), size(file.nbytes)) for file in plan.files],
         numbers=2,
     )
+    if plan.download:
+        output.text(f"Would download {size(plan.download)}.")
     _show_left_out({plan.terms[index].name: keys for index, keys in plan.unmatched.items()}, plan.dropped, output)
 
 
@@ -163,6 +174,13 @@ def _show_report(report: Report, output: Output) -> None:
         _show_layers(report, output)
     _show_left_out(report.unmatched, report.dropped, output)
     output.text(f"{report.output}  {size(report.nbytes)}")
+
+
+def _show_sampling(plan: Plan, output: Output) -> None:
+    if plan.accelerator:
+        output.note(f"Draw with {plan.accelerator.sampling}.")
+        if plan.accelerator.restriction:
+            output.warn(f"{plan.accelerator.name} is under {plan.accelerator.licence}: {plan.accelerator.restriction}")
 
 
 def _show_layers(report: Report, output: Output) -> None:

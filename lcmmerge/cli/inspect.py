@@ -23,19 +23,19 @@ FEW = 4  # ranks or alphas of a row
 def inspect(ref: str, variant: str | None, output: Output) -> None:
     """Say what REF is: architecture, layout, dtypes, sizes, an adapter's algorithm, ranks and alphas, metadata.
 
-    REF is a checkpoint or an adapter: a file, a shard index, a diffusers folder, or hf://owner/repo/file. Only
-    headers are read.
+    REF is a checkpoint or an adapter: a file, a shard index, a diffusers folder, or one of these on the Hub.
+    Only headers are read, also there: no weights are downloaded.
 
     \b
       lcmmerge inspect base.safetensors
       lcmmerge inspect style.safetensors --json
+      lcmmerge inspect hf://latent-consistency/lcm-lora-sdxl/pytorch_lora_weights.safetensors
     """
-    from lcmmerge import refs
     from lcmmerge.merge.inspection import AdapterFacts, CheckpointFacts
     from lcmmerge.merge.inspection import inspect as look
-    from lcmmerge.tensors import open_source
+    from lcmmerge.tensors.remote import open_reference
 
-    found = look(open_source(refs.resolve(ref), variant))
+    found = look(open_reference(ref, variant=variant, scalars=True))
     if output.as_json:
         output.json(found.as_dict())
         return
@@ -65,7 +65,7 @@ def _show_checkpoint(found: Inspection, facts: CheckpointFacts, output: Output) 
     )
     if facts.missing:
         output.warn(f"its components lack {len(facts.missing)} parameters: {few(facts.missing, output)}")
-    official = f"; the official one is {model.arch.lcm_lora}" if model.arch.lcm_lora else ""
+    official = f"; the official one is {facts.official_lcm}" if facts.official_lcm else ""
     trained = f"{count(facts.lora_parameters)} parameters in {facts.lora_modules} modules"
     output.text(f"An LCM-LoRA of rank 64 would train {trained}{official}.")
 

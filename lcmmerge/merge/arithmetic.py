@@ -35,6 +35,11 @@ class Work:
     differences: list[Difference] = field(default_factory=list)
     squares: dict[int, float] = field(default_factory=dict)
 
+    @property
+    def needs_whole(self) -> bool:
+        """A term's ΔW depends on more of W than some rows."""
+        return any(update.rows_of is None for _, _, update in self.dependent)
+
 
 def prepare(piece: Piece, device: str) -> Work:
     """Read the adapters' tensors of one parameter and form their float32 factors."""
@@ -44,18 +49,17 @@ def prepare(piece: Piece, device: str) -> Work:
         if isinstance(contribution, Difference):
             work.differences.append(contribution)
             continue
-        tensors = {role: info.read() for role, info in contribution.patch.roles.items()}
+        tensors = {role: info.read().to(device) for role, info in contribution.patch.roles.items()}
         update = contribution.adapter.update(contribution.patch, tensors, piece.operand.shape)
         strength, term = contribution.strength, contribution.term
         if isinstance(update, Dependent):
             work.dependent.append((term, strength, update))
         elif isinstance(update, Dense):
-            delta = update.delta.to(device)
-            work.dense.append((strength, delta))
-            work.squares[term] = strength**2 * _finite(square(delta), contribution)
+            work.dense.append((strength, update.delta))
+            work.squares[term] = strength**2 * _finite(square(update.delta), contribution)
         else:
-            ups.append(update.up.to(device) * strength)
-            downs.append(update.down.to(device))
+            ups.append(update.up * strength)
+            downs.append(update.down)
             work.squares[term] = strength**2 * _finite(factored_square(update), contribution)
     if ups:
         work.up = ups[0] if len(ups) == 1 else torch.cat(ups, 1)
@@ -90,13 +94,13 @@ def add_terms(
     rows: slice,
     changes: Iterable[tuple[int, float, Tensor]],
     pristine: Tensor | None,
-) -> Measured:
+    measured: Measured,
+) -> None:
     """Add every term to ``weights`` (float32 [rows, columns] of the flattened parameter), in place.
 
-    ``changes``: term, strength and this block of θ_ft − θ_base. ``pristine``: the whole parameter as it was, for terms
-    whose ΔW depends on it, so that the order of terms does not matter.
+    ``changes``: term, strength and this block of θ_ft − θ_base. ``pristine``: the block as it was, in the parameter's
+    dimensions, for terms whose ΔW depends on it: so the order of terms does not matter. ``measured`` gets their ‖λΔ‖².
     """
-    measured = Measured(square(weights))
     if work.up is not None and work.down is not None:
         weights.addmm_(work.up[rows], work.down)
     for strength, delta in work.dense:
@@ -105,8 +109,8 @@ def add_terms(
         _add(weights, change, term, strength, measured)
     for term, strength, update in work.dependent:
         assert pristine is not None
-        _add(weights, update.delta_of(pristine), term, strength, measured)
-    return measured
+        change = update.rows_of(pristine, rows) if update.rows_of else update.delta_of(pristine)
+        _add(weights, change, term, strength, measured)
 
 
 def _add(weights: Tensor, change: Tensor, term: int, strength: float, measured: Measured) -> None:
@@ -124,8 +128,10 @@ def round_into(out: Tensor, weights: Tensor, piece: Piece, row: int, seed: int |
     # A block whose norm is below the dtype's largest number can hold nothing above it.
     if math.sqrt(norm) < largest:
         return
-    check_finite(weights, norm, piece.operand)
     peak = float(weights.abs().max())
+    if not math.isfinite(peak):
+        cure = "an adapter is damaged, or a λ is far too large"
+        raise NumericError(f"{piece.operand.name}: the merge gives NaN or Inf", cure)
     if peak > largest:  # looked at here: a cast to float8_e4m3fn saturates
         raise NumericError(
             f"{piece.operand.name}: {peak:.4g} overflows {piece.dtype.torch_name} (±{largest:.4g})",
@@ -133,12 +139,15 @@ def round_into(out: Tensor, weights: Tensor, piece: Piece, row: int, seed: int |
         )
 
 
-def check_finite(weights: Tensor, norm: float, operand: Operand) -> None:
+def base_square(weights: Tensor, operand: Operand) -> float:
+    """‖θ‖² of a block. Raises NumericError where it holds NaN or Inf."""
+    norm = square(weights)
     if not math.isfinite(norm) and not bool(weights.isfinite().all()):
         raise NumericError(
             f"{operand.path}: {operand.name} holds NaN or Inf",
             "the file is damaged: download or make it again",
         )
+    return norm
 
 
 def stochastic(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

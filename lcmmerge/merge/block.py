@@ -38,7 +38,7 @@ class Block:
 def rows_at_once(piece: Piece, work: Work) -> int:
     """All rows where a term or a transposition needs the whole parameter, else as many as fill a block."""
     operand = piece.operand
-    if work.dependent or (not piece.is_copy and _any_transposed(piece)):
+    if work.needs_whole or (not piece.is_copy and _any_transposed(piece)):
         return operand.rows
     return min(max(ELEMENTS // operand.columns, MIN_ROWS), operand.rows)
 
@@ -64,10 +64,11 @@ class Computer:
         if piece.is_copy:
             return self._copy(block, out, target)
         weights = self._load(piece.operand, block)
-        pristine = weights.reshape(piece.operand.shape).clone() if block.work.dependent else None
+        pristine = weights.reshape(-1, *piece.operand.shape[1:]).clone() if block.work.dependent else None
         sample = slice(0, max(1, arithmetic.SAMPLE // piece.operand.columns))
         changes = [(item.term, item.strength, self._change(item, block)) for item in block.work.differences]
-        measured = arithmetic.add_terms(weights, block.work, slice(block.begin, block.end), changes, pristine)
+        measured = Measured(arithmetic.base_square(weights, piece.operand))
+        arithmetic.add_terms(weights, block.work, slice(block.begin, block.end), changes, pristine, measured)
         final = weights.T if piece.transposed else weights
         arithmetic.round_into(target.view(final.shape), final, piece, block.begin, self._seed)
         if piece.contributions and block.begin == 0:
@@ -82,9 +83,7 @@ class Computer:
         if not block.piece.dtype.floating:
             return Measured()
         weights = self._scratch(target.numel()).copy_(target)
-        measured = Measured(arithmetic.square(weights))
-        arithmetic.check_finite(weights, measured.base_square, block.piece.operand)
-        return measured
+        return Measured(arithmetic.base_square(weights, block.piece.operand))
 
     def _load(self, operand: Operand, block: Block) -> Tensor:
         """Float32 [rows, columns] on the device: in scratch memory on the CPU."""

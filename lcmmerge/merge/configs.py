@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from lcmmerge.accelerators import Sampling
 from lcmmerge.archs import Model
 from lcmmerge.errors import FormatError, NotFoundError, ShapeMismatchError
 
@@ -77,7 +78,19 @@ def copy_configs(configs: Path, target: Path, components: set[str]) -> None:
         index |= {name: [None, None] for name in absent}
         if "requires_safety_checker" in index and "safety_checker" in absent:
             index["requires_safety_checker"] = False
-        (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        _write_json(target / "model_index.json", index)
+
+
+def set_scheduler(folder: Path, sampling: Sampling) -> None:
+    """Make the scheduler that ``sampling`` names a pipeline's, with the noise of the one that it has."""
+    config, index = folder / "scheduler" / "scheduler_config.json", folder / "model_index.json"
+    if config.is_file():
+        _write_json(config, sampling.config(_read_json(config)))
+        _write_json(index, _read_json(index) | {"scheduler": ["diffusers", sampling.scheduler]})
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

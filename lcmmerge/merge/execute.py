@@ -179,7 +179,7 @@ class _Execution:
         assert unit.buffer is not None
         position, data = 0, unit.data
         for block in unit.blocks:
-            with self.whole if block.work.dependent else nullcontext():
+            with self.whole if block.work.needs_whole else nullcontext():
                 unit.measured.append(self.local.computer(block, data[position : position + block.nbytes]))
             position += block.nbytes
         self.writers[unit.file].write(unit.buffer, unit.offset, unit.nbytes)

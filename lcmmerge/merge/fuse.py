@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 
 from lcmmerge.merge import provenance
-from lcmmerge.merge.configs import copy_configs
+from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outcome import Outcome, Settings
 from lcmmerge.merge.outputs import DIFFUSERS
 from lcmmerge.merge.plan import Plan, PlannedFile
@@ -74,6 +74,8 @@ def _prepare_folder(plan: Plan, folder: Path, configs: Path | None) -> None:
     for component in components:
         (folder / component).mkdir()
     copy_configs(configs or plan.base.source.path, folder, components)
+    if plan.accelerator:
+        set_scheduler(folder, plan.accelerator.sampling)
 
 
 def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int], None]) -> Outcome:

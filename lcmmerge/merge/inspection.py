@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lcmmerge.accelerators import OFFICIAL
 from lcmmerge.adapters import AdapterFile, Patch, algorithm, read_adapter
 from lcmmerge.archs import (
     Architecture,
@@ -62,6 +63,11 @@ class CheckpointFacts:
     lora_modules: int
     lora_parameters: int
 
+    @property
+    def official_lcm(self) -> str | None:
+        """The reference of the architecture's official LCM-LoRA."""
+        return OFFICIAL.files.get(self.model.arch.name)
+
     def as_dict(self) -> dict[str, Any]:
         arch = self.model.arch
         return {
@@ -73,7 +79,7 @@ class CheckpointFacts:
             "parts": {part.name: part.as_dict() for part in self.parts},
             "missing": list(self.missing),
             "lcm_lora": {
-                "official": arch.lcm_lora,
+                "official": self.official_lcm,
                 "rank": LCM_RANK,
                 "modules": self.lora_modules,
                 "parameters": self.lora_parameters,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lcmmerge.accelerators import Accelerator
 from lcmmerge.archs import Model, aliases
 from lcmmerge.errors import NoEffectError
 from lcmmerge.merge.operand import Operand
@@ -75,17 +76,23 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``layout``: ``single-file`` or ``diffusers``, None for the input's; ``dtype``: None keeps each tensor's own."""
+    """``layout``: ``single-file`` or ``diffusers``, None for the input's; ``dtype``: None keeps each tensor's own.
+
+    ``recipe``: the sha256 of what a recipe file asked for, which goes into the metadata.
+    """
 
     dtype: DType | None = None
     layout: str | None = None
     drop_ema: bool = False
     max_shard_bytes: int | None = None
     allow_unmatched: bool = False
+    recipe: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """``accelerator``: what the result is to be drawn with, where it is known."""
+
     base: Model
     terms: tuple[Term, ...]
     options: Options
@@ -95,6 +102,7 @@ class Plan:
     coverage: tuple[Coverage, ...]
     unmatched: Mapping[int, tuple[str, ...]]
     dropped: tuple[str, ...]
+    accelerator: Accelerator | None = None
 
     @property
     def nbytes(self) -> int:
@@ -105,6 +113,17 @@ class Plan:
         """What other programs are given to load: the target, or the index of its shards."""
         index = self.files[0].index if self.layout != DIFFUSERS else None
         return self.target.parent / index if index else self.target
+
+    @property
+    def download(self) -> int:
+        """Bytes of the inputs that are still on the Hub."""
+        return sum(source.awaited.nbytes for source in self.sources.values() if source.awaited)
+
+    def fetch(self) -> None:
+        """Download them: an input lies then where the plan says. Raises NotFoundError, FormatError."""
+        for source in self.sources.values():
+            if source.awaited:
+                source.awaited.fetch()
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -150,11 +169,15 @@ class Plan:
             ],
             "dropped": list(self.dropped),
             "doubts": list(self.doubts),
+            "sampling": self.accelerator.sampling.as_dict() if self.accelerator else None,
             "bytes": self.nbytes,
+            "download": self.download,
         }
 
 
-def plan_fuse(base: Model, terms: Iterable[Term], target: Path, options: Options) -> Plan:
+def plan_fuse(
+    base: Model, terms: Iterable[Term], target: Path, options: Options, accelerator: Accelerator | None = None
+) -> Plan:
     """Match every term against the base and lay out the result.
 
     ``target``: a file, or the folder of a diffusers layout. Raises UnmatchedKeysError, ShapeMismatchError,
@@ -176,7 +199,8 @@ def plan_fuse(base: Model, terms: Iterable[Term], target: Path, options: Options
         )
     )
     unmatched = {index: matched.unmatched for index, matched in enumerate(matches) if matched.unmatched}
-    return Plan(base, terms, options, target, layout, files, tuple(_coverage(matches)), unmatched, dropped)
+    coverage = tuple(_coverage(matches))
+    return Plan(base, terms, options, target, layout, files, coverage, unmatched, dropped, accelerator)
 
 
 def _check(term: Term, matched: Matched, base: Model, *, allow_unmatched: bool) -> None:

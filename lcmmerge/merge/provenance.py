@@ -68,6 +68,8 @@ def _recipe(plan: Plan, stochastic_seed: int | None, hashes: Mapping[str, str]) 
         "drop_ema": options.drop_ema,
         "allow_unmatched": options.allow_unmatched,
         "stochastic_seed": stochastic_seed,
+        "sampling": plan.accelerator.sampling.as_dict() if plan.accelerator else None,
+        **({"recipe_sha256": options.recipe} if options.recipe else {}),
     }
 
 
@@ -111,7 +113,8 @@ def refuse_fused(plan: Plan) -> None:
     for term in plan.terms if recorded else ():
         if isinstance(term.content, Checkpoint) or not term.strength:
             continue
-        if sha256_of(term.content.source.files) in recorded:
+        source = term.content.source
+        if sha256_of(source.files, known=source.awaited.sha256 if source.awaited else {}) in recorded:
             raise AlreadyFusedError(
                 f"{term.path}: {plan.base.source.path.name} already holds it, by its own metadata",
                 "start from the unmerged base, or fuse it once more with --force",

@@ -15,7 +15,7 @@ from lcmmerge.archs import Model, guess_architecture, identify, likely_architect
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError, ShapeMismatchError, UnmatchedKeysError
 from lcmmerge.merge.blocks import BlockWeights
 from lcmmerge.merge.operand import Operand
-from lcmmerge.tensors import open_source
+from lcmmerge.tensors import TensorSource, open_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,22 @@ def open_term(
     weights: BlockWeights | None = None,
 ) -> Term:
     """Read the headers of an adapter, or of a checkpoint that was tuned from ``style_base`` (default: ``base``)."""
+    origin = open_source(style_base) if style_base else None
+    return term_of(name, open_source(path), strength, base, origin=origin, weights=weights)
+
+
+def term_of(
+    name: str,
+    source: TensorSource,
+    strength: float,
+    base: Model,
+    *,
+    origin: TensorSource | None = None,
+    weights: BlockWeights | None = None,
+) -> Term:
+    """The same of sources that are open. Raises FormatError, IncompatibleError."""
     if not isfinite(strength):
         raise LcmMergeError(f"λ of {name} is {strength}", "give a finite number, such as 0.8")
-    source = open_source(path)
     adapter = read_adapter(source)
     content: AdapterFile | Checkpoint = adapter
     if not adapter.patches:
@@ -88,11 +101,11 @@ def open_term(
             tuned = identify(source)
         except IncompatibleError:
             raise FormatError(
-                f"{path}: neither an adapter nor a checkpoint that we know",
+                f"{source.path}: neither an adapter nor a checkpoint that we know",
                 f"its first tensor is {next(iter(source.tensors), 'missing')!r}; look at it with `lcmmerge inspect`",
             ) from None
-        content = Checkpoint(tuned, identify(open_source(style_base)) if style_base else base)
-    return Term(name, path, strength, content, weights or BlockWeights())
+        content = Checkpoint(tuned, identify(origin) if origin else base)
+    return Term(name, source.path, strength, content, weights or BlockWeights())
 
 
 def match(index: int, term: Term, base: Model, aliases: Mapping[str, str]) -> Matched:

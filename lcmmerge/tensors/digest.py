@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import CancelledError
 from pathlib import Path
 from threading import Event
+from types import MappingProxyType
 
 from lcmmerge.tensors.blockio import Buffer, Files
 
 BLOCK = 8 << 20
+EMPTY: Mapping[Path, str] = MappingProxyType({})
 
 
-def sha256_of(files: Iterable[Path], stop: Event | None = None) -> str:
+def sha256_of(files: Iterable[Path], stop: Event | None = None, known: Mapping[Path, str] = EMPTY) -> str:
     """Of one file its sha256; of several the sha256 of what sha256sum prints of them, sorted by name.
 
-    Raises CancelledError soon after ``stop`` is set.
+    Those that are ``known`` are not read. Raises CancelledError soon after ``stop`` is set.
     """
-    digests = sorted((path.name, _sha256(path, stop or Event())) for path in files)
+    digests = sorted((path.name, known.get(path) or _sha256(path, stop or Event())) for path in files)
     if len(digests) == 1:
         return digests[0][1]
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()

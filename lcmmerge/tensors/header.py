@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
 MAX_DIMENSIONS = 64  # no tensor has more, and a product of millions of numbers would take minutes
 METADATA = "__metadata__"
 REDO = "download or export the file again"
+
+Read = Callable[[int, int], bytes]  # offset, number of bytes
 
 
 class Entry(NamedTuple):
@@ -36,19 +38,24 @@ def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
     """The tensors in file order, and the metadata. Raises FormatError, NotFoundError."""
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(8)
-            length = int.from_bytes(head, "little")
-            if len(head) < 8 or length > size - 8:
-                raise _broken(path, "shorter than its header says: it is truncated, or not safetensors")
-            if length > MAX_HEADER_BYTES:
-                raise _broken(path, f"a header of {length:,} bytes is over the format's {MAX_HEADER_BYTES:,}")
-            text = file.read(length)
+            descriptor = file.fileno()
+            size = os.fstat(descriptor).st_size
+            return header_of(lambda offset, nbytes: os.pread(descriptor, nbytes, offset), size, path)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"{path}: no such file", "check the path") from None
     except OSError as error:
         raise NotFoundError(f"{path}: cannot be read ({error.strerror})", "check its permissions") from None
-    header = parse_header(text, path)
+
+
+def header_of(read: Read, size: int, path: Path) -> tuple[list[Entry], dict[str, str]]:
+    """The same of ``size`` bytes, wherever they are. Raises FormatError."""
+    head = read(0, min(8, size))
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > size - 8:
+        raise _broken(path, "shorter than its header says: it is truncated, or not safetensors")
+    if length > MAX_HEADER_BYTES:
+        raise _broken(path, f"a header of {length:,} bytes is over the format's {MAX_HEADER_BYTES:,}")
+    header = parse_header(read(8, length), path)
     metadata = _metadata(header.pop(METADATA, {}), path)
     entries = [_entry(name, value, 8 + length, path) for name, value in header.items()]
     entries.sort(key=lambda entry: (entry.offset, entry.nbytes, entry.name))

@@ -61,7 +61,7 @@ def info(role: str, shape: tuple[int, ...]) -> TensorInfo:
 
 def patch_of(shapes: dict[str, tuple[int, ...]]) -> Patch:
     roles = {role: info(role, shape) for role, shape in shapes.items()}
-    return Patch("module", "weight", roles, alpha=2.0, config=OFT_CONFIG if "oft_R" in shapes else {})
+    return Patch("module", "weight", roles, 2.0, config=OFT_CONFIG if "oft_R" in shapes else {})
 
 
 def delta(patch: Patch, shape: tuple[int, ...]) -> torch.Tensor:
@@ -156,8 +156,8 @@ def test_what_fits_can_be_applied(data):
 
 def test_alpha_missing_means_alpha_is_the_rank():
     patch = patch_of({"up": (8, 3), "down": (3, 12)})
-    assert torch.allclose(delta(replace(patch, alpha=None), LINEAR), delta(replace(patch, alpha=3.0), LINEAR))
-    assert torch.allclose(delta(replace(patch, alpha=None), LINEAR), 1.5 * delta(patch, LINEAR))
+    assert torch.allclose(delta(replace(patch, given_alpha=None), LINEAR), delta(replace(patch, given_alpha=3.0), LINEAR))
+    assert torch.allclose(delta(replace(patch, given_alpha=None), LINEAR), 1.5 * delta(patch, LINEAR))
 
 
 def test_rank():

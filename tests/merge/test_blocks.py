@@ -15,7 +15,7 @@ BLOCKS = {"sd1": 12, "sd2": 12, "sdxl": 9, "ssd1b": 9}  # inputs, and as many ou
 
 
 def convention(name, outputs):
-    """The block of a canonical parameter: LDM counts two layers and a downsampler a block going down, three layers up."""
+    """A canonical parameter's block: LDM counts two layers and a downsampler going down, three layers going up."""
     if not name.startswith("unet."):
         return "BASE"
     if found := re.match(r"unet\.down_blocks\.(\d)\.(resnets|attentions)\.(\d)", name):
@@ -118,5 +118,11 @@ def test_what_cannot_be_read_is_explained(text, reason, model):
 
 def test_weights_of_a_term_that_is_not_there(files, tmp_path):
     with pytest.raises(LcmMergeError, match="'stile': no such term") as caught:
-        fuse(files("sd1").base(), tmp_path / "fused", files("sd1").style, files("sd1").lcm, block_weights={"stile": "M00=0"})
+        fuse(
+            files("sd1").base(),
+            tmp_path / "fused",
+            files("sd1").style,
+            files("sd1").lcm,
+            block_weights={"stile": "M00=0"},
+        )
     assert caught.value.hint == "the terms are style, lcm"

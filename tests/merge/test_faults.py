@@ -73,35 +73,57 @@ def key(name, shape):
     return f'"{name}":{{"dtype":"F16","shape":{shape}'.encode()
 
 
-# What is wrong with an input: exit code, words of the message, and how the inputs are spoilt.
+def cut(name, end):
+    return lambda inputs: rewritten(inputs / name, lambda data: data[:end])
+
+
+def changed(name, tensors_of):
+    """``tensors_of`` the old ones gives those that are replaced, added, or removed (None)."""
+    return lambda inputs: edited(inputs / name, inputs / name, **tensors_of(load(inputs / name)))
+
+
+def silent(tensors):
+    return {name: torch.zeros_like(up) for name, up in tensors.items() if "lora_up" in name}
+
+
+STRANGER = {
+    "lora_unet_stranger.lora_up.weight": torch.zeros(8, 4), "lora_unet_stranger.lora_down.weight": torch.zeros(4, 8),
+}  # fmt: skip
+BASE, STYLE = "base.safetensors", "style.safetensors"
+LIE = key(CONV_IN, "[8,4,3,3]"), key(CONV_IN, "[9,4,3,3]")
+# Exit code, words of the message, and how the inputs are spoilt.
 FAULTS = {
-    "truncated base": (1, ["base.safetensors", "truncated"], lambda place: rewritten(place / "base.safetensors", lambda data: data[:-1])),
-    "truncated header": (1, ["base.safetensors", "truncated"], lambda place: rewritten(place / "base.safetensors", lambda data: data[:999])),
-    "empty base": (1, ["base.safetensors", "truncated"], lambda place: rewritten(place / "base.safetensors", lambda data: b"")),
-    "lying header": (1, ["base.safetensors", CONV_IN, "contradict"], lambda place: rewritten(
-        place / "base.safetensors",
-        lambda data: with_header(data, key(CONV_IN, "[8,4,3,3]"), key(CONV_IN, "[9,4,3,3]")))),
-    "truncated adapter": (1, ["style.safetensors", "truncated"], lambda place: rewritten(
-        place / "style.safetensors", lambda data: data[:-1])),
-    "no base": (1, ["base.safetensors", "no such file"], lambda place: (place / "base.safetensors").unlink()),
-    "no adapter": (1, ["lcm.safetensors", "no such file"], lambda place: (place / "lcm.safetensors").unlink()),
-    "base is text": (1, ["base.safetensors"], lambda place: rewritten(place / "base.safetensors", lambda data: b"<!doctype html>" * 99)),
-    "a malicious pickle": (1, ["style.ckpt", "nothing in it was run"], lambda place: torch.save(
-        Malicious(place), place / "style.ckpt")),
-    "missing up": (1, ["style.safetensors", QUERY], lambda place: edited(
-        place / "style.safetensors", place / "style.safetensors", **{f"{QUERY}.lora_up.weight": None})),
-    "missing down": (1, ["style.safetensors", QUERY], lambda place: edited(
-        place / "style.safetensors", place / "style.safetensors", **{f"{QUERY}.lora_down.weight": None})),
-    "another shape": (3, ["style.safetensors", QUERY, "down is 4×9, not 4×8"], lambda place: edited(
-        place / "style.safetensors", place / "style.safetensors", **{f"{QUERY}.lora_down.weight": torch.zeros(4, 9)})),
-    "a stranger": (3, ["style.safetensors", "lora_unet_stranger", "--allow-unmatched"], lambda place: edited(
-        place / "style.safetensors", place / "style.safetensors",
-        **{"lora_unet_stranger.lora_up.weight": torch.zeros(8, 4), "lora_unet_stranger.lora_down.weight": torch.zeros(4, 8)})),
-    "NaN in the base": (1, ["base.safetensors", "unet.conv_in.weight", "NaN or Inf"], lambda place: edited(
-        place / "base.safetensors", place / "base.safetensors", **{CONV_IN: torch.full((8, 4, 3, 3), torch.nan).half()})),
-    "no effect": (3, ["style.safetensors", "changes nothing"], lambda place: edited(
-        place / "style.safetensors", place / "style.safetensors",
-        **{name: torch.zeros_like(up) for name, up in load(place / "style.safetensors").items() if "lora_up" in name})),
+    "truncated base": (1, [BASE, "truncated"], cut(BASE, -1)),
+    "truncated header": (1, [BASE, "truncated"], cut(BASE, 999)),
+    "empty base": (1, [BASE, "truncated"], cut(BASE, 0)),
+    "truncated adapter": (1, [STYLE, "truncated"], cut(STYLE, -1)),
+    "lying header": (
+        1, [BASE, CONV_IN, "contradict"],
+        lambda inputs: rewritten(inputs / BASE, lambda data: with_header(data, *LIE)),
+    ),
+    "base is text": (
+        1, [BASE, "not safetensors"], lambda inputs: (inputs / BASE).write_text("<!doctype html>" * 99),
+    ),
+    "no base": (1, [BASE, "no such file"], lambda inputs: (inputs / BASE).unlink()),
+    "no adapter": (1, ["lcm.safetensors", "no such file"], lambda inputs: (inputs / "lcm.safetensors").unlink()),
+    "a malicious pickle": (
+        1, ["style.ckpt", "nothing in it was run"],
+        lambda inputs: torch.save(Malicious(inputs), inputs / "style.ckpt"),
+    ),
+    "missing up": (1, [STYLE, QUERY, "down without up"], changed(STYLE, lambda _: {f"{QUERY}.lora_up.weight": None})),
+    "missing down": (
+        1, [STYLE, QUERY, "up without down"], changed(STYLE, lambda _: {f"{QUERY}.lora_down.weight": None}),
+    ),
+    "another shape": (
+        3, [STYLE, QUERY, "down is 4×9, not 4×8"],
+        changed(STYLE, lambda _: {f"{QUERY}.lora_down.weight": torch.zeros(4, 9)}),
+    ),
+    "a stranger": (3, [STYLE, "lora_unet_stranger", "--allow-unmatched"], changed(STYLE, lambda _: STRANGER)),
+    "NaN in the base": (
+        1, [BASE, "unet.conv_in.weight", "NaN or Inf"],
+        changed(BASE, lambda tensors: {CONV_IN: tensors[CONV_IN] * torch.nan}),
+    ),
+    "no effect": (3, [STYLE, "changes nothing"], changed(STYLE, silent)),
 }  # fmt: skip
 
 
@@ -273,7 +295,9 @@ def test_lambda_must_be_finite(strengths, place, cli):
 def test_a_disk_that_is_full_beforehand(place):
     """On a file system of 8 MB, in a mount namespace of its own."""
     mount = 'mount -t tmpfs -o size=8m none "$0" && '
-    if subprocess.run(["unshare", "-rm", "sh", "-c", f"{mount} true", place / "out"], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{mount} true", place / "out"], check=False, capture_output=True
+    ).returncode:
         pytest.skip("no mounting here")
     inside = f'{mount}"$@"; code=$?; ls -A "$0"; exit $code'
     command = ["unshare", "-rm", "sh", "-c", inside, place / "out", sys.executable, "-m", "lcmmerge", *arguments(place)]
@@ -331,9 +355,7 @@ def large(tmp_path_factory):
 
 def interrupted(start, large, target, with_signal):
     """Send the signal as soon as the output begins to grow."""
-    child = start(
-        "fuse", large / "base.safetensors", "--lcm", large / "lora.safetensors", "-o", target, "--threads", 1
-    )
+    child = start("fuse", large / "base.safetensors", "--lcm", large / "lora.safetensors", "-o", target, "--threads", 1)
     staged = target.parent / f".{target.name}.partial" / target.name
     with child:
         while not staged.exists():

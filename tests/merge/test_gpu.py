@@ -5,9 +5,17 @@ import torch
 from adapterfile import write
 from fusing import fuse, load, raw
 from pico import pico
-from test_terms import ADAPTERS
 
 from lcmmerge.merge.outcome import Settings
+
+QUERY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+OUT = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
+MIXED = {
+    f"{QUERY}.lora_up.weight": torch.full((8, 3), 0.1), f"{QUERY}.lora_down.weight": torch.full((3, 8), 0.2),
+    f"{QUERY}.dora_scale": torch.linspace(0.9, 1.1, 8)[None],
+    f"{OUT}.oft_blocks": 0.1 * torch.arange(8 * 16).reshape(8, 4, 4).sin(),
+    "lora_unet_up_blocks_1_resnets_0_conv1.diff_b": torch.full((32,), 0.1),
+}  # fmt: skip
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,10 +26,10 @@ pytestmark = [
 @pytest.mark.parametrize("seed", [None, 0])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2"])
 def test_cuda_equals_cpu(dtype, seed, files, tmp_path):
-    """LoRAs, a dependent adapter and a checkpoint difference at once; what nothing touches is the same bytes."""
+    """LoRAs, dependent and dense adapters and a checkpoint difference at once."""
     inputs = files("sd1")
     terms = (
-        (write(tmp_path / "dora.safetensors", ADAPTERS["dora"]).path, 0.5),
+        (write(tmp_path / "mixed.safetensors", MIXED).path, 0.5),
         (pico("sd1", seed=1).folder(tmp_path / "tuned"), 0.1),
     )
     for device in ("cpu", "cuda"):

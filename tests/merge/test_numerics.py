@@ -99,7 +99,10 @@ def test_float64_base(files, tmp_path):
     inputs = files("sd1")
     base = save_as(inputs.base("fp32"), tmp_path / "base.safetensors", torch.float64)
     fuse(base, tmp_path / "fused.safetensors", inputs.style, inputs.lcm, LAMBDAS)
-    found, exact = canonical(tmp_path / "fused.safetensors"), reference(canonical(base), [(inputs.style, 0.8), (inputs.lcm, 1)])
+    found, exact = (
+        canonical(tmp_path / "fused.safetensors"),
+        reference(canonical(base), [(inputs.style, 0.8), (inputs.lcm, 1)]),
+    )
     for name, tensor in found.items():
         assert tensor.dtype == torch.float64
         assert (tensor - exact[name]).norm() <= 1e-6 * exact[name].norm()
@@ -214,7 +217,11 @@ def test_stochastic_rounding_is_unbiased(dtype, fraction):
     """A value at ``fraction`` of the way between two numbers, on both sides of zero and among the subnormals."""
     generator = torch.Generator().manual_seed(1)
     tiny = torch.finfo(dtype).smallest_normal
-    for value, gap in ((1.0, torch.finfo(dtype).eps), (-1.0, -torch.finfo(dtype).eps), (0.0, tiny * torch.finfo(dtype).eps)):
+    for value, gap in (
+        (1.0, torch.finfo(dtype).eps),
+        (-1.0, -torch.finfo(dtype).eps),
+        (0.0, tiny * torch.finfo(dtype).eps),
+    ):
         values = torch.full((40_000,), value + fraction * gap)
         error = (stochastic(values, dtype, generator).double() - values.double()).mean() / abs(gap)
         assert error.abs() < 0.02
@@ -270,7 +277,11 @@ def test_nan_or_inf_in_the_base_is_named(name, value, files, tmp_path):
     base = edited(inputs.base(), tmp_path / "base.safetensors", **{name: damaged})
     error = refused(NumericError, base, tmp_path, inputs.style, inputs.lcm)
     assert "base.safetensors" in error.message
-    module = {BOTH: "attn1.to_q.weight", STYLE_ONLY: "layers.3.self_attn.k_proj.weight", UNTOUCHED: "decoder.conv_in.weight"}
+    module = {
+        BOTH: "attn1.to_q.weight",
+        STYLE_ONLY: "layers.3.self_attn.k_proj.weight",
+        UNTOUCHED: "decoder.conv_in.weight",
+    }
     assert module[name] in error.message
     assert "NaN or Inf" in error.message
 
@@ -297,7 +308,9 @@ def test_overflow_is_named(dtype, excess, seed, files, tmp_path):
     large = load_file(inputs.base("fp32"))[UNTOUCHED]
     large.view(-1)[5] = -excess * torch.finfo(TORCH[dtype]).max
     base = edited(inputs.base("fp32"), tmp_path / "base.safetensors", **{UNTOUCHED: large})
-    error = refused(NumericError, base, tmp_path, inputs.style, inputs.lcm, dtype=dtype, settings=Settings(1, stochastic_seed=seed))
+    error = refused(
+        NumericError, base, tmp_path, inputs.style, inputs.lcm, dtype=dtype, settings=Settings(1, stochastic_seed=seed)
+    )
     assert "vae.decoder.conv_in.weight" in error.message
     assert "overflows" in error.message
     assert "--dtype" in error.hint

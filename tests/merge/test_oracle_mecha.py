@@ -34,8 +34,16 @@ def mecha(files, monkeypatch):
                     monkeypatch.setattr(known, "shape", shape)
         recipe = model = sd_mecha.model(base)
         for path, strength in loras:
-            recipe = recipe + sd_mecha.convert(sd_mecha.model(path), model) * strength | recipe
-        sd_mecha.merge(recipe, merge_dtype=torch.float32, output_dtype=torch.float32, threads=1, check_finite_output=False, omit_non_finite_inputs=False, output=target)
+            recipe = recipe + (sd_mecha.convert(sd_mecha.model(path), model) * strength | 0.0)
+        sd_mecha.merge(
+            recipe,
+            merge_dtype=torch.float32,
+            output_dtype=torch.float32,
+            threads=1,
+            check_finite_output=False,
+            omit_non_finite_inputs=False,
+            output=target,
+        )
 
     return merge
 
@@ -55,7 +63,11 @@ def test_single_file_equals_sd_mecha(name, mecha, files, tmp_path):
     inputs = files(name)
     mecha(name, [(inputs.style, 0.8), (inputs.lcm, 1.0)], tmp_path / "mecha.safetensors")
     fuse(inputs.base("fp32"), tmp_path / "ours.safetensors", inputs.style, inputs.lcm, (0.8, 1.0))
-    expected, found, base = load(tmp_path / "mecha.safetensors"), load(tmp_path / "ours.safetensors"), load(inputs.base("fp32"))
+    expected, found, base = (
+        load(tmp_path / "mecha.safetensors"),
+        load(tmp_path / "ours.safetensors"),
+        load(inputs.base("fp32")),
+    )
     assert found.keys() == expected.keys()
     assert sum(not torch.equal(expected[key], base[key]) for key in found) > 300
     for key, tensor in expected.items():

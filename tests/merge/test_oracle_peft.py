@@ -51,7 +51,9 @@ def test_float32_equals_peft(name, layout, oracle, files, tmp_path):
     single = layout == "single-file"
     base = inputs.base("fp32") if single else inputs.folder("fp32")
     model = oracle(name)
-    expected = load(model.single_file(tmp_path / "peft.safetensors", "fp32") if single else model.folder(tmp_path / "peft", "fp32"))
+    expected = load(
+        model.single_file(tmp_path / "peft.safetensors", "fp32") if single else model.folder(tmp_path / "peft", "fp32")
+    )
     found_at = tmp_path / ("ours.safetensors" if single else "ours")
     fuse(base, found_at, inputs.style, inputs.lcm, LAMBDAS)
     found, untouched = load(found_at), load(base)
@@ -62,7 +64,7 @@ def test_float32_equals_peft(name, layout, oracle, files, tmp_path):
         assert (found[key] - expected[key]).norm() <= 1e-6 * expected[key].norm(), key
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("sd1", "fp16"), ("sd2", "bf16"), ("sdxl", "bf16"), ("ssd1b", "fp16")])
+@pytest.mark.parametrize(("name", "dtype"), [("sd1", "fp16"), ("ssd1b", "bf16")])
 def test_half_precision_is_the_float32_result_rounded_within_one_unit(name, dtype, files, tmp_path):
     """PEFT fuses in float32 here, from the same rounded base; only the last bit may differ.
 
@@ -115,7 +117,12 @@ def test_a_file_that_diffusers_saved(name, files, tmp_path):
     pipeline.fuse_lora(components=components(pipeline))
     pipeline.unload_lora_weights()
 
-    fuse(files(name).base("fp32"), tmp_path / "ours.safetensors", tmp_path / "pytorch_lora_weights.safetensors", strengths=(0.7, 0))
+    fuse(
+        files(name).base("fp32"),
+        tmp_path / "ours.safetensors",
+        tmp_path / "pytorch_lora_weights.safetensors",
+        strengths=(0.7, 0),
+    )
     expected = load(PicoModel(model.arch, pipeline).single_file(tmp_path / "peft.safetensors", "fp32"))
     found, base = load(tmp_path / "ours.safetensors"), load(files(name).base("fp32"))
     assert sum(not torch.equal(found[key], base[key]) for key in found) > 100

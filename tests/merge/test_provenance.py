@@ -28,10 +28,18 @@ def test_modelspec_and_recipe(files, tmp_path):
     recipe = json.loads(found["sd_merge_recipe"])
     assert recipe["base"] == {"name": "sd1-fp16.safetensors", "sha256": sha256(inputs.base())}
     assert recipe["terms"] == [
-        {"term": "style", "lambda": 0.8, "name": "sd1-style.safetensors", "sha256": sha256(inputs.style), "block_weights": {"M00": 0.5}},
+        {
+            "term": "style",
+            "lambda": 0.8,
+            "name": "sd1-style.safetensors",
+            "sha256": sha256(inputs.style),
+            "block_weights": {"M00": 0.5},
+        },
         {"term": "lcm", "lambda": 1.0, "name": "sd1-lcm.safetensors", "sha256": sha256(inputs.lcm)},
     ]
-    assert json.loads(found["sd_merge_models"]).keys() == {sha256(path) for path in (inputs.base(), inputs.style, inputs.lcm)}
+    assert json.loads(found["sd_merge_models"]).keys() == {
+        sha256(path) for path in (inputs.base(), inputs.style, inputs.lcm)
+    }
     assert str(tmp_path) not in str(found)
     assert str(inputs.root) not in str(found)
 
@@ -55,7 +63,11 @@ def test_each_file_of_a_folder_has_its_own_hash(files, tmp_path):
 
 
 def test_the_bases_metadata_stay(files, tmp_path):
-    save_file(load_file(files("sd1").base()), tmp_path / "base.safetensors", {"modelspec.author": "somebody", "note": "ünïcode"})
+    save_file(
+        load_file(files("sd1").base()),
+        tmp_path / "base.safetensors",
+        {"modelspec.author": "somebody", "note": "ünïcode"},
+    )
     fuse(tmp_path / "base.safetensors", tmp_path / "fused.safetensors", lcm=files("sd1").lcm)
     found = metadata(tmp_path / "fused.safetensors")
     assert (found["modelspec.author"], found["note"]) == ("somebody", "ünïcode")

@@ -4,18 +4,16 @@ import pytest
 import torch
 from adapterfile import delta, write
 from fusing import assert_same, canonical, edited, fuse, load
-from pico import canonical_state, pico
+from pico import pico
 from safetensors.torch import load_file, save_file
 
 from lcmmerge.adapters import read_adapter
 from lcmmerge.errors import (
     FormatError,
     LcmMergeError,
-    NotFoundError,
     ShapeMismatchError,
     UnmatchedKeysError,
 )
-from lcmmerge.tensors import open_source
 
 QUERY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"  # 8×8
 OUT = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"  # 32×32, with a bias
@@ -37,7 +35,8 @@ def drawn(*shape):
 
 ADAPTERS = {
     "lora": {
-        f"{QUERY}.lora_up.weight": drawn(8, 3), f"{QUERY}.lora_down.weight": drawn(3, 8), f"{QUERY}.alpha": torch.tensor(2.0),
+        f"{QUERY}.lora_up.weight": drawn(8, 3), f"{QUERY}.lora_down.weight": drawn(3, 8),
+        f"{QUERY}.alpha": torch.tensor(2.0),
         f"{CONV}.lora_up.weight": drawn(32, 3, 1, 1), f"{CONV}.lora_down.weight": drawn(3, 64, 3, 3),
         f"{TEXT}.lora_up.weight": drawn(32, 2), f"{TEXT}.lora_down.weight": drawn(2, 16),
     },
@@ -90,7 +89,9 @@ def test_extra_terms_add_up(files, tmp_path):
     inputs = files("sd1")
     extra = [write(tmp_path / f"{kind}.safetensors", ADAPTERS[kind]).path for kind in ("lora", "dora", "loha")]
     terms = tuple(zip(extra, (0.3, -0.5, 1.2), strict=True))
-    report = fuse(inputs.base("fp32"), tmp_path / "all.safetensors", inputs.style, inputs.lcm, (0.8, 0.9), adapters=terms)
+    report = fuse(
+        inputs.base("fp32"), tmp_path / "all.safetensors", inputs.style, inputs.lcm, (0.8, 0.9), adapters=terms
+    )
     assert [(row.term, row.strength) for row in report.rows if row.component == "unet"] == [
         ("style", 0.8), ("lcm", 0.9), ("lora", 0.3), ("dora", -0.5), ("loha", 1.2),
     ]  # fmt: skip
@@ -109,7 +110,10 @@ def test_terms_of_the_same_name_are_told_apart(files, tmp_path):
     paths = []
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        tensors = ADAPTERS["lora"] | {f"lora_unet_{folder}.lora_up.weight": drawn(8, 3), f"lora_unet_{folder}.lora_down.weight": drawn(3, 8)}
+        tensors = ADAPTERS["lora"] | {
+            f"lora_unet_{folder}.lora_up.weight": drawn(8, 3),
+            f"lora_unet_{folder}.lora_down.weight": drawn(3, 8),
+        }
         paths.append(write(tmp_path / folder / "weights.safetensors", tensors).path)
     report = fuse(
         files("sd1").base(), tmp_path / "fused.safetensors", adapters=tuple((path, 1.0) for path in paths),
@@ -134,7 +138,11 @@ def test_lcm_alone(files, tmp_path):
 def test_a_fine_tuned_checkpoint_is_a_dense_term(name, layout, files, tmp_path):
     """τ′ = θ_ft − θ_pre, also where the two are in different layouts and dtypes."""
     tuned = pico(name, seed=1)
-    path = tuned.single_file(tmp_path / "tuned.safetensors") if layout == "single-file" else tuned.folder(tmp_path / "tuned")
+    path = (
+        tuned.single_file(tmp_path / "tuned.safetensors")
+        if layout == "single-file"
+        else tuned.folder(tmp_path / "tuned")
+    )
     report = fuse(files(name).base("fp32"), tmp_path / "fused.safetensors", path, strengths=(0.6, 0))
     assert {row.component for row in report.rows} == set(tuned.arch.components)
     before, after = canonical(files(name).base("fp32")), canonical(path)
@@ -211,7 +219,9 @@ def test_allow_unmatched_merges_the_rest_and_lists_what_does_not_fit(files, tmp_
     left = set(report.unmatched["lcm"])
     assert len(modules) == 788
     assert len(modules - left) == report.rows[0].parameters > 300
-    edited(lcm, tmp_path / "rest.safetensors", **{name: None for name in load_file(lcm) if name.partition(".")[0] in left})
+    edited(
+        lcm, tmp_path / "rest.safetensors", **{name: None for name in load_file(lcm) if name.partition(".")[0] in left}
+    )
     fuse(base, tmp_path / "expected.safetensors", lcm=tmp_path / "rest.safetensors")
     assert_same(load(tmp_path / "fused.safetensors"), load(tmp_path / "expected.safetensors"))
 
@@ -278,5 +288,6 @@ def test_an_architecture_without_an_official_lcm_lora(files, tmp_path, cli):
     done = cli("fuse", files("sd2").base(), files("sd2").style, "-o", tmp_path / "fused")
     assert done.code == 1
     assert done.err.splitlines() == [
-        "Error: Stable Diffusion 2 has no official LCM-LoRA", "Hint: name an acceleration LoRA with --lcm",
+        "Error: Stable Diffusion 2: the accelerator lcm has no file for it, only for sd1, sdxl, ssd1b",
+        "Hint: --lcm takes any of tcd, or a file",
     ]  # fmt: skip

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lcmmerge.cli.common import output_options
+from lcmmerge.output import Output, size
+
+if TYPE_CHECKING:
+    from lcmmerge.recipe.manifest import Manifest
+    from lcmmerge.recipe.runner import Prepared
+
+
+@click.command(short_help="Make what a recipe says, or the part of it that is not made yet.")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="The folder for it all.")
+@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the recipe: lambda.style=0.7.")
+@click.option("--locked", is_flag=True, help="Take the sources of RECIPE.lock, and refuse any others (exit code 5).")
+@click.option("--dry-run", is_flag=True, help="Print the steps and write nothing.")
+@click.option("--publish", "publishes", is_flag=True, help="Upload the outputs to the recipe's `publish` repository.")
+@click.option("--force", is_flag=True, help="Replace what no run wrote; fuse again what a base already holds.")
+@click.option("--device", default="cpu", show_default=True, help="Where the arithmetic is done: cpu, cuda, cuda:1.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core, at most four]")
+@output_options
+def run(
+    recipe: Path, out: Path, sets: tuple[str, ...], locked: bool, dry_run: bool, publishes: bool, force: bool,
+    device: str, threads: int, output: Output,
+) -> None:  # fmt: skip
+    """Make what RECIPE says in the folder OUT: models, their cards, RECIPE.lock, and run.json with every hash.
+
+    A step that is done is not done again: after a change, only what depends on it is. Where a check of the recipe is
+    missed, the exit code is 4.
+
+    \b
+      lcmmerge run recipes/sdxl-papercut.yaml -o papercut --dry-run
+      lcmmerge run recipes/sdxl-papercut.yaml -o papercut --set lambda.style=0.7
+    """
+    from lcmmerge.merge.outcome import Settings
+    from lcmmerge.recipe import publish, runner
+    from lcmmerge.recipe.loader import load
+
+    loaded = load(recipe, sets)
+    target = publish.repository(loaded.recipe, wanted=publishes)
+    asked = runner.Asked(out, sets, locked, force, Settings(threads, device))
+    if dry_run:
+        _show_plan(runner.prepare(loaded, asked, dry_run=True), target, output)
+        return
+    prepared, manifest = runner.run(loaded, asked, output)
+    if target:
+        output.note(f"Published: {publish.upload(target, out, manifest)}")
+    if output.as_json:
+        output.json(manifest.as_dict())
+    else:
+        _show(prepared, manifest, out, output)
+
+
+def _show_plan(prepared: Prepared, target: str | None, output: Output) -> None:
+    for doubt in prepared.doubts:
+        output.warn(doubt)
+    if output.as_json:
+        output.json(prepared.as_dict() | {"publishes": target})
+        return
+    rows = [(name, locked.uri or locked.reference, len(locked.files), size(locked.nbytes))
+            for name, locked in sorted(prepared.lock.items())]  # fmt: skip
+    output.table("Sources", ("source", "what it is", "files", "size"), rows, numbers=2)
+    steps = [(step.name, f"to do: {step.due}" if step.due else "done", size(step.reads), size(step.downloads),
+              size(step.writes)) for step in prepared.steps]  # fmt: skip
+    output.table("Steps", ("step", "state", "reads", "of it downloads", "writes"), steps, numbers=3)
+    due = [step for step in prepared.steps if step.due]
+    output.text(f"{len(due)} of {len(prepared.steps)} steps are to be done: {size(sum(step.writes for step in due))}.")
+    if target:
+        output.text(f"Then everything would be published to {target}.")
+
+
+def _show(prepared: Prepared, manifest: Manifest, out: Path, output: Output) -> None:
+    rows = [(step.name, "done now" if step.due else "was done", ", ".join(manifest.steps[step.name].outputs))
+            for step in prepared.steps]  # fmt: skip
+    output.table("", ("step", "state", "files"), rows)
+    output.text(str(out))

@@ -1,0 +1,153 @@
+"""From a recipe's cells to plans of merges: headers only. A base that several cells share is read once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lcmmerge import __version__, refs
+from lcmmerge.accelerators import Accelerator
+from lcmmerge.archs import Model, identify
+from lcmmerge.errors import RecipeError
+from lcmmerge.merge import provenance
+from lcmmerge.merge.blocks import parse_block_weights
+from lcmmerge.merge.configs import check_configs
+from lcmmerge.merge.outcome import Settings
+from lcmmerge.merge.outputs import DIFFUSERS
+from lcmmerge.merge.plan import Options, Plan, plan_fuse
+from lcmmerge.merge.terms import Term as PlannedTerm
+from lcmmerge.merge.terms import term_of
+from lcmmerge.recipe.loader import Cell
+from lcmmerge.recipe.schema import Fuse, Term
+from lcmmerge.recipe.sources import Found, Sources
+from lcmmerge.tensors import TensorSource
+from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+from lcmmerge.tensors.remote import open_reference
+
+VERSION = 1  # of what a fuse step writes; a change makes finished steps stale
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A source and its headers; of one that gives its configs alone where those are."""
+
+    found: Found
+    path: Path
+    opened: TensorSource | None
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One output's merge. ``key``: sha256 of everything its bytes depend on; ``inputs``: role → source."""
+
+    cell: Cell
+    plan: Plan
+    configs: Path | None
+    settings: Settings
+    inputs: Mapping[str, Input]
+    key: str
+
+
+def builds(
+    cells: tuple[Cell, ...], sources: Sources, out: Path, settings: Settings, *, dry_run: bool
+) -> tuple[Build, ...]:
+    """No weights are downloaded yet, and for a ``dry_run`` no pickles.
+
+    Raises NotFoundError, FormatError, RecipeError, and every IncompatibleError.
+    """
+    inputs = {name: _input(found, dry_run=dry_run) for name, found in sources.items()}
+    models = {name: identify(_opened(inputs[name])) for name in dict.fromkeys(cell.fuse.base for cell in cells)}
+    return tuple(_build(cell, models[cell.fuse.base], inputs, out, settings) for cell in cells)
+
+
+def _input(found: Found, *, dry_run: bool) -> Input:
+    if found.configs:
+        return Input(found, refs.configs(found.reference), None)
+    source = open_reference(found.reference, found.name, found.locked.variant, pickles=not dry_run)
+    return Input(found, source.path, source)
+
+
+def _opened(item: Input) -> TensorSource:
+    assert item.opened is not None  # a base or a term: not for its configs alone
+    return item.opened
+
+
+def _build(cell: Cell, base: Model, inputs: Mapping[str, Input], out: Path, settings: Settings) -> Build:
+    fuse = cell.fuse
+    layout = fuse.format or base.layout
+    roles = _roles(fuse, inputs)
+    configs = None
+    if layout == DIFFUSERS != base.layout:
+        if fuse.config_from is None:
+            raise RecipeError(
+                f"{cell.name}: fuse.format is diffusers and the base is not: fuse.config_from is missing",
+                f"name a source with the configs, such as hf://{base.arch.hub}",
+            )
+        configs = roles["config_from"].path
+        check_configs(configs, base)
+    settings = replace(settings, stochastic_seed=fuse.seed if fuse.rounding == "stochastic" else None)
+    kind = _accelerator(fuse, roles)
+    target = out / cell.name / f"{cell.name}.safetensors" if layout != DIFFUSERS else out / cell.name
+    terms = [_term(name, term, base, roles) for name, term in fuse.terms.items()]
+    key = _key(cell, roles, layout, kind, settings)
+    dtype = OUTPUT_DTYPES[fuse.dtype] if fuse.dtype else None
+    options = Options(dtype, fuse.format, fuse.drop_ema, fuse.max_shard_size, fuse.allow_unmatched, key)
+    return Build(cell, plan_fuse(base, terms, target, options, kind), configs, settings, roles, key)
+
+
+def _roles(fuse: Fuse, sources: Mapping[str, Input]) -> dict[str, Input]:
+    """``base``, ``terms.style``, ``terms.style.tuned_from``, ``config_from`` → source."""
+    roles = {"base": sources[fuse.base]}
+    for name, term in fuse.terms.items():
+        roles[f"terms.{name}"] = sources[term.source or name]
+        if term.tuned_from:
+            roles[f"terms.{name}.tuned_from"] = sources[term.tuned_from]
+    if fuse.config_from:
+        roles["config_from"] = sources[fuse.config_from]
+    return roles
+
+
+def _term(name: str, term: Term, base: Model, roles: Mapping[str, Input]) -> PlannedTerm:
+    tuned_from = roles.get(f"terms.{name}.tuned_from")
+    weights = ",".join(f"{span}={factor!r}" for span, factor in (term.block_weights or {}).items())
+    return term_of(
+        name,
+        _opened(roles[f"terms.{name}"]),
+        term.strength,
+        base,
+        origin=_opened(tuned_from) if tuned_from else None,
+        weights=parse_block_weights(weights, base) if weights else None,
+    )
+
+
+def _accelerator(fuse: Fuse, roles: Mapping[str, Input]) -> Accelerator | None:
+    """What the result is drawn with: the first term that is an accelerator, unless its λ is 0."""
+    kinds = (roles[f"terms.{name}"].found.accelerator for name, term in fuse.terms.items() if term.strength)
+    return next(filter(None, kinds), None)
+
+
+def _key(cell: Cell, roles: Mapping[str, Input], layout: str, kind: Accelerator | None, settings: Settings) -> str:
+    """File names count: the output's metadata tell them."""
+    fuse = cell.fuse
+    return step_key("fuse", VERSION, {
+        "output": cell.name,
+        "layout": layout,
+        "inputs": {role: {"name": item.path.name, "files": item.found.locked.hashes} for role, item in roles.items()},
+        "terms": [
+            {"name": name, "lambda": term.strength, "block_weights": term.block_weights}
+            for name, term in fuse.terms.items()
+        ],
+        "options": fuse.model_dump(include={"dtype", "drop_ema", "max_shard_size", "allow_unmatched"}),
+        "sampling": kind.sampling.as_dict() if kind else None,
+        "stochastic_seed": settings.stochastic_seed,
+        "device": settings.device.partition(":")[0],
+    })  # fmt: skip
+
+
+def step_key(kind: str, version: int, content: Mapping[str, Any]) -> str:
+    """sha256 of a step's inputs and parameters, and of our version of it."""
+    text = provenance.canonical_json({"step": kind, "version": f"{__version__}/{version}", **content})
+    return hashlib.sha256(text.encode()).hexdigest()

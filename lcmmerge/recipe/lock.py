@@ -1,0 +1,106 @@
+"""``RECIPE.lock``: what every source of a recipe was, exactly: commit, files, sizes, hashes, licence. JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lcmmerge.errors import LockError
+from lcmmerge.recipe.schema import Source
+from lcmmerge.refs import PinnedFile
+
+VERSION = 1
+RELOCK = "look at what changed, then `lcmmerge lock` again"
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """A source as it was: ``reference`` and ``variant`` as the recipe has them, ``uri`` with its commit on the Hub."""
+
+    reference: str
+    variant: str | None
+    uri: str | None
+    commit: str | None
+    license: str | None
+    files: tuple[PinnedFile, ...]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        return {file.path: file.sha256 for file in self.files}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    def names(self, source: Source) -> bool:
+        """Whether this is what the recipe's source says."""
+        return (self.reference, self.variant) == (source.reference, source.variant)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "reference": self.reference,
+            "variant": self.variant,
+            "uri": self.uri,
+            "commit": self.commit,
+            "license": self.license,
+            "files": {file.path: {"bytes": file.size, "sha256": file.sha256} for file in self.files},
+        }
+
+
+Lock = Mapping[str, Locked]
+
+
+def lock_path(recipe: Path) -> Path:
+    return recipe.with_name(f"{recipe.name}.lock")
+
+
+def lock_text(lock: Lock) -> str:
+    """The same sources give the same text."""
+    sources = {name: locked.as_dict() for name, locked in sorted(lock.items())}
+    return json.dumps({"version": VERSION, "sources": sources}, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_lock(path: Path) -> Lock:
+    """Raises LockError."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["version"] != VERSION:
+            raise LockError(f"{path}: is a lock of version {content['version']}", "use the lcmmerge that wrote it")
+        return {name: _locked(entry) for name, entry in content["sources"].items()}
+    except OSError as error:
+        raise LockError(f"{path}: cannot be read ({error.strerror})", "`lcmmerge lock` writes it") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise LockError(f"{path}: is no lock of lcmmerge, or damaged", RELOCK) from None
+
+
+def check_lock(lock: Lock, found: Lock, subject: Path) -> None:
+    """Raises LockError with every source that is not as the lock has it."""
+    drift = [line for name, locked in sorted(found.items()) for line in _drift(name, lock.get(name), locked)]
+    if drift:
+        raise LockError(f"{subject}: {len(drift)} differences from what was locked", RELOCK, drift)
+
+
+def _drift(name: str, locked: Locked | None, found: Locked) -> Iterator[str]:
+    if locked is None:
+        yield f"{name}: is not in the lock"
+    elif (locked.reference, locked.variant) != (found.reference, found.variant):
+        yield f"{name}: was {locked.reference}, is {found.reference}" + (f" ({found.variant})" if found.variant else "")
+    else:
+        before, now = locked.hashes, found.hashes
+        yield from (f"{name}: {path} is gone" for path in sorted(before.keys() - now.keys()))
+        yield from (f"{name}: {path} is new" for path in sorted(now.keys() - before.keys()))
+        yield from (
+            f"{name}: {path} changed: sha256 {before[path][:12]}… became {now[path][:12]}…"
+            for path in sorted(before.keys() & now.keys())
+            if before[path] != now[path]
+        )
+
+
+def _locked(entry: dict[str, Any]) -> Locked:
+    files = tuple(
+        PinnedFile(str(path), int(file["bytes"]), str(file["sha256"])) for path, file in entry["files"].items()
+    )
+    return Locked(entry["reference"], entry["variant"], entry["uri"], entry["commit"], entry["license"], files)

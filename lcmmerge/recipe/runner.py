@@ -1,0 +1,241 @@
+"""A run: what it will do, from headers and records alone, and then doing it, step by step.
+
+A finished step is recorded in ``run.json`` and is not done again; what was interrupted is done anew. One run at a time
+works in a folder: others wait for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lcmmerge.errors import OutputError
+from lcmmerge.merge.fuse import HEADROOM, fuse
+from lcmmerge.merge.outcome import Settings
+from lcmmerge.merge.outputs import DIFFUSERS
+from lcmmerge.merge.provenance import refuse_fused
+from lcmmerge.merge.report import Report
+from lcmmerge.output import Output
+from lcmmerge.recipe.builds import Build, builds
+from lcmmerge.recipe.card import card, disagreement
+from lcmmerge.recipe.checks import checked, refuse_missed
+from lcmmerge.recipe.loader import Loaded
+from lcmmerge.recipe.lock import Lock, check_lock, lock_path, lock_text, read_lock
+from lcmmerge.recipe.manifest import Manifest, Record, read_manifest, record, write_text
+from lcmmerge.recipe.sources import Sources, find
+from lcmmerge.recipe.steps import CARD, Step, steps, written
+from lcmmerge.refs.weights import MODEL_INDEX
+from lcmmerge.tensors.blockio import output_error
+
+GUARD = ".lcmmerge.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """``locked``: the sources must be those of the lock. ``force``: replace what another run wrote."""
+
+    out: Path
+    sets: tuple[str, ...] = ()
+    locked: bool = False
+    force: bool = False
+    settings: Settings = Settings()  # noqa: RUF009 - frozen
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything about a run that is known before the first weight is read."""
+
+    loaded: Loaded
+    asked: Asked
+    lock: Lock
+    builds: tuple[Build, ...]
+    steps: tuple[Step, ...]
+    before: Manifest
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        unused = (f"the source {name} is used by nothing" for name in self.loaded.unused)
+        misfits = (f"{build.cell.name}: {doubt}" for build in self.builds for doubt in build.plan.doubts)
+        kept = {build.cell.name for build in self.builds}
+        stray = (f"{name} is of an earlier run, and stays as it is" for name in self.before.folders if name not in kept)
+        return (*unused, *misfits, *filter(None, map(disagreement, self.builds)), *stray)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "recipe": self.loaded.path.name,
+            "steps": [step.as_dict() for step in self.steps],
+            "sources": {name: locked.as_dict() for name, locked in sorted(self.lock.items())},
+            "doubts": list(self.doubts),
+        }
+
+
+def lock_of(loaded: Loaded) -> Lock:
+    """What the recipe's sources are now. Raises NotFoundError, FormatError."""
+    return {name: found.locked for name, found in find(loaded).items()}
+
+
+def prepare(loaded: Loaded, asked: Asked, *, dry_run: bool = False) -> Prepared:
+    """Find the sources, compare them with the lock, plan every output, and see what is done already.
+
+    Raises NotFoundError, FormatError, LockError, OutputError, AlreadyFusedError, and every IncompatibleError.
+    """
+    sources = _sources(loaded, asked)
+    planned = builds(loaded.cells, sources, asked.out, asked.settings, dry_run=dry_run)
+    before = read_manifest(asked.out)
+    todo = tuple(steps(planned, before, asked.out, loaded.recipe.description))
+    due = [step.build for step in todo if step.kind == "fuse" and step.due]
+    for build in due:
+        if not asked.force:
+            _refuse_foreign(asked.out / build.cell.name, before)
+            refuse_fused(build.plan)
+    _check_out(asked.out, sum(build.plan.nbytes + HEADROOM for build in due))
+    return Prepared(loaded, asked, {name: found.locked for name, found in sources.items()}, planned, todo, before)
+
+
+def run(loaded: Loaded, asked: Asked, output: Output) -> tuple[Prepared, Manifest]:
+    """Do what is not done. Raises what ``prepare`` and a merge do, and QualityError once everything is written."""
+    prepared = prepare(loaded, asked)
+    with _alone(asked.out, output):
+        if read_manifest(asked.out) != prepared.before:  # another run was faster
+            prepared = prepare(loaded, asked)
+        for doubt in prepared.doubts:
+            output.warn(doubt)
+        manifest = _begin(prepared)
+        for step in prepared.steps:
+            if step.due:
+                manifest = _do(step, manifest, prepared, output)
+                manifest.write(asked.out)
+        return prepared, _end(manifest, prepared)
+
+
+def _sources(loaded: Loaded, asked: Asked) -> Sources:
+    path = lock_path(loaded.path)
+    lock = read_lock(path) if asked.locked or path.exists() else None
+    sources = find(loaded, lock)
+    if asked.locked and lock is not None:
+        check_lock(lock, {name: found.locked for name, found in sources.items()}, loaded.path)
+    return sources
+
+
+def _begin(prepared: Prepared) -> Manifest:
+    """Record what is done already, and which folders are this run's from now on."""
+    out, loaded = prepared.asked.out, prepared.loaded
+    done = {step.name: prepared.before.steps[step.name] for step in prepared.steps if not step.due}
+    recipe = {
+        "name": loaded.path.name,
+        "sha256": hashlib.sha256(loaded.path.read_bytes()).hexdigest(),
+        "set": list(prepared.asked.sets),
+    }
+    manifest = Manifest(recipe, tuple(build.cell.name for build in prepared.builds), done)
+    manifest.write(out)
+    write_text(out / lock_path(loaded.path).name, lock_text(prepared.lock))
+    return manifest
+
+
+def _do(step: Step, manifest: Manifest, prepared: Prepared, output: Output) -> Manifest:
+    out, build = prepared.asked.out, step.build
+    folder = out / build.cell.name
+    if step.kind == "card":
+        text = card(build, manifest.steps[f"fuse {build.cell.name}"], prepared.loaded.recipe.description)
+        write_text(folder / CARD, text)
+        return manifest.with_step(step.name, record(step.key, out, [folder / CARD], {}))
+    if build.cell.name in prepared.before.folders:
+        _make_way(build, prepared.before, out)
+    if build.plan.layout != DIFFUSERS:
+        folder.mkdir(exist_ok=True)
+    build.plan.fetch()
+    with output.progress(step.name, build.plan.nbytes) as progress:
+        report = fuse(
+            build.plan, configs=build.configs, settings=build.settings, force=prepared.asked.force, progress=progress
+        )
+    found = record(step.key, out, written(build, out), {})
+    return manifest.with_step(step.name, replace(found, figures=_figures(report, found)))
+
+
+def _make_way(build: Build, before: Manifest, out: Path) -> None:
+    """Remove this run's own earlier outputs: those recorded, and what a killed run did not come to record."""
+    name, folder = build.cell.name, out / build.cell.name
+    if (folder / MODEL_INDEX).exists():
+        shutil.rmtree(folder)
+    records = [found for kind in ("fuse", "card") if (found := before.steps.get(f"{kind} {name}"))]
+    for path in (*(out / path for found in records for path in found.outputs), *written(build, out)):
+        path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _figures(report: Report, found: Record) -> dict[str, Any]:
+    """What the checks look at. ``coverage``: the share of a term's keys that found a home."""
+    said = report.as_dict()
+    return {
+        "bytes": sum(item["bytes"] for item in found.outputs.values()),
+        "coverage": {
+            term: reached / (reached + len(report.unmatched.get(term, ())))
+            for term in dict.fromkeys(row.term for row in report.rows)
+            if (reached := sum(row.parameters for row in report.rows if row.term == term))
+        },
+        "rows": said["coverage"],
+        "unmatched": {name: list(keys) for name, keys in report.unmatched.items()},
+        "dropped": said["dropped"],
+        "tensors_sha256": said["sha256"],
+    }
+
+
+def _end(manifest: Manifest, prepared: Prepared) -> Manifest:
+    """Compare the figures with the recipe's bounds. Raises QualityError."""
+    check = prepared.loaded.recipe.check
+    if check is None:
+        return manifest
+    figures = {name: manifest.steps[f"fuse {name}"].figures for name in manifest.folders}
+    found = list(checked(check, figures))
+    manifest = replace(manifest, check=tuple(item.as_dict() for item in found))
+    manifest.write(prepared.asked.out)
+    refuse_missed(found)
+    return manifest
+
+
+@contextmanager
+def _alone(out: Path, output: Output) -> Iterator[None]:
+    """Raises OutputError where the folder cannot be made or written."""
+    from filelock import FileLock, Timeout
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        guard = FileLock(out / GUARD)
+        try:
+            guard.acquire(timeout=0)
+        except Timeout:
+            output.note(f"Another run is at work in {out}: waiting for it.")
+            guard.acquire()
+    except OSError as error:
+        raise output_error(out, error) from None
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+def _refuse_foreign(folder: Path, before: Manifest) -> None:
+    if folder.exists() and folder.name not in before.folders:
+        raise OutputError(
+            f"{folder}: exists already, and no run of a recipe wrote it",
+            "choose another -o, or replace it with --force",
+        )
+
+
+def _check_out(out: Path, needed: int) -> None:
+    there = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise OutputError(f"{there}: not a folder that may be written to", "choose another with -o")
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OutputError(
+            f"{out}: needs {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free",
+            "free some space, or write elsewhere with -o",
+        )

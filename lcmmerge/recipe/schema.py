@@ -1,0 +1,134 @@
+"""What a recipe may hold: models, and the JSON schema that editors complete and check recipes by.
+
+    version: 1
+    sources: {base: hf://owner/repo, style: style.safetensors, lcm: hf://owner/repo/file.safetensors}
+    fuse: {base: base, terms: {style: 0.8, lcm: 1.0}}
+
+θ′ = θ_base + Σ λᵢτᵢ, the terms added in the order in which they stand.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from lcmmerge.accelerators import ACCELERATORS
+from lcmmerge.merge.outputs import DIFFUSERS, SINGLE_FILE
+from lcmmerge.output import parse_size
+from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+
+SUPPORTED = 1
+LATER = ("search", "generate", "export")  # sections of versions to come
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
+
+
+class _Strict(BaseModel):
+    """No unknown keys, no silent conversions, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def as_source(value: Any) -> Any:
+    return {"reference": value} if isinstance(value, str) else value
+
+
+def as_term(value: Any) -> Any:
+    return {"lambda": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def as_bytes(value: Any) -> Any:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+class Source(_Strict):
+    """Where a model or an adapter is."""
+
+    reference: str = Field(
+        min_length=1,
+        description="A path (from the recipe's folder), hf://owner/repo[@revision][/file], or an accelerator's name.",
+    )
+    variant: str | None = Field(None, description="Which weights of a diffusers folder, such as fp16.")
+    accelerator: Literal[tuple(ACCELERATORS)] | None = Field(  # type: ignore[valid-type]
+        None, description="What kind of acceleration LoRA a file is, where its reference does not tell."
+    )
+
+
+class Term(_Strict):
+    """One task vector and its strength."""
+
+    source: str | None = Field(None, description="A name of `sources`. Default: the term's own name.")
+    strength: float = Field(1.0, alias="lambda", description="λ.")
+    block_weights: dict[str, float] | None = Field(
+        None, description="Factors on λ per U-Net block: {IN00-IN05: 0.5, M00: 0}. Others stay at 1."
+    )
+    tuned_from: str | None = Field(
+        None, description="Of a whole checkpoint: what it was tuned from. Default: the base."
+    )
+
+
+class Fuse(_Strict):
+    """One standalone checkpoint: θ′ = θ_base + Σ λτ."""
+
+    base: str = Field(description="A name of `sources`.")
+    terms: dict[Word, Annotated[Term, BeforeValidator(as_term, json_schema_input_type=float | Term)]] = Field(
+        min_length=1, description="Name → λ, or {source, lambda, block_weights, tuned_from}. Added in this order."
+    )
+    output: Name | None = Field(None, description="The output's name. Default: the recipe file's.")
+    dtype: Literal[tuple(OUTPUT_DTYPES)] | None = Field(None, description="Default: each tensor's own.")  # type: ignore[valid-type]
+    format: Literal[SINGLE_FILE, DIFFUSERS] | None = Field(None, description="Default: the base's.")  # type: ignore[valid-type]
+    config_from: str | None = Field(
+        None, description="The source with configs, scheduler and tokenizers, where the base is a single file."
+    )
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    seed: int = Field(0, description="Of the stochastic rounding.")
+    max_shard_size: Annotated[int, BeforeValidator(as_bytes, json_schema_input_type=int | str)] | None = Field(
+        None, gt=0, description="Split files above this size, such as 5GB."
+    )
+    drop_ema: bool = Field(False, description="Leave out a checkpoint's EMA copy.")
+    allow_unmatched: bool = Field(False, description="Merge what fits, and list what does not.")
+
+
+class Bound(_Strict):
+    """What a figure may be."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class Check(_Strict):
+    """Bounds on what the steps report; a miss ends the run with exit code 4."""
+
+    coverage: Bound | None = Field(None, description="The share of each term's keys that found a home: 0 to 1.")
+    relative: Bound | None = Field(None, description="‖λΔ‖ / ‖θ‖ of each term in each component.")
+    signal: Bound | None = Field(None, description="‖λΔ‖ / ‖rounding error‖ of each term in each component.")
+    weakest_signal: Bound | None = Field(None, description="The same, of the layer where it is least.")
+    bytes: Bound | None = Field(None, description="The size of all files of an output.")
+
+
+class Recipe(_Strict):
+    """How a few-step model is made."""
+
+    version: Literal[1]
+    description: str | None = None
+    sources: dict[Word, Annotated[Source, BeforeValidator(as_source, json_schema_input_type=str | Source)]] = Field(
+        min_length=1, description="Name → reference, or {reference, variant}."
+    )
+    fuse: Fuse
+    matrix: dict[str, Annotated[list[str | float | bool], Field(min_length=1)]] | None = Field(
+        None, min_length=1,
+        description="One output per combination: `lambda.TERM` or a path such as fuse.terms.style.source → its values.",
+    )  # fmt: skip
+    check: Check | None = None
+    publish: Annotated[str, Field(pattern=r"^hf://[\w.-]+/[\w.-]+$")] | None = Field(
+        None, description="The Hub repository that `lcmmerge run --publish` uploads to."
+    )
+
+
+def json_schema() -> str:
+    """The text of the shipped ``schema.json``."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    schema = head | Recipe.model_json_schema(by_alias=True) | {"title": "lcmmerge recipe"}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,73 @@
+"""The steps of a run. A step's key tells whether it is done: sha256 of inputs, parameters and our version of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lcmmerge.merge.outputs import DIFFUSERS
+from lcmmerge.recipe import card
+from lcmmerge.recipe.builds import Build, step_key
+from lcmmerge.recipe.manifest import Manifest
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """``due``: why it is to be done; None where it is done. ``reads``, ``downloads`` and ``writes`` are bytes."""
+
+    kind: Literal["fuse", "card"]
+    build: Build
+    key: str
+    due: str | None
+    reads: int = 0
+    downloads: int = 0
+    writes: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.build.cell.name}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.name,
+            "key": self.key,
+            "done": self.due is None,
+            "because": self.due,
+            "reads": self.reads,
+            "downloads": self.downloads,
+            "writes": self.writes,
+        }
+
+
+def steps(builds: tuple[Build, ...], before: Manifest, out: Path, description: str | None) -> Iterator[Step]:
+    """In the order in which they are done."""
+    for build in builds:
+        due = _due(f"fuse {build.cell.name}", build.key, before, out)
+        reads = sum(source.nbytes for source in build.plan.sources.values())
+        yield Step("fuse", build, build.key, due, reads, build.plan.download, build.plan.nbytes)
+        key = step_key("card", card.VERSION, {"of": build.key, **card.facts(build, description)})
+        follows = f"follows fuse {build.cell.name}" if due else None
+        yield Step("card", build, key, follows or _due(f"card {build.cell.name}", key, before, out))
+
+
+def _due(name: str, key: str, before: Manifest, out: Path) -> str | None:
+    record = before.steps.get(name)
+    if record is None:
+        return "not done yet"
+    if record.key != key:
+        return "its inputs or parameters changed"
+    return None if record.intact(out) else "its output is gone or was changed"
+
+
+def written(build: Build, out: Path) -> list[Path]:
+    """What a fuse left: the weights with their index, or a whole pipeline but for its card."""
+    plan = build.plan
+    folder = out / build.cell.name
+    if plan.layout == DIFFUSERS:
+        return [path for path in folder.rglob("*") if path.is_file() and path != folder / CARD]
+    indices = dict.fromkeys(file.index for file in plan.files if file.index)
+    return [folder / path for path in (*(file.path for file in plan.files), *indices)]

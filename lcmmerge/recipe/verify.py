@@ -1,0 +1,54 @@
+"""Is what lies in a run's folder still what the run made, and of the sources that a lock names?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lcmmerge.errors import LockError, VerificationError
+from lcmmerge.merge.recorded import read_recipe
+from lcmmerge.recipe.lock import Locked, read_lock
+from lcmmerge.recipe.manifest import NAME, Manifest, read_manifest
+from lcmmerge.tensors import open_source
+from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.tensors.source import PICKLES
+
+WEIGHTS = (".safetensors", *PICKLES)
+
+
+def is_run(path: Path) -> bool:
+    return (path / NAME).is_file()
+
+
+def verify_run(out: Path, lock: Path | None = None) -> Manifest:
+    """Compare every output with its record, and the sources that it names with ``lock`` (default: the run's own).
+
+    Raises VerificationError, LockError, NotFoundError, FormatError.
+    """
+    manifest = read_manifest(out)
+    changed = [name for name, record in sorted(manifest.steps.items()) if not record.intact(out)]
+    if changed:
+        raise VerificationError(
+            f"{out}: {len(changed)} steps' outputs are gone or were changed",
+            "`lcmmerge run` makes them again",
+            changed,
+        )
+    locked = lock or out / f"{manifest.recipe['name']}.lock"
+    known = {_weights_sha256(source) for source in read_lock(locked).values()}
+    strange = [f"{name}: {line}" for name in manifest.folders for line in _strange(out / name, known)]
+    if strange:
+        raise LockError(f"{out}: {len(strange)} sources are not those of {locked}", "run the recipe again", strange)
+    return manifest
+
+
+def _strange(folder: Path, known: set[str]) -> Iterator[str]:
+    """The sources of a merge that no lock knows."""
+    recipe = read_recipe(open_source(folder))
+    named = [recipe.base, *(term.source for term in recipe.terms), *(term.tuned_from for term in recipe.terms)]
+    yield from (f"{source.name} {source.sha256[:12]}…" for source in named if source and source.sha256 not in known)
+
+
+def _weights_sha256(locked: Locked) -> str:
+    """As a merge records a source; nothing is read."""
+    known = {Path(file.path): file.sha256 for file in locked.files if file.path.endswith(WEIGHTS)}
+    return sha256_of(known, known=known)

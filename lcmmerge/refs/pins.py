@@ -1,0 +1,59 @@
+"""A reference made exact: commit, sizes and hashes, without a download of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lcmmerge.refs.hub import fetch, file_sha256, repository
+from lcmmerge.refs.reference import parse
+from lcmmerge.refs.weights import local_tree, needed
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """``path``: relative to the folder that the reference names, or to the one that its file lies in."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """``uri``: ``hf://owner/repo@<40-hex commit>/path``; of a local path that path, and then ``commit`` is None.
+
+    ``files``, sorted by path, are all that a merge reads. ``license``: as the Hub states it.
+    """
+
+    reference: str
+    uri: str
+    commit: str | None
+    files: tuple[PinnedFile, ...]
+    license: str | None = None
+
+
+def pin(reference: str, subject: str = "file", variant: str | None = None) -> Pin:
+    """What ``reference`` is now: from the Hub's own records, of a local path by hashing it.
+
+    Small files, which have no record of their sha256, are fetched and hashed; so are weights when the Hub cannot be
+    asked and the cache holds them. Raises NotFoundError, FormatError.
+    """
+    parsed = parse(reference, subject)
+    if parsed.kind == "local":
+        return Pin(reference, reference, None, _local(parsed.path, variant))
+    found = repository(parsed, subject)
+    names = found.needed(variant)
+    fetch(found, [name for name in names if found.files[name].sha256 is None])
+    files = []
+    for name in names:
+        record, path = found.files[name], found.path(name)
+        size = path.stat().st_size if record.size is None else record.size
+        files.append(PinnedFile(name.removeprefix(found.within("")), size, record.sha256 or file_sha256(path)))
+    return Pin(reference, parsed.at(found.commit), found.commit, tuple(files), found.license)
+
+
+def _local(path: Path, variant: str | None) -> tuple[PinnedFile, ...]:
+    folder, name = (path, "") if path.is_dir() else (path.parent, path.name)
+    names = needed(local_tree(path), name, variant)
+    return tuple(PinnedFile(name, (folder / name).stat().st_size, file_sha256(folder / name)) for name in names)

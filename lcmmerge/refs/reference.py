@@ -1,0 +1,71 @@
+"""What a reference says, before anything is looked at but whether a path exists."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lcmmerge.errors import NotFoundError
+
+HUB = "hf://"
+HUB_FORM = "hf://owner/repo[@revision][/path/in/repo]"
+_URL = re.compile(r"hf://|https?://|(huggingface|hf)\.co/")
+_LIKE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)+")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """``text``: as given. Local: ``path``, of a file or folder that is there.
+
+    Hub: ``repo`` (``owner/name``), ``revision`` (branch, tag or commit; None is the default branch) and
+    ``path_in_repo``, of a file or folder; "" is the whole repository.
+    """
+
+    text: str
+    kind: Literal["local", "hub"]
+    path: Path = Path()
+    repo: str = ""
+    revision: str | None = None
+    path_in_repo: str = ""
+
+    def at(self, commit: str) -> str:
+        """The same place at a commit: ``hf://owner/repo@commit/path``."""
+        return f"{HUB}{self.repo}@{commit}" + (f"/{self.path_in_repo}" if self.path_in_repo else "")
+
+
+def parse(reference: str, subject: str = "file") -> Reference:
+    """An existing path, ``hf://owner/repo[@revision][/path]``, or a page's URL pasted from the Hub.
+
+    A missing ``owner/repo`` is never guessed to be on the Hub. ``subject`` is what messages call the thing ("base",
+    "adapter"). Raises NotFoundError.
+    """
+    path = Path(reference)
+    if not reference.startswith(HUB) and path.exists():
+        return Reference(reference, "local", path)
+    if _URL.match(reference):
+        return _hub(reference, f"{subject} {reference!r}")
+    hint = f"if it is on the Hub, name it {HUB}{reference}" if _LIKE_HUB.fullmatch(reference) else "check the path"
+    raise NotFoundError(f"{subject} {reference!r}: no such file or folder", hint)
+
+
+def _hub(reference: str, what: str) -> Reference:
+    from huggingface_hub import parse_hf_uri
+    from huggingface_hub.errors import HfUriError
+
+    form = f"the form is {HUB_FORM}"
+    try:
+        uri = parse_hf_uri(reference)
+    except HfUriError:
+        raise NotFoundError(f"{what}: not a Hub reference", form) from None
+    if uri.type != "model":
+        raise NotFoundError(f"{what}: names a {uri.type}, not a model", form)
+    path = uri.path_in_repo.rstrip("/")
+    if _steps_out(path) or _steps_out(uri.revision or ""):
+        raise NotFoundError(f"{what}: steps out of the repository", form)
+    return Reference(reference, "hub", repo=uri.id, revision=uri.revision, path_in_repo=path)
+
+
+def _steps_out(path: str) -> bool:
+    return "\\" in path or any(part in (".", "..") for part in path.split("/"))

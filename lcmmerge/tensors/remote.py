@@ -1,0 +1,68 @@
+"""Sources by reference; what of one is on the Hub and not on this disk is read there, its header alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lcmmerge import refs
+from lcmmerge.errors import FormatError
+from lcmmerge.tensors.dtypes import decode_scalar
+from lcmmerge.tensors.header import header_of
+from lcmmerge.tensors.source import PICKLES, Content, TensorInfo, TensorSource, open_source, read_local, read_source
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteTensor(TensorInfo):
+    """``path`` is where the file will be once it is downloaded; until then a scalar is read from ``file``."""
+
+    file: refs.RemoteFile
+
+    def scalar(self) -> float:
+        if self.path.exists():
+            return TensorInfo.scalar(self)
+        return decode_scalar(self.dtype, self.file.read(self.offset, self.nbytes))
+
+
+def open_reference(
+    reference: str, subject: str = "file", variant: str | None = None, *, scalars: bool = False, pickles: bool = False
+) -> TensorSource:
+    """The source that ``reference`` names; of a safetensors file that is not in the cache only the header is fetched.
+
+    What is still to be downloaded is its ``awaited``. ``scalars``: read the one-element tensors now and side by side,
+    not one by one when asked for. ``pickles``: download those, which no header describes. Raises NotFoundError,
+    FormatError.
+    """
+    parsed = refs.parse(reference, subject)
+    if parsed.kind == "local":
+        return open_source(parsed.path, variant)
+    repository = refs.repository(parsed, subject)
+    path, choice = repository.path(parsed.path_in_repo), repository.choice(variant)
+    weights = repository.missing(repository.within(file) for _, file in choice.weights)
+    pickled = [name for name in weights if name.endswith(PICKLES)]
+    headed = [name for name in weights if name not in pickled]
+    if pickled and not pickles:
+        cure = f"`hf download {parsed.repo} {pickled[0]}` first, or name a .safetensors file"
+        raise FormatError(f"{repository.what}: what {pickled[0]} holds cannot be told without downloading it", cure)
+    if repository.unreachable or not headed:
+        refs.fetch(repository, repository.needed(variant))
+        refs.remember(repository)
+        return open_source(path, variant)
+    refs.fetch(repository, set(repository.needed(variant)) - set(headed))
+    remote = {repository.path(name): name for name in headed}
+
+    def read_file(path: Path) -> Content:
+        return _read_remote(repository, remote[path], scalars) if path in remote else read_local(path)
+
+    source = read_source(path, repository.path(repository.root), choice, variant, read_file)
+    return replace(source, awaited=refs.Awaited(repository, tuple(headed)))
+
+
+def _read_remote(repository: refs.Repository, name: str, scalars: bool) -> Content:
+    file, path = repository.remote(name), repository.path(name)
+    entries, metadata = header_of(file.read, repository.files[name].size or 0, path)
+    if scalars:
+        file.prefetch((entry.offset, entry.nbytes) for entry in entries if entry.nbytes == entry.dtype.itemsize)
+    return [
+        RemoteTensor(entry.name, entry.dtype, entry.shape, path, entry.offset, entry.nbytes, file) for entry in entries
+    ], metadata

@@ -1,0 +1,189 @@
+"""``lcmmerge accelerators``, and what ``fuse`` makes of an accelerator: its file, its scheduler, its metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from fusing import Files, assert_same, load, metadata
+from pico import lcm_lora
+
+from lcmmerge.accelerators import ACCELERATORS, ENTRIES
+
+if TYPE_CHECKING:
+    from conftest import Ran
+
+ONLINE_NEVER = {"HF_HUB_OFFLINE": "1"}
+
+
+def cached(hub: Path, name: str, arch: str) -> dict[str, str]:
+    """An LCM-LoRA of our own in a Hub cache, as the file that the table names; the environment that finds it."""
+    owner, repository, file = ACCELERATORS[name].files[arch].removeprefix("hf://").split("/", 2)
+    folder = hub / "hub" / f"models--{owner}--{repository}"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    lcm_lora(snapshot / file, arch)
+    return ONLINE_NEVER | {"HF_HOME": str(hub)}
+
+
+def draw(folder: Path, steps: int, **arguments: float) -> DiffusionPipeline:
+    """Load a folder as users do, and draw once."""
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("in", num_inference_steps=steps, height=64, width=64, output_type="pt", **arguments).images[0]
+    assert len(pipeline.scheduler.timesteps) == steps
+    assert image.isfinite().all()
+    assert image.std() > 0
+    return pipeline
+
+
+def config(folder: Path) -> dict[str, object]:
+    found = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_list_fits_a_terminal(cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = cli("accelerators").out.splitlines()
+    rows = [line for line in lines if line.split(maxsplit=1)[:1] and line.split()[0] in ACCELERATORS]
+    assert [row.split()[0] for row in rows] == [entry.name for entry in ENTRIES]  # no row is folded
+    assert max(map(len, rows)) <= 80
+    text = "\n".join(lines)
+    assert "dmd2: cc-by-nc-4.0, no commercial use." in text
+    assert "hyper-cfg-8steps: unverified" in text
+
+
+def test_the_list_as_json(cli: Callable[..., Ran]) -> None:
+    found = {entry["name"]: entry for entry in json.loads(cli("accelerators", "--json").out)}
+    assert found.keys() == ACCELERATORS.keys()
+    assert found["tcd"]["arguments"] == {"eta": 0.3}
+    assert found["lcm"]["steps"] == {"default": 4, "low": 2, "high": 8}
+    assert found["hyper-cfg-8steps"]["unverified"] == ["scheduler", "default guidance"]
+
+
+def test_one_architectures_list(cli: Callable[..., Ran]) -> None:
+    assert [entry["name"] for entry in json.loads(cli("accelerators", "ssd1b", "--json").out)] == ["lcm"]
+    assert ACCELERATORS["lcm"].files["ssd1b"] in cli("accelerators", "ssd1b", "-v").out
+    wrong = cli("accelerators", "sd3")
+    assert (wrong.code, "'sd3' is none of sd1, sd2, sdxl" in wrong.err) == (2, True)
+
+
+def test_the_default_bakes_its_scheduler(
+    files: Callable[[str], Files], process: Callable[..., Ran], tmp_path: Path
+) -> None:
+    base, out = files("sd1").folder(), tmp_path / "baked"
+    ran = process("fuse", base, "-o", out, **cached(tmp_path / "hub", "lcm", "sd1"))
+    assert (ran.code, ran.err) == (0, "Draw with LCMScheduler, 4 steps (2–8), guidance 1 (0–2).\n")
+    assert type(draw(out, 4, guidance_scale=1.0).scheduler).__name__ == "LCMScheduler"
+    before, after = config(base), config(out)
+    assert before["_class_name"] == "DDIMScheduler"
+    for key in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset"):
+        assert after[key] == before[key]
+    recipe = json.loads(metadata(out / "unet" / "diffusion_pytorch_model.safetensors")["sd_merge_recipe"])
+    assert recipe["sampling"] == {
+        "scheduler": "LCMScheduler", "settings": {}, "steps": 4, "guidance": 1, "arguments": {},
+    }  # fmt: skip
+
+
+def test_a_name_is_the_architectures_file(
+    files: Callable[[str], Files], process: Callable[..., Ran], tmp_path: Path
+) -> None:
+    environment = cached(tmp_path / "hub", "hyper-8steps", "sdxl")
+    named, given = tmp_path / "named.safetensors", tmp_path / "given.safetensors"
+    file = next((tmp_path / "hub").rglob("*.safetensors"))
+    ran = process("fuse", files("sdxl").base(), "--lcm", "hyper-8steps", "-o", named, **environment)
+    assert ran.err == "Draw with DDIMScheduler (timestep_spacing trailing), 8 steps, guidance 0.\n"
+    assert process("fuse", files("sdxl").base(), "--lcm", file, "-o", given, **ONLINE_NEVER).err == ""
+    assert_same(load(named), load(given))
+    assert json.loads(metadata(given)["sd_merge_recipe"])["sampling"] is None
+    reference = ACCELERATORS["hyper-8steps"].files["sdxl"]
+    again = process("fuse", files("sdxl").base(), "--lcm", reference, "-o", named, "--force", **environment)
+    assert again.err == ran.err
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"), [("tcd", "sd1"), ("tcd", "sd2"), ("lightning-4steps", "sdxl"), ("dmd2", "sdxl")]
+)
+def test_a_local_file_is_what_it_is_said_to_be(
+    name: str, arch: str, files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: Path
+) -> None:
+    out, sampling = tmp_path / "baked", ACCELERATORS[name].sampling
+    ran = cli("fuse", files(arch).folder(), "--lcm", files(arch).lcm, "--accelerator", name, "-o", out)
+    assert ran.code == 0
+    assert f"Draw with {sampling}." in ran.err
+    assert ("no commercial use" in ran.err) == (name == "dmd2")
+    pipeline = draw(out, 4, guidance_scale=sampling.guidance.default, **sampling.arguments)
+    assert type(pipeline.scheduler).__name__ == sampling.scheduler
+    assert config(out)["prediction_type"] == config(files(arch).folder())["prediction_type"]
+    index = json.loads((out / "model_index.json").read_text("utf-8"))
+    assert index["scheduler"] == ["diffusers", sampling.scheduler]
+
+
+def test_a_local_file_is_not_guessed(files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: Path) -> None:
+    base, out = files("sd1").folder(), tmp_path / "baked"
+    ran = cli("fuse", base, "--lcm", files("sd1").lcm, "-o", out)
+    assert (ran.code, "Draw with" in ran.err) == (0, False)
+    assert config(out) == config(base)
+
+
+def test_an_existing_path_wins_over_a_name(
+    files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lcm").symlink_to(files("sd1").lcm)
+    ran = cli("fuse", files("sd1").base(), "--lcm", "lcm", "-o", "fused", "--dry-run", "--json")
+    assert json.loads(ran.out)["sampling"] is None
+
+
+def test_without_strength_there_is_no_accelerator(
+    files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: Path
+) -> None:
+    sd1, out = files("sd1"), tmp_path / "baked"
+    ran = cli("fuse", sd1.folder(), sd1.style, "--lcm", sd1.lcm, "--accelerator", "tcd", "--lambda", 1, 0, "-o", out)
+    assert (ran.code, "Draw with" in ran.err) == (0, False)
+    assert config(out) == config(sd1.folder())
+
+
+@pytest.mark.parametrize(
+    ("arch", "arguments", "message", "hint"),
+    [
+        (
+            "ssd1b",
+            ["--lcm", "tcd"],
+            "SSD-1B: the accelerator tcd has no file for it",
+            "--lcm takes any of lcm, or a file",
+        ),
+        ("sd1", ["--lcm", "hyper-8step"], "'hyper-8step': neither a file nor the name", "did you mean hyper-8steps"),
+        (
+            "sd1",
+            ["--lcm", "nothing-alike"],
+            "'nothing-alike': neither a file nor the name",
+            "`lcmmerge accelerators` lists",
+        ),
+        ("sd1", ["--accelerator", "tcd"], "the accelerator is lcm, not tcd", "name it by --lcm tcd"),
+        (
+            "sd1",
+            ["--lcm", "nowhere.safetensors"],
+            "lcm 'nowhere.safetensors': no such file or folder",
+            "check the path",
+        ),
+    ],
+)
+def test_refusals(
+    arch: str, arguments: list[str], message: str, hint: str, files: Callable[[str], Files], cli: Callable[..., Ran],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    ran = cli("fuse", files(arch).base(), "-o", tmp_path / "fused", *arguments)
+    assert ran.code == 1
+    error, cure = ran.err.splitlines()
+    assert error.startswith(f"Error: {message}")
+    assert cure.startswith(f"Hint: {hint}")
+    assert not list(tmp_path.iterdir())
