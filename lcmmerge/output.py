@@ -43,7 +43,7 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        if self.as_json:
+        if self.as_json or not rows:
             return
         table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(columns):

@@ -263,6 +263,12 @@ def test_several_files_where_one_is_meant(hub: Hub, environment: dict[str, str])
     assert not hub.asked("/lfs/")
 
 
+def test_a_repository_whose_names_step_out(hub: Hub, environment: dict[str, str]) -> None:
+    hub.add(REPO, {"../../outside.safetensors": WEIGHTS, "..\\outside.safetensors": WEIGHTS})
+    (answer,) = resolve(environment, "hf://owner/repo")
+    assert refused(answer, "holds no weights", "it needs .safetensors")
+
+
 def test_configs(hub: Hub, environment: dict[str, str]) -> None:
     hub.add(REPO, PIPELINE)
     hub.add("owner/other", {"README.md": ""})

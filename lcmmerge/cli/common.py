@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -48,6 +49,8 @@ def output_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("-v", "--verbose", is_flag=True, help="Print details too.")
     @wraps(command)
     def with_output(*args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> None:
+        if quiet:
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         command(*args, output=Output(as_json, quiet, verbose), **kwargs)
 
     return with_output

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from lcmmerge.cli.common import DTYPE, Bytes, output_options
+from lcmmerge.cli.common import DTYPE, Bytes, few, output_options
 from lcmmerge.output import Output, ratio, size
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
@@ -96,6 +96,9 @@ def _request(target: Path | None, given: dict[str, Any]) -> Request:
     from lcmmerge.merge.plan import Options
     from lcmmerge.merge.request import Request
 
+    weights = dict(given["weights"])
+    if len(weights) < len(given["weights"]):
+        raise click.UsageError("--block-weights is given twice for one term.")
     return Request(
         given["base"],
         target,
@@ -104,7 +107,7 @@ def _request(target: Path | None, given: dict[str, Any]) -> Request:
         given["lcm"],
         given["adapters"],
         given["style_base"],
-        dict(given["weights"]),
+        weights,
         given["variant"],
         given["config_from"],
         Options(
@@ -119,6 +122,8 @@ def _request(target: Path | None, given: dict[str, Any]) -> Request:
 
 
 def _show_plan(plan: Plan, output: Output) -> None:
+    from lcmmerge.refs import name_of
+
     if output.as_json:
         output.json(plan.as_dict())
         return
@@ -127,7 +132,7 @@ def _show_plan(plan: Plan, output: Output) -> None:
         "Terms",
         ("term", "component", "file", "λ", "parameters"),
         [
-            (term.name, row.component, term.path.name, f"{term.strength:g}", row.parameters)
+            (term.name, row.component, name_of(term.path), f"{term.strength:g}", row.parameters)
             for row in plan.coverage
             for term in [plan.terms[row.term]]
         ],
@@ -195,11 +200,6 @@ def _show_layers(report: Report, output: Output) -> None:
 def _show_left_out(unmatched: Mapping[str, Sequence[str]], dropped: Sequence[str], output: Output) -> None:
     """Nothing is dropped silently."""
     for name, keys in unmatched.items():
-        output.warn(f"{len(keys)} keys of {name} have no home and are left out: {_few(keys, output)}")
+        output.warn(f"{len(keys)} keys of {name} have no home and are left out: {few(keys, output)}")
     if dropped:
-        output.note(f"Left out of the base: {len(dropped)} tensors: {_few(dropped, output)}")
-
-
-def _few(names: Sequence[str], output: Output) -> str:
-    shown = names if output.verbose else names[:3]
-    return ", ".join(shown) + (", … (all with -v)" if len(names) > len(shown) else "")
+        output.note(f"Left out of the base: {len(dropped)} tensors: {few(dropped, output)}")

@@ -15,9 +15,7 @@ from lcmmerge.output import Output, ratio
 @click.option("--device", default="cpu", show_default=True, help="Where it was merged: cpu, cuda, cuda:1.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core, at most four]")
 @output_options
-def verify(
-    file: Path, sources: tuple[str, ...], lock: Path | None, device: str, threads: int, output: Output
-) -> None:
+def verify(file: Path, sources: tuple[str, ...], lock: Path | None, device: str, threads: int, output: Output) -> None:
     """Recompute FILE, which `lcmmerge fuse` wrote, from the sources that it records, and compare tensor by tensor.
 
     FILE may be a diffusers folder. Sources are looked for beside FILE, in this folder, and in every --source; their

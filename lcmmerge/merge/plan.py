@@ -19,6 +19,7 @@ from lcmmerge.errors import NoEffectError
 from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.outputs import DIFFUSERS, Draft, by_folder, drafts, weights_stem
 from lcmmerge.merge.terms import Checkpoint, Contribution, Matched, Term, made_elsewhere, match, unmatched_error
+from lcmmerge.refs import name_of
 from lcmmerge.tensors import DType, TensorSource
 from lcmmerge.tensors.layout import TensorSpec
 
@@ -157,7 +158,7 @@ class Plan:
             "terms": [
                 {
                     "name": term.name,
-                    "file": term.path.name,
+                    "file": name_of(term.path),
                     "lambda": term.strength,
                     "parameters": {row.component: row.parameters for row in self.coverage if row.term == index},
                     "unmatched": list(self.unmatched.get(index, ())),

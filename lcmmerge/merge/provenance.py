@@ -16,6 +16,7 @@ from lcmmerge.archs import Model
 from lcmmerge.errors import AlreadyFusedError
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.terms import Checkpoint, Term
+from lcmmerge.refs import name_of
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of
 
@@ -37,7 +38,7 @@ def metadata(
     plan: Plan, stochastic_seed: int | None, hashes: Mapping[str, str], sha256: str
 ) -> dict[str, str]:
     """A file's metadata. ``hashes``: of the ``sources``; ``sha256``: of the file's tensor bytes."""
-    names = [plan.base.source.path.name, *(term.path.name for term in plan.terms)]
+    names = [name_of(plan.base.source.path), *(name_of(term.path) for term in plan.terms)]
     inherited = {key: value for key, value in plan.base.source.metadata.items() if key != HASH}
     return inherited | {
         "format": "pt",
@@ -85,16 +86,14 @@ def _term(plan: Plan, index: int, term: Term, hashes: Mapping[str, str]) -> dict
 
 
 def _named(source: TensorSource, sha256: str) -> dict[str, str]:
-    named = {"name": source.path.name, "sha256": sha256}
+    named = {"name": name_of(source.path), "sha256": sha256}
     return named | {"variant": source.variant} if source.variant else named
 
 
 def _models(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
     """sha256 → what is known of a model, with those that went into the base before; λ = 0 brings nothing in."""
     idle = {f"terms.{index}" for index, term in enumerate(plan.terms) if not term.strength}
-    now = {
-        hashes[key]: {"name": source.path.name} for key, source in plan.sources.items() if key not in idle
-    }
+    now = {hashes[key]: {"name": name_of(source.path)} for key, source in plan.sources.items() if key not in idle}
     return recorded_models(plan.base.source) | now
 
 

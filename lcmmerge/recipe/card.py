@@ -12,6 +12,7 @@ from lcmmerge.output import size
 from lcmmerge.recipe.builds import Build, Input
 from lcmmerge.recipe.lock import Locked
 from lcmmerge.recipe.manifest import Record
+from lcmmerge.refs import name_of
 
 VERSION = 1  # of what a card says; a change makes finished cards stale
 
@@ -43,7 +44,7 @@ def facts(build: Build, description: str | None) -> dict[str, Any]:
     return {
         "description": description,
         "licences": stated_licences(build),
-        "references": {role: _origin(item.found.locked, item.path.name) for role, item in build.inputs.items()},
+        "references": {role: _origin(item.found.locked, name_of(item.path)) for role, item in build.inputs.items()},
     }
 
 
@@ -95,7 +96,7 @@ def _rows(build: Build) -> Iterator[str]:
     for role, item in build.inputs.items():
         locked = item.found.locked
         hashes = "<br>".join(f"{path} `{sha256[:16]}…`" for path, sha256 in locked.hashes.items())
-        origin = _origin(locked, item.path.name)
+        origin = _origin(locked, name_of(item.path))
         yield f"| {role} | {strengths.get(role, '')} | {origin} | {locked.license or ''} | {hashes} |"
 
 
@@ -108,7 +109,7 @@ def effective(build: Build) -> dict[str, Any]:
 
 def _source(item: Input) -> dict[str, str]:
     kind, locked = item.found.accelerator, item.found.locked
-    found = {"reference": _origin(locked, item.path.name)}
+    found = {"reference": _origin(locked, name_of(item.path))}
     found |= {"variant": locked.variant} if locked.variant else {}
     return found | ({"accelerator": kind.name} if kind else {})
 

@@ -42,49 +42,48 @@ def load(path: Path, sets: Sequence[str] = ()) -> Loaded:
     document = read_document(path)
     for text in sets:
         place, value = _assignment(text, document)
-        document = replace(document, tree=with_value(document.tree, place, value))
-    axes = _axes(document)
-    if (count := prod(len(values) for _, values in axes)) > MAX_CELLS:
-        raise invalid(document.name, [_of_matrix(document, f"spans {count} outputs, of at most {MAX_CELLS}")])
-    trees = {}
-    faults: dict[Fault, None] = {}
-    for cell in product(*(values for _, values in axes)):
-        chosen = [(key, value) for (key, _), value in zip(axes, cell, strict=True)]
-        tree = document.tree
-        for key, value in chosen:
-            tree = with_value(tree, place_of(key, tree), value)
-        varied = replace(document, tree=tree)
-        faults |= dict.fromkeys([*schema_faults(varied), *dangling_faults(varied)])
-        label = "-".join(_label(key, value) for key, value in chosen)
-        if label in trees:
-            faults[_of_matrix(document, f"two outputs would be called {label!r}")] = None
-        trees[label] = tree
-    if faults:
-        raise invalid(document.name, list(faults))
+        document = replace(document, tree=_set(document.tree, place, 0, value))
+    trees = _spanned(document)
     recipes = {label: Recipe.model_validate(tree) for label, tree in trees.items()}
     recipe = next(iter(recipes.values()))
-    used = set().union(*map(used_sources, trees.values()))
     cells = tuple(Cell(_name(path, cell.fuse, label), cell.fuse) for label, cell in recipes.items())
     if taken := [cell.name for cell in cells if cell.name in (MANIFEST, lock_path(path).name)]:
         place = ("fuse", "output")
         raise invalid(document.name, [Fault(place, f"{taken[0]!r} is a file of every run", document.line(place))])
+    used = set().union(*map(used_sources, trees.values()))
     return Loaded(path, recipe, cells, tuple(name for name in recipe.sources if name not in used))
 
 
-def place_of(path: str, tree: Any) -> Place:
+def _spanned(document: Document) -> dict[str, Any]:
+    """The recipe's tree for each output, by its label; without a matrix one, labelled "". Raises RecipeError."""
+    axes = _axes(document)
+    if (count := prod(len(values) for _, values in axes)) > MAX_CELLS:
+        raise invalid(document.name, [_of_matrix(document, f"spans {count} outputs, of at most {MAX_CELLS}")])
+    trees: dict[str, Any] = {}
+    faults: dict[Fault, None] = {}
+    for values in product(*(values for _, values in axes)):
+        tree, labels = document.tree, []
+        for (path, _), value in zip(axes, values, strict=True):
+            tree = _set(tree, place_of(path), 0, value)
+            labels.append(_label(path, value))
+        varied = replace(document, tree=tree)
+        faults |= dict.fromkeys([*schema_faults(varied), *dangling_faults(varied)])
+        if (label := "-".join(labels)) in trees:
+            faults[_of_matrix(document, f"two outputs would be called {label!r}")] = None
+        trees[label] = tree
+    if faults:
+        raise invalid(document.name, list(faults))
+    return trees
+
+
+def place_of(path: str) -> Place:
     """``lambda.style`` is the λ of the term ``style``; any other path begins at the recipe's root."""
     parts = tuple(path.split("."))
     return ("fuse", "terms", parts[1], "lambda") if len(parts) == 2 and parts[0] == "lambda" else parts
 
 
-def with_value(tree: Any, place: Place, value: Any) -> Any:
-    """A copy of the tree with another value at a place; shorthands on the way are written out."""
-    if not place:
-        return value
-    return _set(tree, place, 0, value)
-
-
 def _set(tree: Any, place: Place, depth: int, value: Any) -> Any:
+    """A copy of what is at ``place[:depth]``, with another value at the place; shorthands there are written out."""
     if depth == len(place):
         return value
     match place[:depth]:
@@ -100,7 +99,7 @@ def _assignment(text: str, document: Document) -> tuple[Place, Any]:
     path, equals, value = text.partition("=")
     if not (path and equals):
         raise invalid(f"--set {text}", [Fault((), "is not PATH=VALUE, such as lambda.style=0.7")])
-    place = place_of(path, document.tree)
+    place = place_of(path)
     _check_term(place, document, f"--set {text}")
     return place, parse_scalar(value)
 
@@ -123,7 +122,7 @@ def _axes(document: Document) -> list[tuple[str, list[Any]]]:
 
 
 def _check_axis(path: str, document: Document) -> None:
-    place = place_of(path, document.tree)
+    place = place_of(path)
     if place[0] != "fuse":
         message = "must be `lambda.TERM`, or a path that begins with fuse."
         raise invalid(document.name, [Fault(("matrix", path), message, document.line(("matrix", path)))])

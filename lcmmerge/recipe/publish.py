@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from lcmmerge.errors import OutputError, RecipeError
-from lcmmerge.recipe.manifest import NAME, Manifest
+from lcmmerge.recipe.manifest import Manifest
 from lcmmerge.recipe.schema import Recipe
 from lcmmerge.refs.faults import explained
 
@@ -22,21 +23,21 @@ def repository(recipe: Recipe, *, wanted: bool) -> str | None:
 def upload(repo: str, out: Path, manifest: Manifest) -> str:
     """The commit's URL. One output becomes the repository itself, several a folder each.
 
-    What the repository holds already is not sent again. Raises OutputError.
+    What the Hub holds already is not sent again, so that an upload that was cut goes on. Raises OutputError.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-    only = manifest.folders[0] if len(manifest.folders) == 1 else None
-    files = [path for found in manifest.steps.values() for path in found.outputs]
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    only = f"{manifest.folders[0]}/" if len(manifest.folders) == 1 else ""
+    files = sorted(path for found in manifest.steps.values() for path in found.outputs)
     try:
         api = HfApi()
         api.create_repo(repo, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo,
-            folder_path=out / only if only else out,
-            allow_patterns=[path.removeprefix(f"{only}/") for path in files] if only else [*files, NAME],
-            commit_message=f"lcmmerge run {manifest.recipe['name']}",
-        )
+        # Not upload_folder, which cuts large folders into several commits.
+        operations = [CommitOperationAdd(path.removeprefix(only), out / path) for path in files]
+        commit = api.create_commit(repo, operations, commit_message=f"lcmmerge run {manifest.recipe['name']}")
     except Exception as error:  # the Hub client's own errors, its HTTP library's and the disk's share no base
         fault = explained(error, f"publish {repo!r}", repo)
         raise OutputError(fault.message, fault.hint) from error

@@ -202,7 +202,7 @@ def _end(manifest: Manifest, prepared: Prepared) -> Manifest:
 
 @contextmanager
 def _alone(out: Path, output: Output) -> Iterator[None]:
-    """Raises OutputError where the folder cannot be made or written."""
+    """Make the folder, and hold it. Raises OutputError where it cannot be made or written."""
     from filelock import FileLock, Timeout
 
     try:
@@ -213,12 +213,12 @@ def _alone(out: Path, output: Output) -> Iterator[None]:
         except Timeout:
             output.note(f"Another run is at work in {out}: waiting for it.")
             guard.acquire()
+        try:
+            yield
+        finally:
+            guard.release()
     except OSError as error:
         raise output_error(out, error) from None
-    try:
-        yield
-    finally:
-        guard.release()
 
 
 def _refuse_foreign(folder: Path, before: Manifest) -> None:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -132,3 +133,7 @@ def json_schema() -> str:
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     schema = head | Recipe.model_json_schema(by_alias=True) | {"title": "lcmmerge recipe"}
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json_schema())

@@ -17,7 +17,7 @@ from pathlib import Path
 from lcmmerge.errors import FormatError, NotFoundError
 from lcmmerge.refs.faults import explained
 from lcmmerge.refs.http import RemoteFile, model_info
-from lcmmerge.refs.reference import HUB, Reference
+from lcmmerge.refs.reference import HUB, Reference, steps_out
 from lcmmerge.refs.weights import Choice, Tree, choose, needed
 
 
@@ -135,7 +135,9 @@ def repository(reference: Reference, subject: str) -> Repository:
 def _asked(reference: Reference, what: str) -> Repository:
     info = model_info(reference.repo, reference.revision)
     files = {
-        file["rfilename"]: HubFile(file.get("size"), (file.get("lfs") or {}).get("sha256")) for file in info["siblings"]
+        file["rfilename"]: HubFile(file.get("size"), (file.get("lfs") or {}).get("sha256"))
+        for file in info["siblings"]
+        if not steps_out(file["rfilename"])
     }
     stated = (info.get("cardData") or {}).get("license")
     return Repository(reference, what, info["sha"], files, stated)
@@ -202,6 +204,12 @@ def remember(repository: Repository) -> None:
         with suppress(OSError):  # a cache may be complete, and read-only
             ref.parent.mkdir(parents=True, exist_ok=True)
             ref.write_text(repository.commit)
+
+
+def name_of(path: Path) -> str:
+    """A file's or folder's name; the repository's for a snapshot in the cache, whose folder is named for its commit."""
+    in_cache = path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--")
+    return path.parent.parent.name.rpartition("--")[2] if in_cache else path.name
 
 
 def file_sha256(path: Path) -> str:

@@ -62,10 +62,11 @@ def _hub(reference: str, what: str) -> Reference:
     if uri.type != "model":
         raise NotFoundError(f"{what}: names a {uri.type}, not a model", form)
     path = uri.path_in_repo.rstrip("/")
-    if _steps_out(path) or _steps_out(uri.revision or ""):
+    if steps_out(path) or steps_out(uri.revision or ""):
         raise NotFoundError(f"{what}: steps out of the repository", form)
     return Reference(reference, "hub", repo=uri.id, revision=uri.revision, path_in_repo=path)
 
 
-def _steps_out(path: str) -> bool:
+def steps_out(path: str) -> bool:
+    """Whether a name in a repository leads out of it."""
     return "\\" in path or any(part in (".", "..") for part in path.split("/"))

@@ -23,7 +23,7 @@ def test_plan_run_and_again(files: Callable[[str], Files], cli: Callable[..., Ra
     ran = cli("run", path, "-o", out)
     assert (ran.code, ran.out.count("was done")) == (0, 2)
     ran = cli("run", path, "-o", out, "--dry-run", "--set", "lambda.lcm=0.9")
-    assert "its inputs or parameters changed" in " ".join(ran.out.split())
+    assert "to do: its inputs" in " ".join(ran.out.split())
     assert "2 of 2 steps are to be done" in ran.out
 
 

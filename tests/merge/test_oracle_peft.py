@@ -1,7 +1,6 @@
 """A fuse equals what diffusers and PEFT make of the same files: load_lora_weights, set_adapters, fuse_lora."""
 
 import copy
-from functools import cache
 
 import pytest
 import torch
@@ -29,39 +28,22 @@ def fuse_with_peft(pipeline, adapters):
     pipeline.unload_lora_weights()
 
 
-@pytest.fixture(scope="module")
-def oracle(files):
-    """The float32 pico after PEFT fused its style and LCM-LoRA."""
-
-    @cache
-    def fused(name):
-        model = pico(name)
-        pipeline = copy.deepcopy(model.pipeline)
-        inputs = files(name)
-        fuse_with_peft(pipeline, {"style": (inputs.style, LAMBDAS[0]), "lcm": (inputs.lcm, LAMBDAS[1])})
-        return PicoModel(model.arch, pipeline)
-
-    return fused
-
-
-@pytest.mark.parametrize("layout", ["single-file", "diffusers"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_float32_equals_peft(name, layout, oracle, files, tmp_path):
-    inputs = files(name)
-    single = layout == "single-file"
-    base = inputs.base("fp32") if single else inputs.folder("fp32")
-    model = oracle(name)
-    expected = load(
-        model.single_file(tmp_path / "peft.safetensors", "fp32") if single else model.folder(tmp_path / "peft", "fp32")
-    )
-    found_at = tmp_path / ("ours.safetensors" if single else "ours")
-    fuse(base, found_at, inputs.style, inputs.lcm, LAMBDAS)
-    found, untouched = load(found_at), load(base)
-    assert found.keys() == expected.keys() == untouched.keys()
-    changed = [key for key in found if not torch.equal(found[key], untouched[key])]
-    assert changed == [key for key in found if not torch.equal(expected[key], untouched[key])]
-    for key in changed:
-        assert (found[key] - expected[key]).norm() <= 1e-6 * expected[key].norm(), key
+def test_float32_equals_peft_in_both_layouts(name, files, tmp_path):
+    inputs, model = files(name), pico(name)
+    pipeline = copy.deepcopy(model.pipeline)
+    fuse_with_peft(pipeline, {"style": (inputs.style, LAMBDAS[0]), "lcm": (inputs.lcm, LAMBDAS[1])})
+    fused = PicoModel(model.arch, pipeline)
+    single_file = fused.single_file(tmp_path / "peft.safetensors", "fp32"), tmp_path / "ours.safetensors"
+    folder = fused.folder(tmp_path / "peft", "fp32"), tmp_path / "ours"
+    for base, (theirs, ours) in ((inputs.base("fp32"), single_file), (inputs.folder("fp32"), folder)):
+        fuse(base, ours, inputs.style, inputs.lcm, LAMBDAS)
+        found, expected, untouched = load(ours), load(theirs), load(base)
+        assert found.keys() == expected.keys() == untouched.keys()
+        changed = [key for key in found if not torch.equal(found[key], untouched[key])]
+        assert changed == [key for key in found if not torch.equal(expected[key], untouched[key])]
+        for key in changed:
+            assert (found[key] - expected[key]).norm() <= 1e-6 * expected[key].norm(), key
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("sd1", "fp16"), ("ssd1b", "bf16")])

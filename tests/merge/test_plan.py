@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import struct
 import time
 from math import prod
 
 import pytest
+from hollow import hollow_lora, hollow_model
 from published import shapes
-
-from lcmmerge.archs import architectures, lora_targets
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("sd1", 278), ("sdxl", 788), ("ssd1b", 423)])

@@ -1,0 +1,128 @@
+"""Publishing, to a Hub on the loopback: only when asked for, one commit, and nothing but the outputs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fusing import Files
+from hub import Fault, Handler, Hub
+from recipefile import contents, recipe
+
+
+class Uploads(Handler):
+    """What an upload asks for: https://huggingface.co/docs/hub/api and the LFS batch API."""
+
+    server: UploadHub
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.server.token not in (self.headers["Authorization"] or ""):
+            return self.refuse(Fault(""), "Unauthorized", 401)
+        if self.path == "/api/repos/create":
+            repo = json.loads(body)
+            name = f"{repo.get('organization')}/{repo['name']}"
+            return self.json(Fault(""), {"url": f"{self.server.endpoint}/{name}", "name": name, "id": "1"})
+        if "/preupload/" in self.path:
+            files = [
+                {"path": file["path"], "shouldIgnore": False, "uploadMode": _mode(file["path"])}
+                for file in json.loads(body)["files"]
+            ]
+            return self.json(Fault(""), {"files": files})
+        if self.path == "/api/validate-yaml":
+            return self.json(Fault(""), {"errors": [], "warnings": []})
+        if self.path.endswith("/objects/batch"):
+            objects = [self.place(item) for item in json.loads(body)["objects"]]
+            return self.json(Fault(""), {"transfer": "basic", "objects": objects})
+        assert re.fullmatch(r"/api/models/[^/]+/[^/]+/commit/main", self.path)
+        self.server.commits.append([json.loads(line) for line in body.splitlines()])
+        url = f"{self.server.endpoint}/owner/made/commit/{'1' * 40}"
+        return self.json(Fault(""), {"commitUrl": url, "commitOid": "1" * 40, "success": True})
+
+    def place(self, item: dict[str, object]) -> dict[str, object]:
+        """Where to put an object; nowhere, if it is here already."""
+        if item["oid"] in self.server.objects:
+            return item
+        return item | {"actions": {"upload": {"href": f"{self.server.endpoint}/put/{item['oid']}"}}}
+
+    def do_PUT(self) -> None:
+        self.server.objects[self.path.rpartition("/")[2]] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(200, b"", {}, Fault(""))
+
+
+def _mode(path: str) -> str:
+    return "lfs" if path.endswith(".safetensors") else "regular"
+
+
+class UploadHub(Hub):
+    """``commits``: the operations of each; ``objects``: sha256 → content."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.RequestHandlerClass = Uploads
+        self.commits: list[list[dict[str, dict[str, str]]]] = []
+        self.objects: dict[str, bytes] = {}
+
+
+@pytest.fixture
+def hub() -> Iterator[UploadHub]:
+    with UploadHub() as hub:
+        yield hub
+
+
+def published(hub: UploadHub, number: int) -> dict[str, bytes]:
+    """Path → content of a commit."""
+    found = {}
+    for operation in hub.commits[number]:
+        value = operation["value"]
+        if operation["key"] == "file":
+            found[value["path"]] = base64.b64decode(value["content"])
+        elif operation["key"] == "lfsFile":
+            found[value["path"]] = hub.objects[value["oid"]]
+    return found
+
+
+def lcmmerge(hub: UploadHub, home: Path, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lcmmerge", *map(str, arguments)],
+        env=hub.environment(home, **more), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_publish(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) -> None:
+    path, out = recipe(tmp_path, files("sd1"), more="publish: hf://owner/made\n"), tmp_path / "out"
+    assert lcmmerge(hub, tmp_path, "run", path, "-o", out, HF_TOKEN=hub.token).returncode == 0
+    assert not hub.requests
+    assert not hub.commits  # nobody asked
+    denied = lcmmerge(hub, tmp_path, "run", path, "-o", out, "--publish", HF_TOKEN="hf_wrongWrongWrong")
+    assert (denied.returncode, hub.commits) == (1, [])
+    assert "hf_wrong" not in denied.stdout + denied.stderr
+    ran = lcmmerge(hub, tmp_path, "run", path, "-o", out, "--publish", HF_TOKEN=hub.token)
+    assert ran.returncode == 0, ran.stderr
+    assert "%|" not in ran.stderr  # a bar
+    assert f"Published: {hub.endpoint}/owner/made/commit/1" in ran.stderr
+    assert len(hub.commits) == 1
+    local = contents(out)
+    expected = {name.removeprefix("pico/"): data for name, data in local.items() if name.startswith("pico/")}
+    assert published(hub, 0) == expected
+
+
+def test_several_outputs_are_folders(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) -> None:
+    more = "publish: hf://owner/made\nmatrix: {lambda.lcm: [0.5, 1]}\n"
+    path, out = recipe(tmp_path, files("sd1"), more=more), tmp_path / "out"
+    ran = lcmmerge(hub, tmp_path, "run", path, "-o", out, "--publish", HF_TOKEN=hub.token)
+    assert ran.returncode == 0, ran.stderr
+    assert published(hub, 0) == {name: data for name, data in contents(out).items() if name.startswith("pico-")}
+
+
+def test_a_missed_check_publishes_nothing(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) -> None:
+    more = "publish: hf://owner/made\ncheck: {signal: {min: 1e9}}\n"
+    path = recipe(tmp_path, files("sd1"), more=more)
+    ran = lcmmerge(hub, tmp_path, "run", path, "-o", tmp_path / "out", "--publish", HF_TOKEN=hub.token)
+    assert (ran.returncode, hub.commits) == (4, [])
