@@ -135,7 +135,9 @@ def _key(cell: Cell, roles: Mapping[str, Input], layout: str, kind: Accelerator 
     return step_key("fuse", VERSION, {
         "output": cell.name,
         "layout": layout,
-        "inputs": {role: {"name": refs.name_of(item.path), "files": item.found.locked.hashes} for role, item in roles.items()},
+        "inputs": {
+            role: {"name": refs.name_of(item.path), "files": item.found.locked.hashes} for role, item in roles.items()
+        },
         "terms": [
             {"name": name, "lambda": term.strength, "block_weights": term.block_weights}
             for name, term in fuse.terms.items()
