@@ -304,10 +304,10 @@ def _cast(tensor: Tensor, dtype: str) -> Tensor:
 
 
 def main() -> None:
-    """``python tests/pico.py sdxl FOLDER``: a base, a style LoRA and an LCM-LoRA to try lcmmerge on."""
+    """``python tests/pico.py sd1 FOLDER``: a base, a style LoRA and an LCM-LoRA to try lcmmerge on."""
     name, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    pico(name).single_file(folder / "base.safetensors")
+    pico(name).folder(folder / "base")
     style_lora(folder / "style.safetensors", name)
     lcm_lora(folder / "lcm.safetensors", name)
 

@@ -17,6 +17,11 @@ HUB = {
     "models--latent-consistency--lcm-lora-sdxl": "pytorch_lora_weights.safetensors",
     "models--ByteDance--Hyper-SD": "Hyper-SDXL-8steps-lora.safetensors",
 }
+RECIPE = """
+version: 1
+sources: {base: base.safetensors, style: style.safetensors, lcm: lcm.safetensors}
+fuse: {base: base, terms: {style: 0.8, lcm: 1.0}}
+"""
 RUN = """
 import shlex, sys
 from lcmmerge.cli import cli
@@ -42,7 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("lcm", "tcd"):
         lcm_lora(folder / f"{name}.safetensors", "sdxl")
     for repository, file in HUB.items():
-        snapshot = folder / "hub" / repository / "snapshots" / ("0" * 40)
+        (folder / "sdxl-papercut.yaml").write_text(RECIPE)
+    snapshot = folder / "hub" / repository / "snapshots" / ("0" * 40)
         snapshot.mkdir(parents=True)
         (snapshot.parents[1] / "refs").mkdir()
         (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
@@ -60,13 +66,16 @@ def run(folder: Path, *command: str, text: str = "") -> subprocess.CompletedProc
 
 
 def test_the_main_job(tmp_path: Path) -> None:
-    lines = next(block for block in blocks("sh") if "tests/pico.py" in block).splitlines()
-    make, fuse = lines[1], lines[2]
-    script, *arguments = make.removeprefix(".venv/bin/python ").partition("  #")[0].split()
-    run(tmp_path, str(ROOT / script), *arguments)
-    shown = run(tmp_path, "-c", RUN, text=fuse.removeprefix(".venv/bin/")).stdout
+    command = next(block for block in blocks("sh") if "digits.yaml" in block).splitlines()[1]
+    command = command.removeprefix(".venv/bin/").replace("recipes/", f"{ROOT}/recipes/")
+    shown = run(tmp_path, "-c", RUN, text=command).stdout
     printed = [line.rstrip() for line in shown.splitlines()[1:] if line.strip()]
     assert "\n".join(printed) in "\n".join(line.rstrip() for line in README.splitlines() if line.strip())
+
+
+def test_a_recipe_in_ci(folder: Path) -> None:
+    commands = next(block for block in blocks("sh") if "--locked" in block)
+    assert "$ lcmmerge verify out" in run(folder, "-c", RUN, text=commands).stdout
 
 
 def test_your_own_files(folder: Path) -> None:

@@ -48,6 +48,7 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @click.option("--max-shard-size", "shard", type=Bytes(), help="Split files above this size, such as 5GB.")
 @click.option("--drop-ema", is_flag=True, help="Leave out a checkpoint's EMA copy.")
 @click.option("--allow-unmatched", is_flag=True, help="Merge what fits, and list what does not.")
+@click.option("--hash-base", is_flag=True, help="Record the base's sha256 too, which reads it once more.")
 @click.option("--force", is_flag=True, help="Replace the output; fuse again what the base already holds.")
 @click.option("--device", default="cpu", show_default=True, help="Where the arithmetic is done: cpu, cuda, cuda:1.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core, at most four]")
@@ -84,7 +85,7 @@ def fuse(target: Path | None, force: bool, dry_run: bool, output: Output, **give
     if not any(term.strength for term in plan.terms):
         output.warn("every λ is 0: the weights stay the base's")
     seed = given["seed"] if given["rounding"] == "stochastic" else None
-    settings = Settings(given["threads"], given["device"], seed)
+    settings = Settings(given["threads"], given["device"], seed, given["hash_base"])
     plan.fetch()
     with output.progress("fuse", plan.nbytes) as progress:
         report = fuse(plan, configs=configs, settings=settings, force=force, progress=progress)

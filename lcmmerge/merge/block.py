@@ -16,7 +16,7 @@ from lcmmerge.merge.terms import Difference
 from lcmmerge.tensors import DType
 from lcmmerge.tensors.blockio import Buffer, Files
 
-ELEMENTS = 1 << 19  # computed at once: in float32 they and their factors stay in the cache
+ELEMENTS = 1 << 18  # computed at once: in float32 they fit the cache beside their factors
 MIN_ROWS = 64  # a GEMM on fewer rows leaves most of the arithmetic units idle
 
 

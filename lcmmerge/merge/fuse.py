@@ -82,8 +82,9 @@ def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int
     """Merge, and hash the inputs beside it, beginning before torch is loaded, which takes a second."""
     stop = Event()
     with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
-        hashing = {key: pool.submit(sha256_of, source.files, stop) for key, source in plan.sources.items()}
-        known = provenance.placeholders(plan)
+        wanted = plan.sources if settings.hash_base else {k: s for k, s in plan.sources.items() if k != "base"}
+        hashing = {key: pool.submit(sha256_of, source.files, stop) for key, source in wanted.items()}
+        known = provenance.placeholders(wanted)
 
         def metadata(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:
             hashes = {key: future.result() for key, future in hashing.items()} if final else known

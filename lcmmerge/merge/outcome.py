@@ -9,11 +9,15 @@ from math import inf, sqrt
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``threads``: workers (0: one per core, four at most); ``stochastic_seed``: None rounds to nearest."""
+    """``threads``: workers (0: one per core, four at most); ``stochastic_seed``: None rounds to nearest.
+
+    ``hash_base``: record the base's sha256 too. Where nobody knows it yet, that costs about a third of a merge.
+    """
 
     threads: int = 0
     device: str = "cpu"
     stochastic_seed: int | None = None
+    hash_base: bool = True
 
     @property
     def workers(self) -> int:

@@ -7,7 +7,7 @@ ModelSpec: https://github.com/Stability-AI/ModelSpec; ``sd_merge_*`` as Stable D
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,15 @@ IMPLEMENTATIONS = {
 }
 
 
-def placeholders(plan: Plan) -> dict[str, str]:
+def placeholders(sources: Iterable[str]) -> dict[str, str]:
     """As long as the sources' hashes, which are not known before they were read."""
-    return {key: key.ljust(64, "0") for key in plan.sources}
+    return {key: key.ljust(64, "0") for key in sources}
 
 
 def metadata(
     plan: Plan, stochastic_seed: int | None, hashes: Mapping[str, str], sha256: str
 ) -> dict[str, str]:
-    """A file's metadata. ``hashes``: of the ``sources``; ``sha256``: of the file's tensor bytes."""
+    """A file's metadata. ``hashes``: of the plan's sources, as far as known; ``sha256``: of the file's tensor bytes."""
     names = [name_of(plan.base.source.path), *(name_of(term.path) for term in plan.terms)]
     inherited = {key: value for key, value in plan.base.source.metadata.items() if key != HASH}
     return inherited | {
@@ -62,7 +62,7 @@ def _recipe(plan: Plan, stochastic_seed: int | None, hashes: Mapping[str, str]) 
     return {
         "type": "lcmmerge",
         "version": __version__,
-        "base": _named(plan.base.source, hashes["base"]),
+        "base": _named(plan.base.source, hashes.get("base")),
         "terms": [_term(plan, index, term, hashes) for index, term in enumerate(plan.terms)],
         "dtype": options.dtype.name if options.dtype else None,
         "layout": plan.layout,
@@ -85,7 +85,7 @@ def _term(plan: Plan, index: int, term: Term, hashes: Mapping[str, str]) -> dict
     return recorded
 
 
-def _named(source: TensorSource, sha256: str) -> dict[str, str]:
+def _named(source: TensorSource, sha256: str | None) -> dict[str, str | None]:
     named = {"name": name_of(source.path), "sha256": sha256}
     return named | {"variant": source.variant} if source.variant else named
 
@@ -93,7 +93,7 @@ def _named(source: TensorSource, sha256: str) -> dict[str, str]:
 def _models(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
     """sha256 → what is known of a model, with those that went into the base before; λ = 0 brings nothing in."""
     idle = {f"terms.{index}" for index, term in enumerate(plan.terms) if not term.strength}
-    now = {hashes[key]: {"name": name_of(source.path)} for key, source in plan.sources.items() if key not in idle}
+    now = {hashes[key]: {"name": name_of(plan.sources[key].path)} for key in hashes if key not in idle}
     return recorded_models(plan.base.source) | now
 
 

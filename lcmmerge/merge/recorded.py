@@ -20,15 +20,15 @@ from lcmmerge.tensors.digest import sha256_of
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A source: its file's or folder's name, the sha256 of its weights, and which variant they are."""
+    """A source: its file's or folder's name, the sha256 of its weights where recorded, and which variant they are."""
 
     name: str
-    sha256: str
+    sha256: str | None
     variant: str | None
 
     @classmethod
     def of(cls, recorded: Mapping[str, Any]) -> Self:
-        return cls(str(recorded["name"]), str(recorded["sha256"]), recorded.get("variant"))
+        return cls(str(recorded["name"]), recorded["sha256"], recorded.get("variant"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +96,23 @@ def find(source: Named, places: Sequence[Path]) -> Path:
     """The source in the first of the ``places`` that has it: a folder around it, or the source under any name."""
     strangers = []
     for path in _candidates(source.name, places):
-        if sha256_of(open_source(path, source.variant).files) == source.sha256:
+        if _is(path, source):
             return path
         if path.name == source.name:
             strangers.append(path)
     if strangers:
         raise VerificationError(
             f"{strangers[0]}: is not the {source.name} that was merged: its sha256 differs",
-            f"name the one with sha256 {source.sha256[:12]}… by --source",
+            f"name the one with sha256 {(source.sha256 or '')[:12]}… by --source",
         )
     raise NotFoundError(f"source {source.name!r} is not here", "name it, or the folder that it is in, by --source")
+
+
+def _is(path: Path, source: Named) -> bool:
+    """By its hash; where none was recorded, by its name: the comparison of the merges then tells."""
+    if source.sha256 is None:
+        return path.name == source.name
+    return sha256_of(open_source(path, source.variant).files) == source.sha256
 
 
 def _candidates(name: str, places: Sequence[Path]) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -27,6 +28,8 @@ def sha256_of(files: Iterable[Path], stop: Event | None = None, known: Mapping[P
 
 
 def _sha256(path: Path, stop: Event) -> str:
+    if known := _blob_name(path):
+        return known
     digest, size = hashlib.sha256(), path.stat().st_size
     buffer, spare = Buffer(BLOCK), Buffer(BLOCK)
     with Files() as inputs:
@@ -35,3 +38,9 @@ def _sha256(path: Path, stop: Event) -> str:
                 raise CancelledError
             digest.update(inputs.read(path, offset, buffer.memory[: min(BLOCK, size - offset)], spare))
     return digest.hexdigest()
+
+
+def _blob_name(path: Path) -> str | None:
+    """huggingface_hub's cache names a large file's blob by its sha256."""
+    blob = path.resolve()
+    return blob.name if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) else None
