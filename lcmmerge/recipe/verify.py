@@ -45,9 +45,8 @@ def _strange(folder: Path, known: set[str]) -> Iterator[str]:
     """The sources of a merge that no lock knows."""
     recipe = read_recipe(open_source(folder))
     named = [recipe.base, *(term.source for term in recipe.terms), *(term.tuned_from for term in recipe.terms)]
-    yield from (
-        f"{source.name} {(source.sha256 or 'no hash')[:12]}…" for source in named if source and source.sha256 not in known
-    )
+    strange = [source for source in named if source and source.sha256 not in known]
+    yield from (f"{source.name} {(source.sha256 or 'no hash')[:12]}…" for source in strange)
 
 
 def _weights_sha256(locked: Locked) -> str:

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from lcmmerge.errors import FormatError, NotFoundError, UnsafePickleError
 from lcmmerge.tensors.dtypes import DTYPES
-from lcmmerge.tensors.source import TensorInfo
+from lcmmerge.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor

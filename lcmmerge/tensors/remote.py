@@ -9,7 +9,8 @@ from lcmmerge import refs
 from lcmmerge.errors import FormatError
 from lcmmerge.tensors.dtypes import decode_scalar
 from lcmmerge.tensors.header import header_of
-from lcmmerge.tensors.source import PICKLES, Content, TensorInfo, TensorSource, open_source, read_local, read_source
+from lcmmerge.tensors.info import TensorInfo
+from lcmmerge.tensors.source import PICKLES, Content, TensorSource, open_source, read_local, read_source
 
 
 @dataclass(frozen=True, slots=True)
