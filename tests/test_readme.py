@@ -46,9 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         style_lora(folder / f"{name}.safetensors", "sdxl", seed=seed)
     for name in ("lcm", "tcd"):
         lcm_lora(folder / f"{name}.safetensors", "sdxl")
+    (folder / "sdxl-papercut.yaml").write_text(RECIPE)
     for repository, file in HUB.items():
-        (folder / "sdxl-papercut.yaml").write_text(RECIPE)
-    snapshot = folder / "hub" / repository / "snapshots" / ("0" * 40)
+        snapshot = folder / "hub" / repository / "snapshots" / ("0" * 40)
         snapshot.mkdir(parents=True)
         (snapshot.parents[1] / "refs").mkdir()
         (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
