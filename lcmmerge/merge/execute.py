@@ -21,7 +21,7 @@ from lcmmerge.errors import LcmMergeError
 from lcmmerge.merge import arithmetic
 from lcmmerge.merge.block import Block, Computer, rows_at_once
 from lcmmerge.merge.outcome import Layer, Measured, Outcome, Settings
-from lcmmerge.merge.pipeline import in_order
+from lcmmerge.merge.pipeline import in_order, one_thread_each
 from lcmmerge.merge.plan import Plan, PlannedFile
 from lcmmerge.tensors.blockio import PAGE, BlockWriter, Buffer, Files
 from lcmmerge.tensors.layout import FileLayout, lay_out
@@ -77,13 +77,8 @@ def execute(
     Raises NumericError, OutputError, FormatError.
     """
     _check_device(settings.device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # parallel over blocks, not within one
-    try:
-        with ExitStack() as stack:
-            return _Execution(plan, folder, metadata, settings, progress, open_writer, stack).run()
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread_each(), ExitStack() as stack:
+        return _Execution(plan, folder, metadata, settings, progress, open_writer, stack).run()
 
 
 def _check_device(device: str) -> None:

@@ -16,8 +16,6 @@ from lcmmerge.tensors.dtypes import DType
 from lcmmerge.tensors.header import METADATA
 
 PAGE = 4096
-HASH_KEY = "modelspec.hash_sha256"
-NO_HASH = "0x" + "0" * 64  # keeps the header's length until the hash is known
 
 
 @dataclass(frozen=True, slots=True)
