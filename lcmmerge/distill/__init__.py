@@ -1,0 +1,1 @@
+"""Making task vectors: latent consistency distillation and fine-tuning, and plain diffusion fine-tuning."""

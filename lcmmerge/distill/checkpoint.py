@@ -1,0 +1,110 @@
+"""Where training stands, on the disk: all or nothing, so that a killed run goes on from the last one that was complete.
+
+A checkpoint is a folder ``step-000500`` of the work folder: ``trained.safetensors``, ``optimizer.pt`` and
+``state.json``. Random numbers and the order of the data are functions of seed and step, so no state of theirs is kept.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from lcmmerge.errors import FormatError, LcmMergeError
+from lcmmerge.tensors.staging import Staging
+
+PREFIX = "step-"
+WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.pt", "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The lowest validation score so far, and after which step."""
+
+    score: float
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """``identity``: every setting that the numbers depend on. ``optimizer``: its and the loss scaler's state."""
+
+    step: int
+    trained: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    best: Best | None = None
+
+
+class Checkpoints:
+    """The checkpoints of a work folder: the newest ``keep`` and the best one."""
+
+    def __init__(self, folder: Path, keep: int = 1) -> None:
+        self.folder, self._keep = folder, keep
+
+    def steps(self) -> list[int]:
+        """After which steps there is one, in order."""
+        return sorted(int(path.name.removeprefix(PREFIX)) for path in self.folder.glob(f"{PREFIX}*") if path.is_dir())
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Raises OutputError."""
+        buffer = io.BytesIO()
+        torch.save(dict(checkpoint.optimizer), buffer)
+        state = {"step": checkpoint.step, "identity": checkpoint.identity, "best": _as_list(checkpoint.best)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with Staging(self._path(checkpoint.step)) as staging:
+            content = staging.folder / staging.target.name
+            content.mkdir()
+            weights = {name: tensor.cpu().contiguous() for name, tensor in checkpoint.trained.items()}
+            (content / WEIGHTS).write_bytes(save(weights))
+            (content / OPTIMIZER).write_bytes(buffer.getbuffer())
+            (content / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+            staging.commit_folder()
+        self._prune(checkpoint.best)
+
+    def load(self, step: int, identity: Mapping[str, Any] | None = None) -> Checkpoint:
+        """Raises FormatError, and LcmMergeError where the checkpoint was made with another ``identity``."""
+        path = self._path(step)
+        try:
+            state = json.loads((path / STATE).read_text("utf-8"))
+            best = Best(*state["best"]) if state["best"] else None
+            trained = load_file(path / WEIGHTS)
+            optimizer = torch.load(path / OPTIMIZER, weights_only=True)
+        except Exception as error:
+            hint = "remove it, and resume from the one before"
+            raise FormatError(f"{path}: not a whole checkpoint ({type(error).__name__})", hint) from None
+        if identity is not None:
+            _same(path, state["identity"], identity)
+        return Checkpoint(state["step"], trained, optimizer, state["identity"], best)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{PREFIX}{step:06d}"
+
+    def _prune(self, best: Best | None) -> None:
+        newest = self.steps()[-self._keep :]
+        for step in self.steps():
+            if step not in newest and not (best and step == best.step):
+                shutil.rmtree(self._path(step), ignore_errors=True)
+
+
+def _as_list(best: Best | None) -> list[float] | None:
+    return [best.score, best.step] if best else None
+
+
+def _same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    now = json.loads(json.dumps(now))  # as it would have been stored
+    differ = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    if differ:
+        raise LcmMergeError(
+            f"{path}: was made with other settings",
+            "repeat the settings, or begin anew with --force",
+            [f"{key}: {before.get(key)} then, {now.get(key)} now" for key in differ],
+        )
