@@ -156,8 +156,8 @@ class FullNetworks(Networks):
 
 def with_guidance(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """A copy with a guidance embedding, which is zero: it draws as the original does, whatever w."""
-    config = dict(unet.config) | {"time_cond_proj_dim": GUIDANCE_EMBEDDING}
-    guided: UNet2DConditionModel = UNet2DConditionModel.from_config(config)
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    guided = UNet2DConditionModel(**config | {"time_cond_proj_dim": GUIDANCE_EMBEDDING})
     guided.load_state_dict(unet.state_dict(), strict=False)
     nn.init.zeros_(guided.time_embedding.cond_proj.weight)
     return guided.to(unet.device)

@@ -109,6 +109,7 @@ class Trainer:
     def _prepare(self) -> Any:
         """The optimizer, and the model as accelerate wraps both."""
         parameters = list(self.networks.trained().values())
+        self.accelerator.gradient_accumulation_steps = self.settings.accumulate
         if self.settings.gradient_checkpointing:
             self.networks.model.enable_gradient_checkpointing()
         optimizer = self.settings.make_optimizer(parameters)
