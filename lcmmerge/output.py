@@ -68,11 +68,12 @@ class Output:
         sys.stderr.write("\n".join(line.replace("\n", " ") for line in lines) + "\n")
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Yield a function that is told how many bytes more are done."""
+    def progress(self, title: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+        """Yield a function that is told how many bytes more are done, or how many of the ``unit`` (``steps``)."""
         from rich.progress import (
             BarColumn,
             DownloadColumn,
+            MofNCompleteColumn,
             Progress,
             TextColumn,
             TimeRemainingColumn,
@@ -80,11 +81,12 @@ class Output:
         )
 
         console = _console(sys.stderr)
-        columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        done = (MofNCompleteColumn(), TextColumn(unit)) if unit else (DownloadColumn(), TransferSpeedColumn())
+        columns = (TextColumn(title), BarColumn(), *done, TimeRemainingColumn())
         shown = console.is_terminal and not self.quiet
         with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
             task = bar.add_task(title, total=total)
-            yield lambda nbytes: bar.update(task, advance=nbytes)
+            yield lambda amount: bar.update(task, advance=amount)
 
 
 def _console(stream: Any) -> Console:

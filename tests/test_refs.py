@@ -422,9 +422,12 @@ def test_a_token_of_no_use(hub: Hub, lora: str, environment: dict[str, str]) -> 
 
 
 def test_a_full_disk(hub: Hub, lora: str, environment: dict[str, str]) -> None:
-    """A limit on the size of files stands for it: the same call fails."""
+    """A limit on the size of files stands for it: the same call fails. A disk that is full: test_full_disk.py."""
     (answer,) = resolve(environment, LORA, before=FULL_DISK)
     assert refused(answer, f"cannot be kept in {environment['HF_HOME']}/hub (File too large)", "set HF_HOME")
+    assert not list(Path(environment["HF_HOME"]).rglob("*.safetensors"))
+    (answer,) = resolve(environment, LORA)
+    assert Path(answer["path"]).read_bytes() == WEIGHTS
 
 
 # Pins

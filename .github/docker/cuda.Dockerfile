@@ -1,7 +1,8 @@
 # docker build -f .github/docker/cuda.Dockerfile -t lcmmerge:cuda .
 # torch's own wheels bring the CUDA libraries; the driver is the host's (docker run --gpus all).
 FROM python:3.11-slim
-COPY . /src
-RUN pip install --no-cache-dir /src && rm -rf /src
+COPY pyproject.toml README.md LICENSE constraints.txt /src/
+COPY lcmmerge /src/lcmmerge
+RUN pip install --no-cache-dir -c /src/constraints.txt /src && rm -rf /src
 WORKDIR /work
 ENTRYPOINT ["lcmmerge"]

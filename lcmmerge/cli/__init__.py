@@ -14,11 +14,13 @@ import click
 from lcmmerge import __version__
 from lcmmerge.cli.accelerators import accelerators
 from lcmmerge.cli.combine import combine
+from lcmmerge.cli.distill import distill
 from lcmmerge.cli.extract import extract
 from lcmmerge.cli.fuse import fuse
 from lcmmerge.cli.inspect import inspect
 from lcmmerge.cli.lock import lock
 from lcmmerge.cli.run import run
+from lcmmerge.cli.train_style import train_style
 from lcmmerge.cli.verify import verify
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.output import Output
@@ -35,7 +37,7 @@ def cli() -> None:
     """
 
 
-for command in (run, lock, fuse, inspect, extract, combine, verify, accelerators):
+for command in (run, lock, fuse, inspect, extract, combine, verify, accelerators, distill, train_style):
     cli.add_command(command)
 
 
@@ -47,8 +49,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("Interrupted; nothing was written.\n")
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        said = str(stopped.__cause__ or stopped)  # click makes the second of the first
+        sys.stderr.write(f"{said or 'Interrupted; nothing was written.'}\n")
         sys.exit(INTERRUPTED)
     except LcmMergeError as error:
         Output.error(error)

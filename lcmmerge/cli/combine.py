@@ -29,17 +29,16 @@ def combine(
       lcmmerge combine style.safetensors 0.8 lcm.safetensors 1.0 -o both.safetensors
       lcmmerge combine a.safetensors 1 b.safetensors -0.5 --rank 32 -o c.safetensors
     """
-    from lcmmerge import refs
     from lcmmerge.archs import identify
-    from lcmmerge.merge.alignment import open_term
+    from lcmmerge.merge.alignment import term_of
     from lcmmerge.merge.combine import Settings
     from lcmmerge.merge.combine import combine as run
     from lcmmerge.merge.request import safetensors_name
-    from lcmmerge.tensors import open_source
+    from lcmmerge.tensors.remote import open_reference
 
     pairs = _pairs(terms)
-    model = identify(open_source(refs.resolve(base, "base"))) if base else None
-    opened = [open_term(refs.resolve(reference, "adapter"), strength) for reference, strength in pairs]
+    model = identify(open_reference(base, "base", pickles=True)) if base else None
+    opened = [term_of(open_reference(reference, "adapter", pickles=True), strength) for reference, strength in pairs]
     settings = Settings(rank, OUTPUT_DTYPES[dtype] if dtype else None)
     found = run(opened, safetensors_name(target), settings, model, force=force)
     if output.as_json:

@@ -34,15 +34,14 @@ def extract(
     \b
       lcmmerge extract tuned.safetensors base.safetensors -o style.safetensors --rank 64
     """
-    from lcmmerge import refs
     from lcmmerge.archs import identify
-    from lcmmerge.merge.extract import Settings, open_tuned
+    from lcmmerge.merge.extract import Settings, tuned_of
     from lcmmerge.merge.extract import extract as run
     from lcmmerge.merge.request import safetensors_name
-    from lcmmerge.tensors import open_source
+    from lcmmerge.tensors.remote import open_reference
 
-    origin = identify(open_source(refs.resolve(base, "base")))
-    term = open_tuned(refs.resolve(tuned, "tuned checkpoint"), origin)
+    origin = identify(open_reference(base, "base", pickles=True))
+    term = tuned_of(open_reference(tuned, "tuned checkpoint", pickles=True), origin)
     settings = Settings(rank, energy, OUTPUT_DTYPES[dtype], full)
     total = sum(parameter.info.nbytes for parameter in origin.parameters.values())
     with output.progress("extract", total) as progress:

@@ -9,13 +9,13 @@ from lcmmerge.output import Output, ratio
 
 
 @click.command(short_help="Recompute a merge from its sources and compare.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @click.option("--source", "sources", multiple=True, metavar="REF", help="A source, or a folder that holds sources.")
 @click.option("--lock", type=click.Path(path_type=Path), help="The lock that the sources of a run must be in.")
 @click.option("--device", default="cpu", show_default=True, help="Where it was merged: cpu, cuda, cuda:1.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core, at most four]")
 @output_options
-def verify(file: Path, sources: tuple[str, ...], lock: Path | None, device: str, threads: int, output: Output) -> None:
+def verify(file: str, sources: tuple[str, ...], lock: Path | None, device: str, threads: int, output: Output) -> None:
     """Recompute FILE, which `lcmmerge fuse` wrote, from the sources that it records, and compare tensor by tensor.
 
     FILE may be a diffusers folder. Sources are looked for beside FILE, in this folder, and in every --source; their
@@ -28,21 +28,20 @@ def verify(file: Path, sources: tuple[str, ...], lock: Path | None, device: str,
       lcmmerge verify merged.safetensors --source ~/models
       lcmmerge verify papercut --lock recipes/sdxl-papercut.yaml.lock
     """
-    from lcmmerge import refs
     from lcmmerge.merge.outcome import Settings
     from lcmmerge.merge.verify import verify as run
     from lcmmerge.recipe.verify import is_run, verify_run
-    from lcmmerge.tensors import open_source
+    from lcmmerge.tensors.remote import open_reference
 
-    if is_run(file):
-        manifest = verify_run(file, lock)
+    if is_run(Path(file)):
+        manifest = verify_run(Path(file), lock)
         output.text(f"{file}: what all {len(manifest.steps)} steps wrote is as it was, and its sources are the lock's.")
         if output.as_json:
             output.json(manifest.as_dict())
         return
-    path = refs.resolve(str(file), "merge")
-    places = [*(refs.resolve(source, "source") for source in sources), path.resolve().parent, Path.cwd()]
-    source = open_source(path)
+    source = open_reference(file, "merge")
+    around = (source.path.resolve().parent, Path.cwd())
+    places = [*sources, *(str(folder) for folder in around if folder.is_dir())]
     with output.progress("verify", source.nbytes) as progress:
         found = run(source, places, Settings(threads, device), progress)
     if output.as_json:
@@ -52,4 +51,4 @@ def verify(file: Path, sources: tuple[str, ...], lock: Path | None, device: str,
                 for item in found.different[: None if output.verbose else 10]]  # fmt: skip
         output.table("Different", ("tensor", "what", "max |Δ|"), rows, numbers=1)
     found.check()
-    output.text(f"{path}: all {found.tensors} tensors are what its recipe gives.")
+    output.text(f"{source.path}: all {found.tensors} tensors are what its recipe gives.")

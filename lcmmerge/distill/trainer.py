@@ -134,6 +134,8 @@ class Trainer:
                 if self.accelerator.sync_gradients:
                     parameters = self.networks.trained().values()
                     norm = float(self.accelerator.clip_grad_norm_(list(parameters), self.settings.max_grad_norm))
+                    if not (math.isfinite(norm) or self.accelerator.scaler):  # a scaler leaves such steps out
+                        raise NumericError(f"step {step + 1}: the gradient's norm is {norm}", "")
                 optimizer.step()
                 optimizer.zero_grad()
         self.networks.stepped()
@@ -210,22 +212,29 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def _told(accelerator: Accelerator, saved: int) -> Iterator[None]:
     """What goes wrong in a step, with what is saved and what to do."""
-    kept = f"step {saved} is saved: go on from it with --resume" if saved else "nothing is saved yet"
+    kept = f"step {saved} is saved" if saved else "nothing is saved yet"
     try:
         yield
     except NumericError as error:
-        raise NumericError(error.message, f"{kept}, and a lower --learning-rate or --precision bf16") from None
+        raise NumericError(
+            error.message, f"{kept}; begin anew with a lower --learning-rate or --precision bf16"
+        ) from None
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise LcmMergeError(f"out of memory: {_first_line(error)}", f"{kept}; {LESS_MEMORY}") from None
     except RuntimeError as error:
         if "alloc" in str(error):  # the CPU's
             raise LcmMergeError(f"out of memory: {_first_line(error)}", f"{kept}; {LESS_MEMORY}") from None
         if accelerator.num_processes > 1:
-            raise LcmMergeError(f"a process was lost: {_first_line(error)}", kept) from None
+            cure = f"{kept}: go on from it with --resume" if saved else kept
+            raise LcmMergeError(f"a process was lost: {_first_line(error)}", cure) from None
         raise
 
 
-LESS_MEMORY = "try --gradient-checkpointing, a smaller --batch with more --accumulate, --precision bf16, --encode-only"
+# The first of these a resumed run may take, the others change its numbers.
+LESS_MEMORY = (
+    "--resume with --gradient-checkpointing, or begin anew with a smaller --batch and more --accumulate, "
+    "--precision bf16, --encode-only"
+)
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from lcmmerge.archs import (
     spellings,
 )
 from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
-from lcmmerge.tensors import open_source
+from lcmmerge.tensors import TensorSource
 
 Shape = tuple[int, ...]
 WHOLE = ("diff", "diff_b", "w_norm", "b_norm")  # roles that say their parameter's shape themselves
@@ -56,14 +56,14 @@ class Target:
     shares: tuple[Share, ...]
 
 
-def open_term(path: Path, strength: float) -> Term:
+def term_of(source: TensorSource, strength: float) -> Term:
     """Raises FormatError for what is no adapter, UnmatchedKeysError for one with more in it than patches."""
-    file = read_adapter(open_source(path))
+    file = read_adapter(source)
     if not file.patches:
-        raise FormatError(f"{path}: is no adapter that we know", "look at it with `lcmmerge inspect`")
+        raise FormatError(f"{source.path}: is no adapter that we know", "look at it with `lcmmerge inspect`")
     if strangers := (*file.embeddings, *file.unknown):
         raise UnmatchedKeysError(
-            f"{path}: {len(strangers)} of its tensors patch no weight and would be lost, such as {strangers[0]}",
+            f"{source.path}: {len(strangers)} of its tensors patch no weight and would be lost, such as {strangers[0]}",
             "embeddings belong in a file of their own",
         )
     return Term(file, strength)

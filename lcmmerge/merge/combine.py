@@ -23,6 +23,7 @@ from lcmmerge.merge.alignment import Share, Target, Term, align, common_architec
 from lcmmerge.merge.arithmetic import factored_square
 from lcmmerge.merge.lorafile import Layer, Made
 from lcmmerge.merge.lowrank import product_spectrum, spectrum, squared_norm
+from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.layout import TensorSpec
@@ -62,10 +63,10 @@ def combine(
     *,
     force: bool = False,
 ) -> Combined:
-    """Write Σ λᵢτᵢ as one LoRA.
+    """Write Σ λᵢτᵢ as one LoRA. What is on the Hub is downloaded once it is known to fit.
 
     Raises IncompatibleError (different architectures; an algorithm whose ΔW depends on the base, or needs ``rank``),
-    UnmatchedKeysError, ShapeMismatchError, NoEffectError, NumericError, OutputError.
+    UnmatchedKeysError, ShapeMismatchError, NoEffectError, NumericError, OutputError, NotFoundError.
     """
     terms = [term for term in terms if term.strength]
     if not terms:
@@ -76,8 +77,10 @@ def combine(
     specs = [spec for target in targets for spec in _specs(target, settings.rank, dtype)]
     files = [path for term in terms for path in term.file.source.files]
     check_target(target, force=force, needed=sum(spec.nbytes for spec in specs) + HEADROOM, inputs=files)
+    for term in terms:
+        term.file.source.fetch()
     recipe = _recipe(terms, settings.rank, dtype)
-    title = " + ".join(term.path.stem for term in terms)
+    title = " + ".join(Path(name_of(term.path)).stem for term in terms)
     describe = partial(lorafile.metadata, arch, title, recipe)
     make = partial(_make, settings.rank, dtype)
     return Combined(str(target), lorafile.write_adapter(target, targets, make, specs, describe))
@@ -160,7 +163,7 @@ def _approximate(
 
 def _recipe(terms: Sequence[Term], rank: int | None, dtype: DType) -> Mapping[str, Any]:
     named = [
-        {"name": term.path.name, "sha256": sha256_of(term.file.source.files), "lambda": term.strength}
+        {"name": name_of(term.path), "sha256": sha256_of(term.file.source.files), "lambda": term.strength}
         for term in terms
     ]
     return {"type": "lcmmerge combine", "terms": named, "rank": rank, "dtype": dtype.name}

@@ -17,7 +17,8 @@ from lcmmerge.errors import IncompatibleError, NumericError, UnmatchedKeysError
 from lcmmerge.merge import lorafile
 from lcmmerge.merge.lorafile import Layer, Made
 from lcmmerge.merge.lowrank import spectrum, squared_norm
-from lcmmerge.merge.terms import Checkpoint, Difference, Term, likely_cause, match, open_term
+from lcmmerge.merge.terms import Checkpoint, Difference, Term, likely_cause, match, term_of
+from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType, TensorSource
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.layout import TensorSpec
@@ -70,11 +71,11 @@ class Target:
         return self.difference.tuned.name
 
 
-def open_tuned(path: Path, base: Model) -> Term:
+def tuned_of(source: TensorSource, base: Model) -> Term:
     """The fine-tuned checkpoint. Raises IncompatibleError where it is an adapter already."""
-    term = open_term("tuned", path, 1.0, base)
+    term = term_of("tuned", source, 1.0, base)
     if not isinstance(term.content, Checkpoint):
-        raise IncompatibleError(f"{path}: is an adapter already", "name a fine-tuned checkpoint")
+        raise IncompatibleError(f"{source.path}: is an adapter already", "name a fine-tuned checkpoint")
     return term
 
 
@@ -89,7 +90,8 @@ def extract(
 ) -> Extracted:
     """Write the LoRA; ``progress`` is called with the bytes of ``tuned`` that are done.
 
-    Raises UnmatchedKeysError, ShapeMismatchError, NoEffectError (nothing was tuned), NumericError, OutputError.
+    What is on the Hub is downloaded once it is known to fit. Raises UnmatchedKeysError, ShapeMismatchError,
+    NoEffectError (nothing was tuned), NumericError, OutputError, NotFoundError.
     """
     matched = match(0, tuned, base, {})
     if matched.unmatched:
@@ -104,13 +106,16 @@ def extract(
     sources = {"base": base.source, "tuned": _source(tuned)}
     inputs = [path for source in sources.values() for path in (source.path, *source.files)]
     check_target(target, force=force, needed=sum(spec.nbytes for spec in specs) + HEADROOM, inputs=inputs)
+    for source in sources.values():
+        source.fetch()
+    title = " - ".join(Path(name_of(path)).stem for path in (tuned.path, base.source.path))
     with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
         pending = {name: pool.submit(sha256_of, source.files) for name, source in sources.items()}
 
         def describe(sha256: str | None) -> dict[str, str]:
             hashes = {name: future.result() if sha256 else lorafile.UNKNOWN for name, future in pending.items()}
             recipe = _recipe(sources, hashes, settings)
-            return lorafile.metadata(base.arch, f"{tuned.path.stem} - {base.source.path.stem}", recipe, sha256)
+            return lorafile.metadata(base.arch, title, recipe, sha256)
 
         def done(item: Target) -> None:
             progress(item.difference.tuned.nbytes)
@@ -182,7 +187,7 @@ def _extracted(target: Path, targets: list[Target], layers: tuple[Layer, ...]) -
 
 
 def _recipe(sources: Mapping[str, TensorSource], hashes: Mapping[str, str], settings: Settings) -> dict[str, Any]:
-    named = {name: {"name": source.path.name, "sha256": hashes[name]} for name, source in sources.items()}
+    named = {name: {"name": name_of(source.path), "sha256": hashes[name]} for name, source in sources.items()}
     return {
         "type": "lcmmerge extract",
         **named,

@@ -79,11 +79,11 @@ def _prepare_folder(plan: Plan, folder: Path, configs: Path | None) -> None:
 
 
 def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int], None]) -> Outcome:
-    """Merge, and hash the inputs beside it, beginning before torch is loaded, which takes a second."""
+    """Merge, and beside it hash the inputs that nobody has, beginning before torch is loaded, which takes a second."""
     stop = Event()
     with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
         wanted = plan.sources if settings.hash_base else {k: s for k, s in plan.sources.items() if k != "base"}
-        hashing = {key: pool.submit(sha256_of, source.files, stop) for key, source in wanted.items()}
+        hashing = {key: pool.submit(sha256_of, source.files, stop, source.sha256) for key, source in wanted.items()}
         known = provenance.placeholders(wanted)
 
         def metadata(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:

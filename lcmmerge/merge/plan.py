@@ -121,10 +121,9 @@ class Plan:
         return sum(source.awaited.nbytes for source in self.sources.values() if source.awaited)
 
     def fetch(self) -> None:
-        """Download them: an input lies then where the plan says. Raises NotFoundError, FormatError."""
+        """Download them. Raises NotFoundError, FormatError."""
         for source in self.sources.values():
-            if source.awaited:
-                source.awaited.fetch()
+            source.fetch()
 
     @property
     def doubts(self) -> tuple[str, ...]:

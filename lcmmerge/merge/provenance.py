@@ -112,8 +112,7 @@ def refuse_fused(plan: Plan) -> None:
     for term in plan.terms if recorded else ():
         if isinstance(term.content, Checkpoint) or not term.strength:
             continue
-        source = term.content.source
-        if sha256_of(source.files, known=source.awaited.sha256 if source.awaited else {}) in recorded:
+        if sha256_of(term.content.source.files, known=term.content.source.sha256) in recorded:
             raise AlreadyFusedError(
                 f"{term.path}: {plan.base.source.path.name} already holds it, by its own metadata",
                 "start from the unmerged base, or fuse it once more with --force",

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from lcmmerge import refs
 from lcmmerge.archs import identify
 from lcmmerge.errors import FormatError, NotFoundError, VerificationError
 from lcmmerge.merge.blocks import BlockWeights
 from lcmmerge.merge.plan import Options, Plan, plan_fuse
 from lcmmerge.merge.provenance import RECIPE
-from lcmmerge.merge.terms import open_term
-from lcmmerge.tensors import DTYPES, TensorSource, open_source
+from lcmmerge.merge.terms import term_of
+from lcmmerge.tensors import DTYPES, TensorSource
 from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.tensors.remote import open_reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +77,19 @@ def read_recipe(source: TensorSource) -> Recipe:
         raise FormatError(f"{source.path}: its merge recipe is damaged", "get the file again") from None
 
 
-def replan(recipe: Recipe, target: Path, places: Sequence[Path]) -> Plan:
-    """The merge that the recipe tells, from sources found in ``places``. Raises NotFoundError, VerificationError."""
-    base = identify(open_source(find(recipe.base, places), recipe.base.variant))
+def replan(recipe: Recipe, target: Path, places: Sequence[str]) -> Plan:
+    """The merge that the recipe tells, from sources found in ``places``. Headers only.
+
+    Raises NotFoundError, FormatError, VerificationError.
+    """
+    base = identify(find(recipe.base, places))
     terms = [
-        open_term(
+        term_of(
             term.name,
             find(term.source, places),
             term.strength,
             base,
-            style_base=find(term.tuned_from, places) if term.tuned_from else None,
+            origin=find(term.tuned_from, places) if term.tuned_from else None,
             weights=term.weights,
         )
         for term in recipe.terms
@@ -92,14 +97,18 @@ def replan(recipe: Recipe, target: Path, places: Sequence[Path]) -> Plan:
     return plan_fuse(base, terms, target, recipe.options)
 
 
-def find(source: Named, places: Sequence[Path]) -> Path:
-    """The source in the first of the ``places`` that has it: a folder around it, or the source under any name."""
+def find(source: Named, places: Sequence[str]) -> TensorSource:
+    """The source in the first of the ``places`` that has it: a folder around it, or the source under any name.
+
+    Places are paths or on the Hub, whose record of the sha256 is enough. Raises NotFoundError, VerificationError.
+    """
     strangers = []
-    for path in _candidates(source.name, places):
-        if _is(path, source):
-            return path
-        if path.name == source.name:
-            strangers.append(path)
+    for reference in _candidates(source.name, [refs.parse(place, "source") for place in places]):
+        found = open_reference(reference, "source", source.variant, pickles=True)
+        if _is(found, source):
+            return found
+        if refs.name_of(found.path) == source.name:
+            strangers.append(reference)
     if strangers:
         raise VerificationError(
             f"{strangers[0]}: is not the {source.name} that was merged: its sha256 differs",
@@ -108,18 +117,28 @@ def find(source: Named, places: Sequence[Path]) -> Path:
     raise NotFoundError(f"source {source.name!r} is not here", "name it, or the folder that it is in, by --source")
 
 
-def _is(path: Path, source: Named) -> bool:
+def _is(found: TensorSource, source: Named) -> bool:
     """By its hash; where none was recorded, by its name: the comparison of the merges then tells."""
     if source.sha256 is None:
-        return path.name == source.name
-    return sha256_of(open_source(path, source.variant).files) == source.sha256
+        return refs.name_of(found.path) == source.name
+    return sha256_of(found.files, known=found.sha256) == source.sha256
 
 
-def _candidates(name: str, places: Sequence[Path]) -> Iterator[Path]:
+def _candidates(name: str, places: Sequence[refs.Reference]) -> Iterator[str]:
     """By name first: others are hashed only where that fails."""
+    others = []
     for place in places:
         if place.name == name:
-            yield place
-        elif (place / name).exists():
-            yield place / name
-    yield from (place for place in places if place.is_file() and place.name != name)
+            yield place.text
+        elif place.kind == "local":
+            if (place.path / name).exists():
+                yield str(place.path / name)
+            elif place.path.is_file():
+                others.append(place.text)
+        else:
+            held = refs.repository(place, "source")
+            if held.within(name) in held.files:
+                yield f"{place.at(held.commit)}/{name}"
+            elif held.name:
+                others.append(place.text)
+    yield from others

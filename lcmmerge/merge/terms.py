@@ -15,7 +15,7 @@ from lcmmerge.archs import Model, guess_architecture, identify, likely_architect
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError, ShapeMismatchError, UnmatchedKeysError
 from lcmmerge.merge.blocks import BlockWeights
 from lcmmerge.merge.operand import Operand
-from lcmmerge.tensors import TensorSource, open_source
+from lcmmerge.tensors import TensorSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +68,6 @@ class Matched:
     unmatched: tuple[str, ...]
 
 
-def open_term(
-    name: str,
-    path: Path,
-    strength: float,
-    base: Model,
-    *,
-    style_base: Path | None = None,
-    weights: BlockWeights | None = None,
-) -> Term:
-    """Read the headers of an adapter, or of a checkpoint that was tuned from ``style_base`` (default: ``base``)."""
-    origin = open_source(style_base) if style_base else None
-    return term_of(name, open_source(path), strength, base, origin=origin, weights=weights)
-
-
 def term_of(
     name: str,
     source: TensorSource,
@@ -91,7 +77,10 @@ def term_of(
     origin: TensorSource | None = None,
     weights: BlockWeights | None = None,
 ) -> Term:
-    """The same of sources that are open. Raises FormatError, IncompatibleError."""
+    """An adapter, or a checkpoint that was tuned from ``origin`` (default: ``base``), by its headers.
+
+    Raises FormatError, IncompatibleError.
+    """
     if not isfinite(strength):
         raise LcmMergeError(f"λ of {name} is {strength}", "give a finite number, such as 0.8")
     adapter = read_adapter(source)

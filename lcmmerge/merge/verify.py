@@ -131,11 +131,11 @@ class _Comparer:
 
 def verify(
     source: TensorSource,
-    places: Sequence[Path],
+    places: Sequence[str],
     settings: Settings = Settings(),  # noqa: B008 - frozen
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Verified:
-    """Recompute ``source`` from the sources its recipe names, found in ``places``.
+    """Recompute ``source`` from the sources its recipe names, found in ``places``: paths, or references to the Hub.
 
     Raises FormatError (no merge of ours), NotFoundError, VerificationError (a source is another one), and what a merge
     does.
@@ -143,6 +143,8 @@ def verify(
     recipe = read_recipe(source)
     plan = replan(recipe, source.path, places)
     files, different = _as_stored(plan, source)
+    for wanted in (source, *plan.sources.values()):
+        wanted.fetch()
     with Files() as inputs:
         findings = _Findings(inputs)
 

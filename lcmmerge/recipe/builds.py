@@ -54,7 +54,7 @@ class Build:
 def builds(
     cells: tuple[Cell, ...], sources: Sources, out: Path, settings: Settings, *, dry_run: bool
 ) -> tuple[Build, ...]:
-    """No weights are downloaded yet, and for a ``dry_run`` no pickles.
+    """No weights are downloaded yet, and for a ``dry_run`` neither pickles nor tokenizers.
 
     Raises NotFoundError, FormatError, RecipeError, and every IncompatibleError.
     """
@@ -65,8 +65,11 @@ def builds(
 
 def _input(found: Found, *, dry_run: bool) -> Input:
     if found.configs:
-        return Input(found, refs.configs(found.reference), None)
+        return Input(found, refs.configs(found.reference, tokenizers=not dry_run), None)
     source = open_reference(found.reference, found.name, found.locked.variant, pickles=not dry_run)
+    if found.locked.commit is None:  # what is on the Hub has its hashes from there
+        folder = source.path if source.path.is_dir() else source.path.parent
+        source = replace(source, sha256={folder / file: sha256 for file, sha256 in found.locked.hashes.items()})
     return Input(found, source.path, source)
 
 

@@ -46,7 +46,7 @@ class Locked:
             "uri": self.uri,
             "commit": self.commit,
             "license": self.license,
-            "files": {file.path: {"bytes": file.size, "sha256": file.sha256} for file in self.files},
+            "files": {file.path: {"bytes": file.size, "sha256": file.sha256 or None} for file in self.files},
         }
 
 

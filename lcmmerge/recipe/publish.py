@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lcmmerge.errors import OutputError, RecipeError
+from lcmmerge.errors import RecipeError
 from lcmmerge.recipe.manifest import Manifest
 from lcmmerge.recipe.schema import Recipe
-from lcmmerge.refs.faults import explained
+from lcmmerge.refs.faults import unpublished
 
 
 def repository(recipe: Recipe, *, wanted: bool) -> str | None:
@@ -39,6 +39,5 @@ def upload(repo: str, out: Path, manifest: Manifest) -> str:
         operations = [CommitOperationAdd(path.removeprefix(only), out / path) for path in files]
         commit = api.create_commit(repo, operations, commit_message=f"lcmmerge run {manifest.recipe['name']}")
     except Exception as error:  # the Hub client's own errors, its HTTP library's and the disk's share no base
-        fault = explained(error, f"publish {repo!r}", repo)
-        raise OutputError(fault.message, fault.hint) from error
+        raise unpublished(error, f"publish {repo!r}", repo) from error
     return str(commit.commit_url)

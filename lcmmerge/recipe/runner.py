@@ -85,7 +85,7 @@ def prepare(loaded: Loaded, asked: Asked, *, dry_run: bool = False) -> Prepared:
 
     Raises NotFoundError, FormatError, LockError, OutputError, AlreadyFusedError, and every IncompatibleError.
     """
-    sources = _sources(loaded, asked)
+    sources = _sources(loaded, asked, dry_run=dry_run)
     planned = builds(loaded.cells, sources, asked.out, asked.settings, dry_run=dry_run)
     before = read_manifest(asked.out)
     todo = tuple(steps(planned, before, asked.out, loaded.recipe.description))
@@ -99,11 +99,14 @@ def prepare(loaded: Loaded, asked: Asked, *, dry_run: bool = False) -> Prepared:
 
 
 def run(loaded: Loaded, asked: Asked, output: Output) -> tuple[Prepared, Manifest]:
-    """Do what is not done. Raises what ``prepare`` and a merge do, and QualityError once everything is written."""
-    prepared = prepare(loaded, asked)
+    """Do what is not done; everything is downloaded before anything is written.
+
+    Raises what ``prepare`` and a merge do, and QualityError once everything is written.
+    """
+    prepared = _fetched(prepare(loaded, asked))
     with _alone(asked.out, output):
         if read_manifest(asked.out) != prepared.before:  # another run was faster
-            prepared = prepare(loaded, asked)
+            prepared = _fetched(prepare(loaded, asked))
         for doubt in prepared.doubts:
             output.warn(doubt)
         manifest = _begin(prepared)
@@ -114,10 +117,17 @@ def run(loaded: Loaded, asked: Asked, output: Output) -> tuple[Prepared, Manifes
         return prepared, _end(manifest, prepared)
 
 
-def _sources(loaded: Loaded, asked: Asked) -> Sources:
+def _fetched(prepared: Prepared) -> Prepared:
+    for step in prepared.steps:
+        if step.kind == "fuse" and step.due:
+            step.build.plan.fetch()
+    return prepared
+
+
+def _sources(loaded: Loaded, asked: Asked, *, dry_run: bool) -> Sources:
     path = lock_path(loaded.path)
     lock = read_lock(path) if asked.locked or path.exists() else None
-    sources = find(loaded, lock)
+    sources = find(loaded, lock, dry_run=dry_run)
     if asked.locked and lock is not None:
         check_lock(lock, {name: found.locked for name, found in sources.items()}, loaded.path)
     return sources
@@ -149,7 +159,6 @@ def _do(step: Step, manifest: Manifest, prepared: Prepared, output: Output) -> M
         _make_way(build, prepared.before, out)
     if build.plan.layout != DIFFUSERS:
         folder.mkdir(exist_ok=True)
-    build.plan.fetch()
     with output.progress(step.name, build.plan.nbytes) as progress:
         report = fuse(
             build.plan, configs=build.configs, settings=build.settings, force=prepared.asked.force, progress=progress

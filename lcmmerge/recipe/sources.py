@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,6 @@ from lcmmerge.errors import RecipeError
 from lcmmerge.recipe.loader import Loaded
 from lcmmerge.recipe.lock import Lock, Locked
 from lcmmerge.recipe.schema import Source
-from lcmmerge.refs.hub import file_sha256
-from lcmmerge.refs.weights import local_tree, small_files
 from lcmmerge.tensors.remote import open_reference
 
 
@@ -32,10 +30,11 @@ class Found:
 Sources = dict[str, Found]
 
 
-def find(loaded: Loaded, lock: Lock | None = None) -> Sources:
+def find(loaded: Loaded, lock: Lock | None = None, *, dry_run: bool = False) -> Sources:
     """Every source that the recipe uses, at the commit of ``lock`` where that has it.
 
-    An accelerator's name stands for its file for the bases' architecture.
+    An accelerator's name stands for its file for the bases' architecture. A ``dry_run`` takes the hashes of small files
+    from the lock, or does without: it fetches none of them.
     Raises NotFoundError, FormatError, RecipeError.
     """
     bases = {cell.fuse.base for cell in loaded.cells}
@@ -49,40 +48,34 @@ def find(loaded: Loaded, lock: Lock | None = None) -> Sources:
         if reference in ACCELERATORS and not Path(reference).exists():
             kind = ACCELERATORS[reference]
             reference = _file_of(kind, name, [found[base] for base in sorted(bases & found.keys())])
-        found[name] = _found(name, source, reference, kind, lock, configs=name in only_configs)
+        found[name] = _found(name, source, reference, kind, lock, configs=name in only_configs, dry_run=dry_run)
     return found
 
 
 def _found(
-    name: str, source: Source, reference: str, kind: Accelerator | None, lock: Lock | None, *, configs: bool
+    name: str,
+    source: Source,
+    reference: str,
+    kind: Accelerator | None,
+    lock: Lock | None,
+    *,
+    configs: bool,
+    dry_run: bool,
 ) -> Found:
     parsed = refs.parse(reference, name)
     before = lock.get(name) if lock else None
+    known: Mapping[str, str] = {}
     if parsed.kind == "hub":
         kind = kind or by_reference(f"{refs.HUB}{parsed.repo}/{parsed.path_in_repo}")
         if before and before.commit and before.names(source):
-            parsed = refs.parse(parsed.at(before.commit), name)
-    if configs:
-        files, commit, stated = _small(parsed, name)
-    else:
-        pin = refs.pin(parsed.text, name, source.variant)
-        files, commit, stated = pin.files, pin.commit, pin.license
-    if before and before.commit == commit:
+            parsed, known = refs.parse(parsed.at(before.commit), name), before.hashes
+    pin = refs.pin(parsed.text, name, source.variant, configs=configs, known=known if dry_run else None)
+    stated = pin.license
+    if before and before.commit == pin.commit:
         stated = stated or before.license  # which is unknown without a network
-    uri = parsed.at(commit) if commit else None
-    locked = Locked(source.reference, source.variant, uri, commit, stated, files)
-    return Found(name, uri or reference, locked, kind, configs)
-
-
-def _small(parsed: refs.Reference, name: str) -> tuple[tuple[refs.PinnedFile, ...], str | None, str | None]:
-    """The files, commit and licence of a folder that gives its configs alone."""
-    hub = refs.repository(parsed, name) if parsed.kind == "hub" else None
-    folder = refs.configs(parsed.at(hub.commit) if hub else parsed.text)
-    files = tuple(
-        refs.PinnedFile(file, (folder / file).stat().st_size, file_sha256(folder / file))
-        for file in small_files(local_tree(folder))
-    )
-    return (files, hub.commit, hub.license) if hub else (files, None, None)
+    uri = pin.uri if pin.commit else None
+    locked = Locked(source.reference, source.variant, uri, pin.commit, stated, pin.files)
+    return Found(name, pin.uri, locked, kind, configs)
 
 
 def _file_of(kind: Accelerator, name: str, bases: Iterable[Found]) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lcmmerge.errors import NotFoundError
 from lcmmerge.refs.http import RemoteFile
-from lcmmerge.refs.hub import Awaited, HubFile, Repository, fetch, file_sha256, name_of, remember, repository
+from lcmmerge.refs.hub import Awaited, HubFile, Repository, fetch, file_sha256, remember, repository
 from lcmmerge.refs.pins import Pin, PinnedFile, pin
-from lcmmerge.refs.reference import HUB, HUB_FORM, Reference, parse
+from lcmmerge.refs.reference import HUB, HUB_FORM, Reference, name_of, parse
 from lcmmerge.refs.weights import MODEL_INDEX, small_files
 
 __all__ = [
@@ -52,14 +52,18 @@ def resolve(reference: str, subject: str = "file", variant: str | None = None) -
     return found.path(parsed.path_in_repo)
 
 
-def configs(reference: str) -> Path:
-    """A folder with a pipeline's small files: model_index.json, configs, tokenizers. Raises NotFoundError."""
+def configs(reference: str, *, tokenizers: bool = True) -> Path:
+    """A folder with a pipeline's small files: model_index.json, configs, and its ``tokenizers``, the most of it.
+
+    Raises NotFoundError.
+    """
     parsed = parse(reference, "configs")
     folder = parsed.path
     if parsed.kind == "hub":
         found = repository(parsed, "configs")
         folder = found.path(parsed.path_in_repo)
-        fetch(found, [found.within(name) for name in small_files(found.tree())])
+        names = [name for name in small_files(found.tree()) if tokenizers or not name.startswith("tokenizer")]
+        fetch(found, map(found.within, names))
         remember(found)
     if not (folder / MODEL_INDEX).is_file():
         raise NotFoundError(f"configs {reference!r}: no model_index.json in it", "name a diffusers pipeline")

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import errno
 
-from lcmmerge.errors import NotFoundError
+from lcmmerge.errors import NotFoundError, OutputError
+
+Said = tuple[str, str]  # the cause, the cure
 
 
 def explained(error: Exception, what: str, repo: str) -> NotFoundError:
-    """The cause and the cure; nothing of the request, so no token."""
-    cause, cure = _said(error, repo)
+    """Why something was not fetched; nothing of the request, so no token."""
+    cause, cure = _answered(error, repo) or _not_fetched(error)
     return NotFoundError(f"{what}: {cause}", cure)
+
+
+def unpublished(error: Exception, what: str, repo: str) -> OutputError:
+    """The same of an upload."""
+    cause, cure = _answered(error, repo) or _not_sent(error)
+    return OutputError(f"{what}: {cause}", cure)
 
 
 def is_transport(error: Exception) -> bool:
@@ -21,21 +29,19 @@ def is_transport(error: Exception) -> bool:
     return any(base.__name__ == "TransportError" for base in type(error).__mro__)
 
 
-def _said(error: Exception, repo: str) -> tuple[str, str]:
+def _answered(error: Exception, repo: str) -> Said | None:
+    """What the Hub said, if it said anything."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    page, cache = f"{constants.ENDPOINT}/{repo}", constants.HF_HUB_CACHE
+    page = f"{constants.ENDPOINT}/{repo}"
     match error:
-        case OfflineModeIsEnabled():
-            return "not in the cache, and HF_HUB_OFFLINE is set", "unset it, or name a local path"
         case GatedRepoError():
             return "its repository is gated", f"accept the terms at {page}, then `hf auth login`"
         case RepositoryNotFoundError():
@@ -45,7 +51,27 @@ def _said(error: Exception, repo: str) -> tuple[str, str]:
         case EntryNotFoundError():
             return "no such file in the repository", f"see {page}"
         case HfHubHTTPError():
-            return _answered(error.response.status_code)
+            return _status(error.response.status_code)
+        case _:
+            return None
+
+
+def _status(status: int) -> Said:
+    if status in (401, 403):
+        return f"the Hub denies access ({status})", "check the token: `hf auth whoami`, `hf auth login`"
+    if status == 429:
+        return "the Hub limits the rate of requests (429)", "wait a few minutes; `hf auth login` raises the limit"
+    return f"the Hub fails ({status})", "try again later"
+
+
+def _not_fetched(error: Exception) -> Said:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    cache = constants.HF_HUB_CACHE
+    match error:
+        case OfflineModeIsEnabled():
+            return "not in the cache, and HF_HUB_OFFLINE is set", "unset it, or name a local path"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return f"no space is left for it in {cache}", "free some, or set HF_HOME to another disk"
         case OSError(errno=int(), strerror=str(reason)):
@@ -53,15 +79,28 @@ def _said(error: Exception, repo: str) -> tuple[str, str]:
         case OSError():  # huggingface_hub's, when fewer bytes came than were announced
             return "its download was cut short", "try again"
         case _ if is_transport(error):
-            cause = f"not in the cache, and {constants.ENDPOINT} cannot be reached ({type(error).__name__})"
+            cause = f"not in the cache, and {_unreached(error)}"
             return cause, "check the network and HF_ENDPOINT, or name a local path"
         case _:
             return f"cannot be fetched ({type(error).__name__})", "try again, or name a local path"
 
 
-def _answered(status: int) -> tuple[str, str]:
-    if status in (401, 403):
-        return f"the Hub denies access ({status})", "check the token: `hf auth whoami`, `hf auth login`"
-    if status == 429:
-        return "the Hub limits the rate of requests (429)", "wait a few minutes; `hf auth login` raises the limit"
-    return f"the Hub fails ({status})", "try again later, or name a local path"
+def _not_sent(error: Exception) -> Said:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    again = "the outputs are kept: `lcmmerge run --publish` again sends what is not there yet"
+    match error:
+        case OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set", "unset it"
+        case OSError(errno=int(), strerror=str(reason)):
+            return f"an output cannot be read ({reason})", "run the recipe again"
+        case _ if is_transport(error):
+            return _unreached(error), f"check the network and HF_ENDPOINT; {again}"
+        case _:
+            return f"the upload failed ({type(error).__name__})", again
+
+
+def _unreached(error: Exception) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"

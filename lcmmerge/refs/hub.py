@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -173,10 +174,12 @@ def fetch(repository: Repository, names: Iterable[str]) -> None:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        if len(missing) == 1:
-            hf_hub_download(repo, missing[0], revision=commit)
-        elif missing:
-            snapshot_download(repo, revision=commit, allow_patterns=[glob.escape(name) for name in missing])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Not enough free disk space")  # what came before may be enough
+            if len(missing) == 1:
+                hf_hub_download(repo, missing[0], revision=commit)
+            elif missing:
+                snapshot_download(repo, revision=commit, allow_patterns=[glob.escape(name) for name in missing])
     except Exception as error:  # as above
         raise explained(error, repository.what, repo) from error
     for name in missing:
@@ -204,12 +207,6 @@ def remember(repository: Repository) -> None:
         with suppress(OSError):  # a cache may be complete, and read-only
             ref.parent.mkdir(parents=True, exist_ok=True)
             ref.write_text(repository.commit)
-
-
-def name_of(path: Path) -> str:
-    """A file's or folder's name; the repository's for a snapshot in the cache, whose folder is named for its commit."""
-    in_cache = path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--")
-    return path.parent.parent.name.rpartition("--")[2] if in_cache else path.name
 
 
 def file_sha256(path: Path) -> str:

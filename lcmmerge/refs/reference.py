@@ -30,6 +30,11 @@ class Reference:
     revision: str | None = None
     path_in_repo: str = ""
 
+    @property
+    def name(self) -> str:
+        """The file's or folder's; of a whole repository its own."""
+        return name_of(self.path) if self.kind == "local" else (self.path_in_repo or self.repo).rpartition("/")[2]
+
     def at(self, commit: str) -> str:
         """The same place at a commit: ``hf://owner/repo@commit/path``."""
         return f"{HUB}{self.repo}@{commit}" + (f"/{self.path_in_repo}" if self.path_in_repo else "")
@@ -65,6 +70,12 @@ def _hub(reference: str, what: str) -> Reference:
     if steps_out(path) or steps_out(uri.revision or ""):
         raise NotFoundError(f"{what}: steps out of the repository", form)
     return Reference(reference, "hub", repo=uri.id, revision=uri.revision, path_in_repo=path)
+
+
+def name_of(path: Path) -> str:
+    """A file's or folder's name; the repository's for a snapshot in the cache, whose folder is named for its commit."""
+    in_cache = path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--")
+    return path.parent.parent.name.rpartition("--")[2] if in_cache else path.name
 
 
 def steps_out(path: str) -> bool:

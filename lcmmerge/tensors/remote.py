@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lcmmerge import refs
 from lcmmerge.errors import FormatError
+from lcmmerge.refs.weights import SIDECAR
 from lcmmerge.tensors.dtypes import decode_scalar
 from lcmmerge.tensors.header import header_of
 from lcmmerge.tensors.info import TensorInfo
@@ -30,9 +31,9 @@ def open_reference(
 ) -> TensorSource:
     """The source that ``reference`` names; of a safetensors file that is not in the cache only the header is fetched.
 
-    What is still to be downloaded is its ``awaited``. ``scalars``: read the one-element tensors now and side by side,
-    not one by one when asked for. ``pickles``: download those, which no header describes. Raises NotFoundError,
-    FormatError.
+    Nor are a pipeline's configs and tokenizers, which weigh 3 MB in SDXL. What is still to be downloaded is its
+    ``awaited``. ``scalars``: read the one-element tensors now and side by side, not one by one when asked for.
+    ``pickles``: download those, which no header describes. Raises NotFoundError, FormatError.
     """
     parsed = refs.parse(reference, subject)
     if parsed.kind == "local":
@@ -49,14 +50,16 @@ def open_reference(
         refs.fetch(repository, repository.needed(variant))
         refs.remember(repository)
         return open_source(path, variant)
-    refs.fetch(repository, set(repository.needed(variant)) - set(headed))
+    needed = repository.needed(variant)
+    refs.fetch(repository, [name for name in needed if name.endswith((*PICKLES, SIDECAR))])
     remote = {repository.path(name): name for name in headed}
 
     def read_file(path: Path) -> Content:
         return _read_remote(repository, remote[path], scalars) if path in remote else read_local(path)
 
     source = read_source(path, repository.path(repository.root), choice, variant, read_file)
-    return replace(source, awaited=refs.Awaited(repository, tuple(headed)))
+    awaited = refs.Awaited(repository, tuple(repository.missing(needed)))
+    return replace(source, awaited=awaited, sha256=awaited.sha256)
 
 
 def _read_remote(repository: refs.Repository, name: str, scalars: bool) -> Content:

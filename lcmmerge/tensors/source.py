@@ -26,7 +26,8 @@ class TensorSource:
 
     ``layout``: ``single-file`` (also when sharded) or ``diffusers``. In a diffusers folder a tensor's name is
     ``component.stored name``. ``files`` are the weight files, ``metadata`` is the first file's, ``variant``
-    the one that was asked for; ``awaited`` those of the files that are still on the Hub.
+    the one that was asked for; ``awaited`` those of the files that are still on the Hub; ``sha256`` of the files whose
+    hash is known already.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class TensorSource:
     metadata: Mapping[str, str] = field(default_factory=dict)
     variant: str | None = None
     awaited: Awaited | None = None
+    sha256: Mapping[Path, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[TensorInfo]:
         return iter(self.tensors.values())
@@ -46,6 +48,11 @@ class TensorSource:
     @property
     def nbytes(self) -> int:
         return sum(info.nbytes for info in self)
+
+    def fetch(self) -> None:
+        """Download what is awaited: the files lie then where the tensors say. Raises NotFoundError, FormatError."""
+        if self.awaited:
+            self.awaited.fetch()
 
 
 Content = tuple[Sequence[TensorInfo], dict[str, str]]  # of a file: its tensors in order, its metadata

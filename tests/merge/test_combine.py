@@ -25,7 +25,7 @@ from lcmmerge.errors import (
     ShapeMismatchError,
     UnmatchedKeysError,
 )
-from lcmmerge.merge.alignment import open_term
+from lcmmerge.merge.alignment import term_of
 from lcmmerge.merge.combine import Combined, Settings, combine
 from lcmmerge.merge.lorafile import balanced
 from lcmmerge.tensors import DTYPES, open_source
@@ -42,7 +42,8 @@ def run(
     force: bool = False,
 ) -> Combined:
     model = identify(open_source(base)) if base else None
-    return combine([open_term(*term) for term in terms], target, chosen, model, force=force)
+    opened = [term_of(open_source(path), strength) for path, strength in terms]
+    return combine(opened, target, chosen, model, force=force)
 
 
 def lora(path: Path, key: str = QUERY, rank: int = 2, width: int = 8, **extra: Tensor) -> Path:
@@ -209,7 +210,7 @@ def test_small_alphas_survive_fp16(tmp_path: Path) -> None:
 def test_bf16_has_no_rank_of_257(tmp_path: Path) -> None:
     path = lora(tmp_path / "a.safetensors", rank=257)
     run([(path, 1.0)], tmp_path / "b.safetensors", Settings(dtype=DTYPES["BF16"]))
-    fused = open_term(tmp_path / "b.safetensors", 1.0).file.patches[0]
+    fused = term_of(open_source(tmp_path / "b.safetensors"), 1.0).file.patches[0]
     assert fused.alpha == 256
     tensors, stored = load_file(path), load_file(tmp_path / "b.safetensors")
     expected = tensors[f"{QUERY}.lora_B.weight"] @ tensors[f"{QUERY}.lora_A.weight"]
@@ -276,13 +277,13 @@ def test_nothing_is_lost_silently(files: Callable[[str], Files], tmp_path: Path)
     tensors = load_file(lora(tmp_path / "a.safetensors"))
     write(tmp_path / "bundle.safetensors", tensors | {"bundle_emb.word.string_to_param.*": torch.ones(2)})
     with pytest.raises(UnmatchedKeysError, match="bundle_emb"):
-        open_term(tmp_path / "bundle.safetensors", 1.0)
+        term_of(open_source(tmp_path / "bundle.safetensors"), 1.0)
     write(tmp_path / "odd.safetensors", tensors | {"unet.nowhere.lora_A.weight": torch.ones(2, 8)} | {
         "unet.nowhere.lora_B.weight": torch.ones(8, 2)})  # fmt: skip
     with pytest.raises(UnmatchedKeysError, match=r"unet\.nowhere is no module"):
         run([(tmp_path / "odd.safetensors", 1.0)], tmp_path / "one.safetensors")
     with pytest.raises(FormatError, match="is no adapter"):
-        open_term(files("sd1").base(), 1.0)
+        term_of(open_source(files("sd1").base()), 1.0)
 
 
 def test_two_spellings_of_one_module(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from lcmmerge.errors import (
     ShapeMismatchError,
     UnmatchedKeysError,
 )
-from lcmmerge.merge.extract import Extracted, Settings, extract, open_tuned
+from lcmmerge.merge.extract import Extracted, Settings, extract, tuned_of
 from lcmmerge.merge.lowrank import product_spectrum, spectrum
 from lcmmerge.tensors import DTYPES, open_source
 
@@ -35,7 +35,7 @@ FP32 = Settings(8, dtype=DTYPES["F32"])
 
 def run(tuned: Path, base: Path, target: Path, chosen: Settings = FP32, force: bool = False) -> Extracted:
     model = identify(open_source(base))
-    return extract(open_tuned(tuned, model), model, target, chosen, force=force)
+    return extract(tuned_of(open_source(tuned), model), model, target, chosen, force=force)
 
 
 def tuned(files: Files, target: Path) -> Path:

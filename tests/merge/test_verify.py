@@ -26,7 +26,7 @@ TENSOR = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q
 
 
 def run(file: Path, *places: Path, threads: int = 1) -> Verified:
-    return verify(open_source(file), places, Settings(threads))
+    return verify(open_source(file), [str(place) for place in places], Settings(threads))
 
 
 def flip(path: Path, name: str) -> None:
@@ -202,6 +202,6 @@ def test_the_variant_that_was_merged_is_the_one_that_is_compared(tmp_path: Path)
         ["fuse", str(folder), "--lcm", str(lcm), "--variant", "fp16", "-o", str(tmp_path / "out")],
         standalone_mode=False,
     )
-    found = verify(open_source(tmp_path / "out"), [tmp_path])
+    found = verify(open_source(tmp_path / "out"), [str(tmp_path)])
     found.check()
     assert found.tensors == len(open_source(folder, "fp16").tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from fusing import Files, edited
+from hollow import hollow_lora, hollow_model
 from hub import Hub
 from recipefile import contents
 from safetensors.torch import load_file
@@ -48,10 +50,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield hub
 
 
+def _folder(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
 def _variant(folder: Path) -> dict[str, Path]:
     """A diffusers folder's files, the weights as the variant fp16."""
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name.replace(".safetensors", ".fp16.safetensors"): path for name, path in found.items()}
+    return {name.replace(".safetensors", ".fp16.safetensors"): path for name, path in _folder(folder).items()}
 
 
 Lcmmerge = Callable[..., subprocess.CompletedProcess[str]]
@@ -74,7 +79,7 @@ def lcmmerge(hub: Hub, tmp_path: Path) -> Lcmmerge:
     return run
 
 
-def small(folder: Path, name: str = "small.yaml", **more: str) -> Path:
+def small(folder: Path, name: str = "small.yaml", **more: Any) -> Path:
     """A recipe of the LCM-LoRA alone, over SD 1."""
     lora = "hf://latent-consistency/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors"
     base = {"reference": "hf://Lykon/dreamshaper-7", "variant": "fp16"}
@@ -131,7 +136,7 @@ def test_a_plan_downloads_no_weights(lcmmerge: Lcmmerge, hub: Hub, tmp_path: Pat
         file["bytes"]
         for source in said["sources"].values()
         for name, file in source["files"].items()
-        if name.endswith(".safetensors")
+        if name != "model_index.json"  # which says what else is needed
     )
     run = ["run", path, "-o", tmp_path / "out"]
     _, again, elsewhere = documents(
@@ -139,6 +144,39 @@ def test_a_plan_downloads_no_weights(lcmmerge: Lcmmerge, hub: Hub, tmp_path: Pat
     )
     assert again["steps"][0]["done"]
     assert (elsewhere["steps"][0]["downloads"], elsewhere["steps"][0]["done"]) == (0, False)
+
+
+def test_a_plan_of_7_gb_moves_2_mb_at_most(
+    lcmmerge: Lcmmerge, hub: Hub, files: Callable[[str], Files], tmp_path: Path
+) -> None:
+    """A whole SDXL that becomes a pipeline whose tokenizers are as large as the real ones; locked or not."""
+    base = hollow_model(tmp_path / "base.safetensors", "sdxl")
+    lcm = hollow_lora(tmp_path / "lcm.safetensors", "sdxl", 64)
+    hub.add("hollow/sdxl", {"base.safetensors": base}, sha256={"base.safetensors": "a" * 64})
+    hub.add("hollow/lcm", {"lcm.safetensors": lcm}, sha256={"lcm.safetensors": "b" * 64})
+    configs: dict[str, bytes | str | Path] = {
+        name: path for name, path in _folder(files("sdxl").folder()).items() if path.suffix != ".safetensors"
+    }
+    unet = json.loads((files("sdxl").folder() / "unet" / "config.json").read_text())
+    unet |= {"block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048}
+    configs |= {"tokenizer/vocab.json": b"v" * 1_059_962, "tokenizer_2/vocab.json": b"w" * 1_059_962}
+    hub.add("hollow/configs", configs | {"unet/config.json": json.dumps(unet)})
+    path = small(
+        tmp_path,
+        sources={"base": "hf://hollow/sdxl", "lcm": "hf://hollow/lcm", "configs": "hf://hollow/configs"},
+        fuse={"base": "base", "terms": {"lcm": 1.0}, "format": "diffusers", "config_from": "configs"},
+    )
+    plan = ["run", path, "--dry-run", "-o", tmp_path / "out"]
+    room = shutil.disk_usage(tmp_path).free > 7.2e9
+    before = hub.sent
+    lcmmerge(plan, code=0 if room else 1)
+    assert hub.sent - before < 2e6
+    assert not hub.asked("vocab.json")
+    lcmmerge(["lock", path])
+    assert len(hub.asked("vocab.json")) == 2
+    before = hub.sent
+    lcmmerge([*plan, "--locked"], code=0 if room else 1, HF_HOME=str(tmp_path / "fresh"))
+    assert hub.sent - before < 2e6
 
 
 def test_a_wrong_adapter_is_refused_before_a_download(lcmmerge: Lcmmerge, hub: Hub, tmp_path: Path) -> None:

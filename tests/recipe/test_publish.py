@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from fusing import Files
 from hub import Fault, Handler, Hub
-from recipefile import contents, recipe
+from recipefile import contents, recipe, run
 
 
 class Uploads(Handler):
@@ -25,6 +26,8 @@ class Uploads(Handler):
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         if self.server.token not in (self.headers["Authorization"] or ""):
             return self.refuse(Fault(""), "Unauthorized", 401)
+        if self.server.garbles:
+            return self.answer(200, b"<html>", {}, Fault(""))
         if self.path == "/api/repos/create":
             repo = json.loads(body)
             name = f"{repo.get('organization')}/{repo['name']}"
@@ -61,13 +64,14 @@ def _mode(path: str) -> str:
 
 
 class UploadHub(Hub):
-    """``commits``: the operations of each; ``objects``: sha256 → content."""
+    """``commits``: the operations of each; ``objects``: sha256 → content; ``garbles``: as a proxy's login page does."""
 
     def __init__(self) -> None:
         super().__init__()
         self.RequestHandlerClass = Uploads
         self.commits: list[list[dict[str, dict[str, str]]]] = []
         self.objects: dict[str, bytes] = {}
+        self.garbles = False
 
 
 @pytest.fixture
@@ -111,6 +115,27 @@ def test_publish(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) 
     local = contents(out)
     expected = {name.removeprefix("pico/"): data for name, data in local.items() if name.startswith("pico/")}
     assert published(hub, 0) == expected
+
+
+def test_what_keeps_it_from_the_hub(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) -> None:
+    path, out = recipe(tmp_path, files("sd1"), more="publish: hf://owner/made\n"), tmp_path / "out"
+    run(path, out)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"http://127.0.0.1:{server.getsockname()[1]}"
+    cases = {
+        f"{nobody} cannot be reached (ConnectError)": {"HF_ENDPOINT": nobody},
+        "HF_HUB_OFFLINE is set": {"HF_HUB_OFFLINE": "1"},
+        "the Hub denies access (401)": {"HF_TOKEN": "hf_wrongWrongWrong"},
+        "the upload failed (JSONDecodeError)": {},
+    }
+    hub.garbles = True
+    for cause, environment in cases.items():
+        ran = lcmmerge(hub, tmp_path, "run", path, "-o", out, "--publish", **{"HF_TOKEN": hub.token, **environment})
+        error, hint = ran.stderr.splitlines()
+        assert (ran.returncode, error) == (1, f"Error: publish 'owner/made': {cause}")
+        assert hint.startswith("Hint: ")
+        assert "hf_" not in ran.stdout + ran.stderr
+    assert not hub.commits
 
 
 def test_several_outputs_are_folders(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) -> None:

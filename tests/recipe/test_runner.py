@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,14 @@ from lcmmerge.errors import (
     QualityError,
     RecipeError,
 )
+from lcmmerge.merge import fuse as merge
 from lcmmerge.merge.outcome import Settings
+from lcmmerge.recipe import runner
 from lcmmerge.recipe.loader import load
 from lcmmerge.recipe.lock import lock_path, lock_text, read_lock
 from lcmmerge.recipe.manifest import write_text
 from lcmmerge.recipe.runner import lock_of
+from lcmmerge.tensors.digest import sha256_of
 
 
 @pytest.fixture
@@ -53,6 +57,19 @@ def test_the_weights_are_those_of_a_fuse(sd1: Files, tmp_path: Path) -> None:
     assert manifest.steps["fuse pico"].figures["tensors_sha256"] == {
         "pico.safetensors": next(iter(report.sha256.values()))
     }
+
+
+def test_sources_are_hashed_once(sd1: Files, tmp_path: Path) -> None:
+    """What the pin hashed is known to the merge, which records it as it is told."""
+    prepared = runner.prepare(load(recipe(tmp_path, sd1, base=sd1.folder())), runner.Asked(tmp_path / "out"))
+    plan = prepared.builds[0].plan
+    assert all(set(source.files) == source.sha256.keys() & set(source.files) for source in plan.sources.values())
+    told = replace(plan.base.source, sha256=dict.fromkeys(plan.base.source.files, "ab" * 32))
+    (tmp_path / "out").mkdir()
+    merge.fuse(replace(plan, base=replace(plan.base, source=told)))
+    recorded = json.loads(metadata(tmp_path / "out/pico/vae/diffusion_pytorch_model.safetensors")["sd_merge_recipe"])
+    assert recorded["base"]["sha256"] == sha256_of(told.files, known=told.sha256)
+    assert recorded["terms"][0]["sha256"] == sha256_of([tmp_path / "style.safetensors"])
 
 
 def test_what_is_done_is_not_done_again(sd1: Files, tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""The base of a training, in memory: what encodes, what is trained, the noise, and what tells that it is the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from lcmmerge import refs
+from lcmmerge.archs import Model
+from lcmmerge.distill.conditioning import Encoder
+from lcmmerge.distill.data.latents import full_precision
+from lcmmerge.distill.noise import Noise
+from lcmmerge.merge.tensors import stored
+from lcmmerge.sample.load import configs_of, load_components
+from lcmmerge.tensors.digest import sha256_of
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """``scheduler``: its config. ``sha256``: of the files; ``encoders``: of all but the U-Net, in any layout.
+
+    The encoders are on the training's device, the U-Net is not yet.
+    """
+
+    model: Model
+    configs: Path
+    repo: str
+    sha256: str
+    encoders: str
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    encoder: Encoder
+    noise: Noise
+    scheduler: Mapping[str, Any]
+
+    @property
+    def pixels(self) -> int:
+        """Per latent, along a side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+
+def load(reference: str, model: Model, config_from: str | None, device: torch.device, dtype: torch.dtype) -> Base:
+    """Raises what ``load_components`` does, and IncompatibleError where it predicts neither ε nor v."""
+    configs = configs_of(model, config_from)
+    model.source.fetch()
+    components = load_components(model, configs, dtype)
+    scheduler = dict(components["scheduler"].config)
+    kind: Literal["sd", "sdxl"] = "sdxl" if model.arch.unet.added else "sd"
+    names = [encoder.name for encoder in model.arch.text_encoders]
+    tokenizers = [components[name.replace("text_encoder", "tokenizer")] for name in names]
+    encoder = Encoder(kind, tokenizers, [components[name].to(device) for name in names], device)
+    return Base(
+        model,
+        configs,
+        refs.parse(reference, "base").repo,
+        sha256_of(model.source.files, known=model.source.sha256),
+        _encoders_sha256(model),
+        components["unet"],
+        full_precision(components["vae"]).to(device),
+        encoder,
+        Noise.of(scheduler),
+        scheduler,
+    )
+
+
+def _encoders_sha256(model: Model) -> str:
+    """Of every parameter beside the U-Net's, by canonical name: latents and texts encoded by one fit the other."""
+    digest, read = hashlib.sha256(), stored(model)
+    for name in sorted(name for name in model.parameters if not name.startswith("unet.")):
+        tensor = read(name)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,209 @@
+"""Looks on while a network trains: a live table, log.csv, loss.svg, sheets, TensorBoard.
+
+``log.csv`` has a row for each step, ``scores.csv`` one for each validation. A resumed run cuts both back to the
+checkpoint that it goes on from, so that they are those of an unbroken run but for the seconds.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from lcmmerge.distill.checkpoint import Best
+from lcmmerge.distill.curve import Average, svg
+from lcmmerge.distill.trainer import Stepped
+from lcmmerge.output import Output, size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LOG, SCORES, CURVE, SHEETS, BOARD = "log.csv", "scores.csv", "loss.svg", "sheets", "tensorboard"
+LOG_COLUMNS = ("step", "loss", "rate", "gradient_norm", "seconds")
+SCORE_COLUMNS = ("step", "score")
+INTERVAL = 30.0  # seconds between two lines where there is no terminal
+RECENT = 50  # steps, of which the time left is told
+
+
+class Monitor:
+    """A trainer's ``Watch``, within ``with``. ``first``: the step that the run goes on from; ``steps``: all of them.
+
+    ``sheet``: writes what the networks last drew to the path it is given.
+    """
+
+    def __init__(
+        self, folder: Path, first: int, steps: int, output: Output, sheet: Callable[[Path], None] | None = None
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.steps, self.output, self._sheet = folder, steps, output, sheet
+        self._log = Journal(folder / LOG, LOG_COLUMNS, first)
+        self._scores = Journal(folder / SCORES, SCORE_COLUMNS, first)
+        self._board = _board(folder / BOARD, first)
+        self._best: Best | None = None
+        self._seconds: deque[float] = deque(maxlen=RECENT)
+        self._average, self._loss = Average(), math.nan
+        for loss in self._log.column(1):
+            self._loss = self._average.add(loss)
+        self._live: Any = None
+        self._spoke = -math.inf
+
+    def __enter__(self) -> Self:
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(file=sys.stderr)
+        if console.is_terminal and not self.output.quiet:
+            self._live = Live(console=console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+        if self._board:
+            self._board.close()
+        self._draw_curve()
+
+    def stepped(self, stepped: Stepped) -> None:
+        values = (stepped.loss, stepped.rate, stepped.gradient_norm, stepped.seconds)
+        self._log.add(stepped.step, *values)
+        self._seconds.append(stepped.seconds)
+        self._loss = self._average.add(stepped.loss)
+        if self._board:
+            for name, value in zip(LOG_COLUMNS[1:], values, strict=True):
+                self._board.add_scalar(name, value, stepped.step)
+        self._show(stepped)
+
+    def validated(self, step: int, score: float, best: Best) -> None:
+        self._best = best
+        self._scores.add(step, score)
+        if self._board:
+            self._board.add_scalar("score", score, step)
+        if self._sheet:
+            self._sheet(self.folder / SHEETS / f"step-{step:06d}.png")
+        self._say(f"step {step}: validation score {score:.5g}, best {best.score:.5g} at step {best.step}")
+
+    def saved(self, step: int) -> None:
+        self._draw_curve()
+        self._say(f"step {step}: saved")
+
+    def _draw_curve(self) -> None:
+        steps, losses = self._log.column(0), self._log.column(1)
+        if steps:
+            (self.folder / CURVE).write_text(svg([int(step) for step in steps], losses), encoding="utf-8")
+
+    def _show(self, stepped: Stepped) -> None:
+        facts = self._facts(stepped)
+        if self._live:
+            self._live.update(_table(facts), refresh=True)
+        elif time.monotonic() - self._spoke > INTERVAL or stepped.step == self.steps:
+            self._spoke = time.monotonic()
+            self.output.note(", ".join(f"{name} {value}" for name, value in facts.items()))
+
+    def _say(self, text: str) -> None:
+        if not self._live:
+            self.output.note(text)
+
+    def _facts(self, stepped: Stepped) -> dict[str, str]:
+        each = sum(self._seconds) / len(self._seconds)
+        left = timedelta(seconds=round(each * (self.steps - stepped.step)))
+        facts = {
+            "step": f"{stepped.step}/{self.steps}",
+            "loss": f"{self._loss:.4g}",
+            "rate": f"{stepped.rate:.3g}",
+            "gradient": f"{stepped.gradient_norm:.3g}",
+            "s/step": f"{each:.3g}",
+            "left": str(left),
+            "memory": size(_memory()),
+        }
+        return facts | ({"best": f"{self._best.score:.4g} at {self._best.step}"} if self._best else {})
+
+
+class Blind:
+    """A ``Watch`` that sees and writes nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
+
+    def stepped(self, stepped: Stepped) -> None: ...
+
+    def validated(self, step: int, score: float, best: Best) -> None: ...
+
+    def saved(self, step: int) -> None: ...
+
+
+class Journal:
+    """A CSV file that grows by whole lines, the first column a step; it begins with what it has up to ``first``."""
+
+    def __init__(self, path: Path, columns: Sequence[str], first: int) -> None:
+        self._rows = [row for row in _read(path) if row[0] <= first]
+        lines = [",".join(columns), *(_line(row) for row in self._rows)]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self._path = path
+
+    def add(self, *row: float) -> None:
+        self._rows.append(row)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_line(row) + "\n")
+
+    def column(self, index: int) -> list[float]:
+        return [row[index] for row in self._rows]
+
+
+def _read(path: Path) -> list[tuple[float, ...]]:
+    """The rows; a line that a crash cut short is none."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        head, *rows = list(csv.reader(file)) or [[]]
+    found = []
+    for row in rows:
+        try:
+            found.append(tuple(int(cell) if index == 0 else float(cell) for index, cell in enumerate(row)))
+        except ValueError:
+            break
+    return [row for row in found if len(row) == len(head)]
+
+
+def _line(row: Sequence[float]) -> str:
+    return ",".join(f"{cell:.9g}" for cell in row)
+
+
+def _table(facts: dict[str, str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*facts, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_row(*facts.values())
+    return table
+
+
+def _memory() -> int:
+    """The most that was taken: of the GPU where one is used, else of this machine's."""
+    if torch.cuda.is_available() and (taken := torch.cuda.max_memory_allocated()):
+        return taken
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _board(folder: Path, first: int) -> Any:
+    """TensorBoard's writer where it is installed (the extra ``train``)."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=first + 1)

@@ -1,0 +1,57 @@
+"""What is to be drawn: one job per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lcmmerge.errors import FormatError, NotFoundError
+
+MULTIPLE = 8  # pixels per latent
+Size = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image; ``width`` and ``height`` in pixels, multiples of 8. The seed is of all its noise."""
+
+    prompt: str
+    negative: str
+    seed: int
+    width: int
+    height: int
+
+    @property
+    def size(self) -> Size:
+        return self.width, self.height
+
+
+def jobs_of(prompts: Sequence[str], size: Size, *, negative: str = "", seed: int = 0, count: int = 1) -> list[Job]:
+    """``count`` jobs for each prompt, with the seeds ``seed``, ``seed`` + 1, …: the same for every prompt."""
+    return [Job(prompt, negative, seed + number, *size) for prompt in prompts for number in range(count)]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line, empty lines aside. Raises NotFoundError, FormatError."""
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise NotFoundError(f"prompts {path}: cannot be read ({error.strerror})", "check the path") from None
+    except UnicodeDecodeError:
+        raise FormatError(f"prompts {path}: is no text in UTF-8", "one prompt a line") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise FormatError(f"prompts {path}: holds no prompt", "one prompt a line")
+    return prompts
+
+
+def parse_size(text: str) -> Size:
+    """``768x512`` is width × height. Raises ValueError."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+        raise ValueError(f"{text!r} is no size: write WIDTHxHEIGHT, such as 768x512")
+    size = int(width), int(height)
+    if any(side < 1 or side % MULTIPLE for side in size):
+        raise ValueError(f"{text!r}: width and height must be multiples of {MULTIPLE}")
+    return size

@@ -1,0 +1,1 @@
+"""The search for λ: a live field of weights, objectives, studies, reports."""

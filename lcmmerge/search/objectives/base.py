@@ -1,0 +1,38 @@
+"""What an objective is: figures of a cell's samples against the teacher's, drawn from the same prompts and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from PIL.Image import Image
+from torch import Tensor
+
+from lcmmerge.search.statistics import Statistic
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """``latents``: [n, C, h, w] float32; ``images``: n of them, where an objective needs them; ``prompts``: n texts."""
+
+    latents: Tensor
+    prompts: tuple[str, ...]
+    images: tuple[Image, ...] = ()
+
+
+Measure = Callable[[Samples, Samples], Mapping[str, Statistic]]  # (a cell's, the teacher's) → its figures by name
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The z-scored mean of its figures over a study's cells; ``maximise`` where higher is better.
+
+    ``cost``: in words, what it takes beside the samples. ``source``: where its equation is from.
+    """
+
+    title: str
+    measure: Measure
+    cost: str
+    source: str
+    maximise: bool = False
+    needs_images: bool = False

@@ -1,0 +1,104 @@
+"""Distances between two sets of samples that were drawn pairwise from the same noise, and their uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BANDS = 4  # of spatial frequency
+RESAMPLES = 400
+LEVEL = 0.95
+
+# (weights [B, n]: how often each sample counts, rows sum to n) → the statistic of each resample, [B]
+Statistic = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """``value``, and the bounds of its bootstrap interval at 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float, resampled: Tensor) -> Estimate:
+        """``resampled``: [B], the statistic of each resample."""
+        tail = (1 - LEVEL) / 2
+        low, high = torch.quantile(resampled.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+        return cls(value, low, high)
+
+
+def resamples(count: int, seed: int = 0, number: int = RESAMPLES) -> Tensor:
+    """[number, count] float64: how often each of ``count`` samples is drawn, with replacement."""
+    draws = torch.randint(count, (number, count), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(number, count, dtype=torch.float64).scatter_add_(1, draws, torch.ones(draws.shape).double())
+
+
+def once(count: int) -> Tensor:
+    """[1, count]: every sample counts once."""
+    return torch.ones(1, count, dtype=torch.float64)
+
+
+def energy_distance(ours: Tensor, theirs: Tensor) -> Statistic:
+    """2·E‖x − y‖ − E‖x − x′‖ − E‖y − y′‖ of ``ours`` [n, …] and ``theirs`` [n, …], per √dimension.
+
+    Pairs i = i are left out everywhere: x_i and y_i come of one noise, so they are no independent pair
+    (https://doi.org/10.1016/j.jspi.2013.03.018).
+    """
+    x, y = (samples.flatten(1).double() for samples in (ours, theirs))
+    scale = x.shape[1] ** 0.5
+    cross, within_x, within_y = (torch.cdist(a, b) / scale for a, b in ((x, y), (x, x), (y, y)))
+    kernel = cross + cross.T - within_x - within_y
+    kernel.fill_diagonal_(0)
+
+    def statistic(weights: Tensor) -> Tensor:
+        pairs = weights.sum(1).square() - weights.square().sum(1)  # of different samples
+        return ((weights @ kernel) * weights).sum(1) / pairs
+
+    return statistic
+
+
+def paired_error(ours: Tensor, theirs: Tensor) -> Statistic:
+    """The mean of (x_i − y_i)²."""
+    errors = (ours - theirs).double().square().flatten(1).mean(1)
+    return lambda weights: weights @ errors / weights.sum(1)
+
+
+def spectrum_error(ours: Tensor, theirs: Tensor) -> Statistic:
+    """How far the mean, the spread and the spectrum of each latent channel are apart, [n, C, h, w] each.
+
+    The sum over channels of |Δ mean| + |Δ standard deviation| + the mean over bands of |Δ log power|, per channel.
+    """
+    x, y = features(ours), features(theirs)
+
+    def statistic(weights: Tensor) -> Tensor:
+        share = weights / weights.sum(1, keepdim=True)
+        first, second = share @ x.flatten(1), share @ y.flatten(1)
+        return _moments(first, x.shape[1:]).sub(_moments(second, y.shape[1:])).abs().mean((1, 2))
+
+    return statistic
+
+
+def features(latents: Tensor) -> Tensor:
+    """[n, C, 2 + BANDS]: each channel's mean and mean square, and its power in bands of spatial frequency."""
+    latents = latents.double()
+    height, width = latents.shape[-2:]
+    power = torch.fft.rfft2(latents, norm="ortho").abs().square()
+    vertical = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
+    radius = (vertical.square() + torch.fft.rfftfreq(width, dtype=torch.float64).square()).sqrt()
+    band = (radius / 0.5 * BANDS).long().clamp(max=BANDS - 1)
+    powers = torch.stack([power[..., band == number].sum(-1) for number in range(BANDS)], -1)
+    means = torch.stack([latents.mean((2, 3)), latents.square().mean((2, 3))], -1)
+    return torch.cat([means, powers], -1)
+
+
+def _moments(averages: Tensor, shape: torch.Size) -> Tensor:
+    """[B, C·(2 + BANDS)] averages → [B, C, 2 + BANDS]: mean, standard deviation, log powers."""
+    mean, square, *powers = averages.view(-1, *shape).unbind(-1)
+    spread = (square - mean.square()).clamp(min=0).sqrt()
+    logs = [power.clamp(min=1e-12).log() / BANDS for power in powers]
+    return torch.stack([mean, spread, *logs], -1)

@@ -1,0 +1,44 @@
+"""Trainings of picos that end in seconds, trained networks, and what is said of their products."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from pico import pico
+
+from lcmmerge.archs import identify
+from lcmmerge.distill.job import Job
+from lcmmerge.distill.networks import LoraNetworks
+from lcmmerge.distill.noise import Noise
+from lcmmerge.distill.product import Origin
+from lcmmerge.distill.settings import Settings
+from lcmmerge.tensors import open_source
+
+FAST = ("--resolution", 64, "--batch", 2, "--rank", 2, "--device", "cpu", "--workers", 0)
+
+
+def job(base: Path, data: Path, output: Path, steps: int = 2, **fields: Any) -> Job:
+    settings = Settings(steps=steps, batch_size=2, **fields.pop("settings", {}))
+    given = {"rank": 2, "resolution": 64, "device": "cpu", **fields}
+    return Job(str(base), str(data), output, settings=settings, **given)
+
+
+def networks(name: str, rank: int = 3, alpha: float = 2.0) -> LoraNetworks:
+    """A pico's U-Net with a LoRA that has learnt noise."""
+    pipeline = pico(name).pipeline
+    found = LoraNetworks(deepcopy(pipeline.unet), Noise.of(pipeline.scheduler.config), rank, alpha, seed=0)
+    generator = torch.Generator().manual_seed(7)
+    for parameter in found.trained().values():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    return found
+
+
+def origin(name: str, folder: Path, kind: str = "lcd") -> Origin:
+    """What a run would say of a product of the pico's diffusers folder."""
+    asked = Job(str(folder), "data", Path("out"), kind=kind)
+    base = identify(open_source(folder))
+    facts = {"objective": asked.objective(base.arch, 1000).as_dict(), "data": {"name": "squares"}, "step": 4}
+    return Origin(asked.command, base, "", "0" * 64, facts, asked.sampling(base, 50, guided=False))

@@ -1,0 +1,118 @@
+"""θ(λ) in a live pipeline is the baked checkpoint, for every algorithm, after any number of cells."""
+
+import random
+from itertools import product
+
+import pytest
+import torch
+from adapterfile import write
+from fusing import fuse
+from pico import pico
+from sampling import assert_alike, drawn, images, one, pipeline, preset
+from searching import ADAPTERS, CONV, adapter, field_of, noise, state
+
+from lcmmerge.adapters import algorithms
+from lcmmerge.errors import NumericError
+
+ROUNDING = {"fp32": 2.0**-23, "fp16": 2.0**-10}  # two neighbours' largest distance, relative
+
+
+def assert_baked(found, expected, dtype):
+    """Each weight is the baked one or, where a sum's last bit differs, its neighbour in the base's dtype.
+
+    Float32's sums may differ by a few of its bits where W and λD nearly cancel.
+    """
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        scale = tensor.abs() if dtype == "fp16" else 4 * tensor.abs().max()
+        assert bool(((found[name] - tensor).abs() <= ROUNDING[dtype] * scale + 1e-7).all()), name
+
+
+def test_every_algorithm_is_among_the_adapters():
+    assert ADAPTERS.keys() == algorithms().keys()
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_weights_are_the_baked_ones(kind, files, tmp_path):
+    inputs, style = files("sd1"), adapter(kind, tmp_path)
+    fuse(inputs.base("fp32"), tmp_path / "baked.safetensors", style, inputs.lcm, (0.7, -0.4))
+    expected = state(pipeline(tmp_path / "baked.safetensors", inputs.folder()))
+    field = field_of(inputs, style=style)
+    before = state(field.pipeline)
+    field.set((0.7, -0.4))
+    anew = state(field.pipeline)
+    assert_baked(anew, expected, "fp32")
+    field.form()
+    field.set((0.0, 0.0))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(field.pipeline).items())
+    field.set((0.7, -0.4))
+    assert_baked(state(field.pipeline), expected, "fp32")
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in anew.items() if "lora" not in name)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_images_are_the_baked_ones(name, files, tmp_path):
+    """From a base in float16, and with a whole checkpoint as one of three terms: within one of 255 levels."""
+    inputs = files(name)
+    tuned = pico(name, seed=1).single_file(tmp_path / "tuned.safetensors")
+    fuse(inputs.base(), tmp_path / "baked.safetensors", inputs.style, inputs.lcm, adapters=((tuned, 0.3),))
+    baked = pipeline(tmp_path / "baked.safetensors", inputs.folder())
+    field = field_of(inputs, "fp16", adapters=((str(tuned), 1.0),))
+    field.form()
+    field.set((0.8, 1.0, 0.3))
+    components = tuple(field.plan.base.components)
+    assert_baked(state(field.pipeline, components), state(baked, components), "fp16")
+    chosen = preset(inputs.folder(), scheduler="lcm", steps=4)
+    assert_alike(images(drawn(field.pipeline, [one()], chosen)), images(drawn(baked, [one()], chosen)))
+
+
+@pytest.mark.parametrize("form", [False, True])
+def test_nothing_drifts(form, files):
+    field = field_of(files("sd1"), "fp16")
+    if form:
+        field.form()
+    field.set((0.8, 1.0))
+    first = state(field.pipeline)
+    generator = random.Random(0)
+    for _ in range(50):
+        field.set((generator.uniform(-2, 2), generator.uniform(-2, 2)))
+    field.set((0.8, 1.0))
+    assert all(torch.equal(tensor, first[name]) for name, tensor in state(field.pipeline).items())
+
+
+def test_block_weights_count(files, tmp_path):
+    inputs, weights = files("sd1"), {"style": "IN01=0.5,BASE=0", "lcm": "OUT00-OUT11=0"}
+    fuse(inputs.base(), tmp_path / "baked.safetensors", inputs.style, inputs.lcm, block_weights=weights)
+    field = field_of(inputs, "fp16", block_weights=weights)
+    assert field.reaching("text_encoder") == set()
+    field.set((0.8, 1.0))
+    assert_baked(state(field.pipeline), state(pipeline(tmp_path / "baked.safetensors", inputs.folder())), "fp16")
+
+
+def test_a_lambda_that_overflows_is_refused_and_the_next_cell_is_whole(files):
+    field = field_of(files("sd1"), "fp16")
+    field.set((0.8, 1.0))
+    first = state(field.pipeline)
+    with pytest.raises(NumericError):
+        field.set((0.8, 1e9))
+    with pytest.raises(NumericError):
+        field.set((float("nan"), 1.0))
+    field.set((0.8, 1.0))
+    assert all(torch.equal(tensor, first[name]) for name, tensor in state(field.pipeline).items())
+
+
+def test_what_the_text_encoders_depend_on(files, tmp_path):
+    """The pico's style reaches them, its LCM-LoRA does not."""
+    field = field_of(files("sd1"))
+    assert field.text_key((0.5, 0.1)) == field.text_key((0.5, 0.9)) != field.text_key((0.6, 0.1))
+    unet_only = write(
+        tmp_path / "unet.safetensors",
+        {f"{CONV}.lora_up.weight": noise(32, 3, 1, 1), f"{CONV}.lora_down.weight": noise(3, 64, 3, 3)},
+    )
+    assert field_of(files("sd1"), style=unet_only.path).text_key((0.5, 0.1)) == ()
+
+
+def test_the_order_is_of_what_was_measured(files):
+    """The pico's LCM-LoRA reaches more than its style, so that it changes most seldom, and 0, which is set, first."""
+    found = field_of(files("sd1")).ordered(product((0.5, 1.0), (0.0, 0.5, 1.0)))
+    assert found == [(0.5, 0.0), (1.0, 0.0), (1.0, 0.5), (0.5, 0.5), (0.5, 1.0), (1.0, 1.0)]

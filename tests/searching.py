@@ -1,0 +1,97 @@
+"""Searches for tests: a plan in which every λ is 1, and the field over its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from adapterfile import write
+from fusing import Files
+from torch import Tensor
+
+from lcmmerge.merge.plan import Plan
+from lcmmerge.merge.request import Request
+from lcmmerge.merge.request import plan as plan_merge
+from lcmmerge.sample.load import Pipeline, load_pipeline
+from lcmmerge.search.field import Field
+
+CPU = torch.device("cpu")
+QUERY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"  # 8×8
+OUT = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"  # 32×32, with a bias
+CONV = "lora_unet_up_blocks_1_resnets_0_conv1"  # 32×64×3×3
+NORM = "lora_unet_mid_block_attentions_0_norm"
+TEXT = "lora_te_text_model_encoder_layers_2_mlp_fc1"  # 32×16
+
+
+def noise(*shape: int) -> Tensor:
+    return 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+# By algorithm: a file that has it, for Stable Diffusion 1's pico.
+ADAPTERS = {
+    "lora": {
+        f"{QUERY}.lora_up.weight": noise(8, 3), f"{QUERY}.lora_down.weight": noise(3, 8),
+        f"{CONV}.lora_up.weight": noise(32, 3, 1, 1), f"{CONV}.lora_down.weight": noise(3, 64, 3, 3),
+        f"{CONV}.alpha": torch.tensor(2.0),
+        f"{TEXT}.lora_up.weight": noise(32, 2), f"{TEXT}.lora_down.weight": noise(2, 16),
+    },
+    "lora_bias": {
+        f"unet.{OUT_MODULE}.lora_{part}": tensor
+        for OUT_MODULE in ("mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0",)
+        for part, tensor in {"A.weight": noise(3, 32), "B.weight": noise(32, 3), "B.bias": noise(32)}.items()
+    },
+    "dora": {
+        f"{QUERY}.lora_up.weight": noise(8, 3), f"{QUERY}.lora_down.weight": noise(3, 8),
+        f"{QUERY}.dora_scale": 1 + noise(1, 8),
+        f"{CONV}.lora_up.weight": noise(32, 3, 1, 1), f"{CONV}.lora_down.weight": noise(3, 64, 3, 3),
+        f"{CONV}.dora_scale": 1 + noise(32, 1, 1, 1),
+    },
+    "loha": {
+        f"{OUT}.hada_w1_a": noise(32, 4), f"{OUT}.hada_w1_b": noise(4, 32),
+        f"{OUT}.hada_w2_a": noise(32, 4), f"{OUT}.hada_w2_b": noise(4, 32), f"{OUT}.alpha": torch.tensor(2.0),
+    },
+    "lokr": {f"{OUT}.lokr_w1": noise(4, 4), f"{OUT}.lokr_w2_a": noise(8, 2), f"{OUT}.lokr_w2_b": noise(2, 8)},
+    "full": {f"{QUERY}.diff": noise(8, 8), f"{OUT}.diff": noise(32, 32), f"{OUT}.diff_b": noise(32)},
+    "norm": {f"{NORM}.w_norm": noise(32), f"{NORM}.b_norm": noise(32)},
+    "oft": {f"{OUT}.oft_blocks": noise(8, 4, 4), f"{TEXT}.oft_blocks": noise(8, 4, 4)},
+    "boft": {f"{OUT}.oft_blocks": noise(2, 8, 4, 4)},
+    "ia3": {f"{OUT}.weight": noise(32), f"{OUT}.on_input": torch.tensor(False)},
+    "glora": {
+        f"{OUT}.a1.weight": noise(32, 3), f"{OUT}.a2.weight": noise(3, 32),
+        f"{OUT}.b1.weight": noise(32, 3), f"{OUT}.b2.weight": noise(3, 32),
+    },
+}  # fmt: skip
+
+
+def adapter(kind: str, folder: Path) -> Path:
+    return write(folder / f"{kind}.safetensors", ADAPTERS[kind]).path
+
+
+def planned(base: Path, style: Path | None, lcm: Path | None, **fields: Any) -> Plan:
+    asked = Request(
+        str(base), style=str(style) if style else None, strengths=(1.0, 1.0 if lcm else 0.0),
+        lcm=str(lcm) if lcm else None, **fields,
+    )  # fmt: skip
+    return plan_merge(asked)[0]
+
+
+def pipeline_of(plan: Plan, configs: Path, dtype: torch.dtype = torch.float32) -> Pipeline:
+    return load_pipeline(plan.base, configs, dtype, CPU)
+
+
+def field_of(inputs: Files, dtype: str = "fp32", style: Path | None = None, **fields: Any) -> Field:
+    """The pico's field of two terms: its style, or another, and its LCM-LoRA."""
+    plan = planned(inputs.base(dtype), style or inputs.style, inputs.lcm, **fields)
+    return Field(plan, pipeline_of(plan, inputs.folder()))
+
+
+def state(pipeline: Pipeline, components: tuple[str, ...] = ("unet", "vae", "text_encoder")) -> dict[str, Tensor]:
+    """A copy of every weight."""
+    return {
+        f"{component}.{name}": tensor.clone()
+        for component in components
+        for name, tensor in getattr(pipeline, component).state_dict().items()
+    }
+
+
