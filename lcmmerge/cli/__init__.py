@@ -17,9 +17,11 @@ from lcmmerge.cli.combine import combine
 from lcmmerge.cli.distill import distill
 from lcmmerge.cli.extract import extract
 from lcmmerge.cli.fuse import fuse
+from lcmmerge.cli.generate import generate
 from lcmmerge.cli.inspect import inspect
 from lcmmerge.cli.lock import lock
 from lcmmerge.cli.run import run
+from lcmmerge.cli.search import search
 from lcmmerge.cli.train_style import train_style
 from lcmmerge.cli.verify import verify
 from lcmmerge.errors import LcmMergeError
@@ -37,7 +39,10 @@ def cli() -> None:
     """
 
 
-for command in (run, lock, fuse, inspect, extract, combine, verify, accelerators, distill, train_style):
+for command in (
+    *(run, lock, fuse, generate, search, distill, train_style),
+    *(inspect, extract, combine, verify, accelerators),
+):
     cli.add_command(command)
 
 

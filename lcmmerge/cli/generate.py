@@ -9,8 +9,9 @@ import click
 from click.core import ParameterSource
 
 from lcmmerge.cli.common import ADAPTER_DTYPE, output_options
+from lcmmerge.errors import LcmMergeError
 from lcmmerge.output import Output
-from lcmmerge.sample import quiet_libraries
+from lcmmerge.sample import SAMPLERS, quiet_libraries
 
 if TYPE_CHECKING:
     from lcmmerge.merge.plan import Plan
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from lcmmerge.sample.png import Origin
     from lcmmerge.sample.presets import Preset
 
-SCHEDULERS = click.Choice(["ddim", "dpm-solver", "dpm-solver++", "unipc", "euler", "lcm"])
+SCHEDULERS = click.Choice(SAMPLERS)
 SEEDS = click.IntRange(0, 2**32 - 1)
-INTERRUPTED = 130
 
 
 class Pixels(click.ParamType["tuple[int, int]"]):
@@ -149,10 +149,10 @@ def _draw(
             for name, drawn in zip(png.names_of(jobs), drawing, strict=True):
                 png.save(drawn, folder / name, preset, origin)
                 written.append(folder / name)
-    except BaseException as error:
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Interrupted; {len(written)} of {len(jobs)} images are in {folder}.") from None
+    except LcmMergeError:
         output.note(f"{len(written)} of {len(jobs)} images are in {folder}.")
-        if isinstance(error, KeyboardInterrupt):
-            raise SystemExit(INTERRUPTED) from None
         raise
     return written
 

@@ -100,7 +100,7 @@ class _Execution:
         stack: ExitStack,
     ) -> None:
         self.plan, self.metadata, self.settings, self.progress = plan, metadata, settings, progress
-        self.inputs = stack.enter_context(Files())
+        self.inputs = stack.enter_context(Files(keep=settings.keep_inputs))
         self.layouts = [
             lay_out((tensor.spec for tensor in file.tensors), metadata(file, "0" * 64, final=False))
             for file in plan.files

@@ -12,12 +12,14 @@ class Settings:
     """``threads``: workers (0: one per core, four at most); ``stochastic_seed``: None rounds to nearest.
 
     ``hash_base``: record the base's sha256 too. Where nobody knows it yet, that costs about a third of a merge.
+    ``keep_inputs``: leave what is read in the page cache, since a merge of the same files follows.
     """
 
     threads: int = 0
     device: str = "cpu"
     stochastic_seed: int | None = None
     hash_base: bool = True
+    keep_inputs: bool = False
 
     @property
     def workers(self) -> int:

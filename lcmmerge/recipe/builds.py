@@ -59,6 +59,7 @@ def builds(
     Raises NotFoundError, FormatError, RecipeError, and every IncompatibleError.
     """
     inputs = {name: _input(found, dry_run=dry_run) for name, found in sources.items()}
+    settings = replace(settings, keep_inputs=len(cells) > 1)  # the base is read once from the disk, for all of them
     models = {name: identify(_opened(inputs[name])) for name in dict.fromkeys(cell.fuse.base for cell in cells)}
     return tuple(_build(cell, models[cell.fuse.base], inputs, out, settings) for cell in cells)
 

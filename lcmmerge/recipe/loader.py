@@ -13,18 +13,20 @@ from typing import Any
 from lcmmerge.recipe.document import Document, Fault, Place, invalid, parse_scalar, read_document
 from lcmmerge.recipe.faults import dangling_faults, meant, schema_faults, used_sources
 from lcmmerge.recipe.lock import lock_path
+from lcmmerge.recipe.manifest import IMAGES
 from lcmmerge.recipe.manifest import NAME as MANIFEST
-from lcmmerge.recipe.schema import Fuse, Recipe, as_source, as_term
+from lcmmerge.recipe.schema import Fuse, Generate, Recipe, as_source, as_term
 
 MAX_CELLS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One output. ``name`` is its folder."""
+    """One output, and what is drawn with it. ``name`` is its folder."""
 
     name: str
     fuse: Fuse
+    generate: Generate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,10 @@ def load(path: Path, sets: Sequence[str] = ()) -> Loaded:
     trees = _spanned(document)
     recipes = {label: Recipe.model_validate(tree) for label, tree in trees.items()}
     recipe = next(iter(recipes.values()))
-    cells = tuple(Cell(_name(path, cell.fuse, label), cell.fuse) for label, cell in recipes.items())
-    if taken := [cell.name for cell in cells if cell.name in (MANIFEST, lock_path(path).name)]:
+    cells = tuple(Cell(_name(path, cell.fuse, label), cell.fuse, cell.generate) for label, cell in recipes.items())
+    if taken := [cell.name for cell in cells if cell.name in (MANIFEST, lock_path(path).name, IMAGES)]:
         place = ("fuse", "output")
-        raise invalid(document.name, [Fault(place, f"{taken[0]!r} is a file of every run", document.line(place))])
+        raise invalid(document.name, [Fault(place, f"{taken[0]!r} is a name that every run needs", document.line(place))])
     used = set().union(*map(used_sources, trees.values()))
     return Loaded(path, recipe, cells, tuple(name for name in recipe.sources if name not in used))
 

@@ -16,21 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from lcmmerge.errors import OutputError
-from lcmmerge.merge.fuse import HEADROOM, fuse
+from lcmmerge.merge.fuse import HEADROOM
 from lcmmerge.merge.outcome import Settings
-from lcmmerge.merge.outputs import DIFFUSERS
 from lcmmerge.merge.provenance import refuse_fused
-from lcmmerge.merge.report import Report
 from lcmmerge.output import Output
+from lcmmerge.recipe.actions import Site, do
 from lcmmerge.recipe.builds import Build, builds
-from lcmmerge.recipe.card import card, disagreement
+from lcmmerge.recipe.card import disagreement
 from lcmmerge.recipe.checks import checked, refuse_missed
 from lcmmerge.recipe.loader import Loaded
 from lcmmerge.recipe.lock import Lock, check_lock, lock_path, lock_text, read_lock
-from lcmmerge.recipe.manifest import Manifest, Record, read_manifest, record, write_text
+from lcmmerge.recipe.manifest import Manifest, read_manifest, write_text
 from lcmmerge.recipe.sources import Sources, find
-from lcmmerge.recipe.steps import CARD, Step, steps, written
-from lcmmerge.refs.weights import MODEL_INDEX
+from lcmmerge.recipe.steps import Step, steps
 from lcmmerge.tensors.blockio import output_error
 
 GUARD = ".lcmmerge.lock"
@@ -110,9 +108,10 @@ def run(loaded: Loaded, asked: Asked, output: Output) -> tuple[Prepared, Manifes
         for doubt in prepared.doubts:
             output.warn(doubt)
         manifest = _begin(prepared)
+        site = Site(asked.out, prepared.before, loaded.recipe.description, asked.force, output)
         for step in prepared.steps:
             if step.due:
-                manifest = _do(step, manifest, prepared, output)
+                manifest = manifest.with_step(step.name, do(step, manifest, site))
                 manifest.write(asked.out)
         return prepared, _end(manifest, prepared)
 
@@ -146,54 +145,6 @@ def _begin(prepared: Prepared) -> Manifest:
     manifest.write(out)
     write_text(out / lock_path(loaded.path).name, lock_text(prepared.lock))
     return manifest
-
-
-def _do(step: Step, manifest: Manifest, prepared: Prepared, output: Output) -> Manifest:
-    out, build = prepared.asked.out, step.build
-    folder = out / build.cell.name
-    if step.kind == "card":
-        text = card(build, manifest.steps[f"fuse {build.cell.name}"], prepared.loaded.recipe.description)
-        write_text(folder / CARD, text)
-        return manifest.with_step(step.name, record(step.key, out, [folder / CARD], {}))
-    if build.cell.name in prepared.before.folders:
-        _make_way(build, prepared.before, out)
-    if build.plan.layout != DIFFUSERS:
-        folder.mkdir(exist_ok=True)
-    with output.progress(step.name, build.plan.nbytes) as progress:
-        report = fuse(
-            build.plan, configs=build.configs, settings=build.settings, force=prepared.asked.force, progress=progress
-        )
-    found = record(step.key, out, written(build, out), {})
-    return manifest.with_step(step.name, replace(found, figures=_figures(report, found)))
-
-
-def _make_way(build: Build, before: Manifest, out: Path) -> None:
-    """Remove this run's own earlier outputs: those recorded, and what a killed run did not come to record."""
-    name, folder = build.cell.name, out / build.cell.name
-    if (folder / MODEL_INDEX).exists():
-        shutil.rmtree(folder)
-    records = [found for kind in ("fuse", "card") if (found := before.steps.get(f"{kind} {name}"))]
-    for path in (*(out / path for found in records for path in found.outputs), *written(build, out)):
-        path.unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _figures(report: Report, found: Record) -> dict[str, Any]:
-    """What the checks look at. ``coverage``: the share of a term's keys that found a home."""
-    said = report.as_dict()
-    return {
-        "bytes": sum(item["bytes"] for item in found.outputs.values()),
-        "coverage": {
-            term: reached / (reached + len(report.unmatched.get(term, ())))
-            for term in dict.fromkeys(row.term for row in report.rows)
-            if (reached := sum(row.parameters for row in report.rows if row.term == term))
-        },
-        "rows": said["coverage"],
-        "unmatched": {name: list(keys) for name, keys in report.unmatched.items()},
-        "dropped": said["dropped"],
-        "tensors_sha256": said["sha256"],
-    }
 
 
 def _end(manifest: Manifest, prepared: Prepared) -> Manifest:

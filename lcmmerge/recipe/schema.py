@@ -18,10 +18,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from lcmmerge.accelerators import ACCELERATORS
 from lcmmerge.merge.outputs import DIFFUSERS, SINGLE_FILE
 from lcmmerge.output import parse_size
+from lcmmerge.sample import SAMPLERS
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
 SUPPORTED = 1
-LATER = ("search", "generate", "export")  # sections of versions to come
+LATER = ("export",)  # sections of versions to come
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 
@@ -92,6 +93,27 @@ class Fuse(_Strict):
     allow_unmatched: bool = Field(False, description="Merge what fits, and list what does not.")
 
 
+class Drawing(_Strict):
+    """What is drawn, whatever with."""
+
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, description="What to draw.")
+    count: int = Field(1, gt=0, description="Images per prompt.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Of each prompt's first image; the next ones follow.")
+    size: Annotated[str, Field(pattern=r"^\d+x\d+$")] | None = Field(
+        None, description="WIDTHxHEIGHT in pixels. Default: what the model was trained at."
+    )
+    steps: int | None = Field(None, gt=0, description="Default: the accelerator's.")
+    batch: int = Field(1, gt=0, description="Images drawn at once.")
+
+
+class Generate(Drawing):
+    """Images of each output."""
+
+    negative: str = Field("", description="What not to draw; without guidance it has no effect.")
+    guidance: float | None = Field(None, ge=0, description="Up to 1 it is off. Default: the accelerator's.")
+    scheduler: Literal[SAMPLERS] | None = Field(None, description="Default: the accelerator's.")  # type: ignore[valid-type]
+
+
 class Bound(_Strict):
     """What a figure may be."""
 
@@ -122,6 +144,7 @@ class Recipe(_Strict):
         None, min_length=1,
         description="One output per combination: `lambda.TERM` or a path such as fuse.terms.style.source → its values.",
     )  # fmt: skip
+    generate: Generate | None = None
     check: Check | None = None
     publish: Annotated[str, Field(pattern=r"^hf://[\w.-]+/[\w.-]+$")] | None = Field(
         None, description="The Hub repository that `lcmmerge run --publish` uploads to."

@@ -3,6 +3,8 @@
 import os
 import warnings
 
+SAMPLERS = ("ddim", "dpm-solver", "dpm-solver++", "unipc", "euler", "lcm")  # of presets.BASELINES, which are heavier
+
 
 def quiet_libraries() -> None:
     """Keep diffusers and transformers from logging what is no news to a person; before they are first imported."""

@@ -6,7 +6,7 @@ A parameter that no changed λ reaches is left alone, so the order of cells matt
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from lcmmerge.merge.changes import Change
 from lcmmerge.merge.plan import Piece, Plan
 from lcmmerge.sample.load import Pipeline
 from lcmmerge.sample.load import _canonical as canonical
-from lcmmerge.search.order import Strengths, changed, ordered
+from lcmmerge.search.order import Strengths, changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +27,21 @@ class Part:
     piece: Piece
     module: nn.Parameter
     pristine: Tensor
-    changes: dict[int, Tensor | Change]
+    changes: Mapping[int, Tensor | Change]
 
     @classmethod
     def of(cls, piece: Piece, module: nn.Parameter) -> Part:
         """Only what is no product of two factors is formed. Raises NumericError, FormatError."""
         pristine = piece.operand.read().to(module.device)
         found = {term: Change.of(piece, term, module.device) for term in _terms(piece)}
-        changes = {term: change if change.factors else change.dense(pristine) for term, change in found.items()}
+        changes: dict[int, Tensor | Change] = {
+            term: change if change.factors else change.dense(pristine) for term, change in found.items()
+        }
         return cls(piece, module, pristine, changes)
+
+    @property
+    def name(self) -> str:
+        return self.piece.operand.name
 
     @property
     def factored(self) -> int:
@@ -79,13 +85,7 @@ class Field:
         self.plan, self.pipeline = plan, pipeline
         self._now: Strengths | None = (0.0,) * len(plan.terms)
         parameters = _parameters(pipeline, plan.base.components)
-        self.parts = [
-            Part.of(piece, parameters[piece.operand.name])
-            for file in plan.files
-            for tensor in file.tensors
-            for piece in tensor.pieces
-            if piece.contributions
-        ]
+        self.parts = [Part.of(piece, parameters[piece.operand.name]) for piece in _pieces(plan)]
 
     @torch.no_grad()
     def form(self) -> None:
@@ -104,18 +104,23 @@ class Field:
 
     def text_key(self, strengths: Strengths) -> Strengths:
         """What the text encoders depend on: cells with the same key share their prompts' embeddings."""
-        return tuple(strengths[term] for term in sorted(self.reaching("text_encoder")))
+        reaching = {term for part in self.parts if part.name.startswith("text_encoder") for term in part.changes}
+        return tuple(strengths[term] for term in sorted(reaching))
 
-    def reaching(self, component: str) -> set[int]:
-        """The terms that reach a component (``vae``), or one whose name begins so."""
-        return {term for part in self.parts if part.piece.operand.name.startswith(component) for term in part.changes}
 
-    def ordered(self, cells: Iterable[Strengths]) -> list[Strengths]:
-        """Each cell once, in the order that rewrites the least (``order.ordered``)."""
-        reached: Counter[frozenset[int]] = Counter()
-        for part in self.parts:
-            reached[frozenset(part.changes)] += part.pristine.numel()
-        return ordered(cells, reached, self._now)
+def reached(plan: Plan) -> Counter[frozenset[int]]:
+    """Which terms → how many elements of the base exactly those reach: what rewriting costs. Headers only."""
+    found: Counter[frozenset[int]] = Counter()
+    for piece in _pieces(plan):
+        found[frozenset(_terms(piece))] += piece.operand.numel
+    return found
+
+
+def _pieces(plan: Plan) -> Iterator[Piece]:
+    """Those that a term reaches."""
+    for file in plan.files:
+        for tensor in file.tensors:
+            yield from (piece for piece in tensor.pieces if piece.contributions)
 
 
 def _parameters(pipeline: Pipeline, components: Iterable[str]) -> dict[str, nn.Parameter]:
@@ -125,3 +130,8 @@ def _parameters(pipeline: Pipeline, components: Iterable[str]) -> dict[str, nn.P
         for component in components
         for name, parameter in getattr(pipeline, component).named_parameters()
     }
+
+
+def _terms(piece: Piece) -> list[int]:
+    """In order, so that sums round alike."""
+    return sorted({item.term for item in piece.contributions})

@@ -1,4 +1,4 @@
-"""From samples to a choice: figures, z-scores, bootstrap intervals, the tie set, and the verdict."""
+"""From samples to a choice: figures, z-scores, bootstrap intervals, the tie set, the front, and the verdict."""
 
 from __future__ import annotations
 
@@ -10,46 +10,55 @@ import torch
 from torch import Tensor
 
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.search.field import Strengths
+from lcmmerge.search.drawing import Drawn
 from lcmmerge.search.objectives import Objective
+from lcmmerge.search.order import Strengths
 from lcmmerge.search.statistics import LEVEL, Estimate, once, resamples
-from lcmmerge.search.study import BASELINE, CELL, TEACHER, Drawn
+from lcmmerge.search.study import BASELINE, CELL, CONTROL, FLOOR, TEACHER, Ask, samples
+
+Values = Mapping[str, Tensor]  # figure → [1 + resamples], what was measured first
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One drawing, scored. ``score``: the z-scored mean of ``figures``, lower is better; ``ties``: the paired bootstrap
-    interval of its distance to the best cell's score holds 0. ``control``: a cell whose accelerator's λ is 0.
+    """One drawing, scored. ``manner``: scheduler, steps, guidance. ``evaluations``: of the U-Net per image. ``control``: a cell without the accelerator.
+
+    ``score``: the mean of ``figures``, each z-scored over the cells, lower is better. ``style``: retention of the
+    style, apart from it, and lower is better. ``ties``: not shown to be worse than the best cell. ``front``: no cell
+    is better in both.
     """
 
     kind: str
     strengths: Strengths
+    manner: str
     evaluations: int
     figures: Mapping[str, Estimate]
-    score: Estimate | None
-    ties: bool = False
+    score: Estimate | None = None
+    style: Estimate | None = None
     control: bool = False
+    ties: bool = False
+    front: bool = False
     fault: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        def parts(found: Estimate) -> list[float]:
-            return [found.value, found.low, found.high]
-
         return {
             "kind": self.kind,
-            "strengths": list(self.strengths),
+            "lambda": list(self.strengths),
+            "manner": self.manner,
             "evaluations": self.evaluations,
-            "figures": {name: parts(figure) for name, figure in self.figures.items()},
-            "score": parts(self.score) if self.score else None,
-            "ties": self.ties,
+            "figures": {name: figure.as_list() for name, figure in self.figures.items()},
+            "score": self.score and self.score.as_list(),
+            "style": self.style and self.style.as_list(),
             "control": self.control,
+            "ties": self.ties,
+            "front": self.front,
             "fault": self.fault,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """``best``: of the cells with the accelerator the one to take: of the tie set, the nearest to the published λ."""
+    """``best``: the cell to take: of the tie set the nearest to the published λ. ``verdict``: sentences."""
 
     rows: tuple[Row, ...]
     best: Row
@@ -59,87 +68,133 @@ class Scored:
     def ties(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row.ties)
 
+    @property
+    def front(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.front)
+
     def as_dict(self) -> dict[str, Any]:
-        rows = [row.as_dict() for row in self.rows]
-        return {"best": list(self.best.strengths), "verdict": list(self.verdict), "rows": rows}
+        return {
+            "best": list(self.best.strengths),
+            "verdict": list(self.verdict),
+            "rows": [row.as_dict() for row in self.rows],
+        }
 
 
 def score(
-    drawn: Sequence[Drawn], objective: Objective, accelerator: int, published: Strengths, evaluations: Sequence[int]
-) -> Scored:
+    drawn: Sequence[Drawn], evaluations: Sequence[int], objective: Objective, style: Objective, ask: Ask,
+    published: Strengths,
+) -> Scored:  # fmt: skip
     """``evaluations``: of the U-Net per image, for each of ``drawn``. Raises LcmMergeError where every cell failed."""
-    teacher = next(one.samples for one in drawn if one.drawing.kind == TEACHER)
-    if teacher is None:
-        raise LcmMergeError("the teacher's samples are NaN", "the style model itself draws nothing: try --dtype fp32")
-    whole = [index for index, one in enumerate(drawn) if one.samples and one.drawing.kind != TEACHER]
-    cells = [index for index in whole if _is_cell(drawn[index], accelerator)]
-    if not cells:
-        raise LcmMergeError("no cell of the grid gave an image", "look at the faults in study.json; lower the λs")
-    weights = torch.cat([once(len(teacher.latents)), resamples(len(teacher.latents))])
-    figures = {index: objective.measure(drawn[index].samples, teacher) for index in whole}  # type: ignore[arg-type]
-    values = {
-        name: torch.stack([figures[index][name](weights) for index in whole]) for name in figures[whole[0]]
-    }  # each [drawn, 1 + resamples]
-    scores = _z_scored(values, [whole.index(index) for index in cells], objective)
-    best = min(cells, key=lambda index: float(scores[whole.index(index), 0]))
-    rows = []
-    for index, one in enumerate(drawn):
-        found = whole.index(index) if index in whole else None
-        rows.append(
-            _row(one, found, values, scores, whole.index(best), index in cells, accelerator, evaluations[index])
+    table = _Table.of(drawn, objective, style, ask)
+    scores, styles = table.scores, table.styles
+    best = min(table.cells, key=lambda index: float(scores[index][0]))
+    ties = {index for index in table.cells if not is_worse(scores[index], scores[best])}
+    front = {index for index in table.cells if not table.is_dominated(index)}
+    rows = [
+        Row(
+            one.drawing.kind,
+            one.drawing.strengths,
+            one.drawing.manner,
+            evaluations[index],
+            {name: Estimate.of(values) for name, values in table.figures.get(index, {}).items()},
+            Estimate.of(scores[index]) if index in scores else None,
+            Estimate.of(styles[index]) if index in styles else None,
+            index in table.controls,
+            index in ties,
+            index in front,
+            one.fault,
         )
-    ties = [row for row in rows if row.ties]
-    chosen = min(ties, key=lambda row: (_distance(row.strengths, published), row.score.value if row.score else 0.0))
-    return Scored(tuple(rows), chosen, tuple(_verdict(rows, scores, whole, best, drawn, accelerator)))
+        for index, one in enumerate(drawn)
+    ]
+    chosen = min(ties, key=lambda index: (_distance(drawn[index], published), float(scores[index][0])))
+    return Scored(tuple(rows), rows[chosen], tuple(_verdict(table, best, drawn)))
 
 
-def _is_cell(one: Drawn, accelerator: int) -> bool:
-    return one.drawing.kind == CELL and one.drawing.strengths[accelerator] != 0
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """By number of a drawing that has samples. ``cells``: with the accelerator; ``controls``: without it."""
+
+    figures: Mapping[int, Values]
+    styles: Mapping[int, Tensor]
+    scores: Mapping[int, Tensor]
+    cells: tuple[int, ...]
+    controls: tuple[int, ...]
+
+    @classmethod
+    def of(cls, drawn: Sequence[Drawn], objective: Objective, style: Objective, ask: Ask) -> _Table:
+        found = {index: taken for index, one in enumerate(drawn) if (taken := samples(one))}
+        teacher = next(index for index in found if drawn[index].drawing.kind == TEACHER)
+        few_steps = tuple(index for index in found if drawn[index].drawing.kind in (CELL, CONTROL))
+        controls = tuple(index for index in few_steps if not drawn[index].drawing.strengths[ask.accelerator])
+        cells = tuple(index for index in few_steps if index not in controls)
+        if not cells:
+            raise LcmMergeError("no cell gave an image", "choose smaller λs, or --dtype fp32")
+        count = len(found[teacher].latents)
+        weights = torch.cat([once(count), resamples(count)])
+        others = {index: one for index, one in found.items() if index != teacher}
+        figures, styles = {}, {}
+        for index, one in others.items():
+            measured = objective.measure(one, found[teacher])
+            floor = drawn[index].drawing.kind == FLOOR
+            figures[index] = {
+                name: statistic(weights)
+                for name, statistic in measured.items()
+                if not (floor and name in objective.paired)
+            }
+            styles[index] = _mean([statistic(weights) for statistic in style.measure(one, found[teacher]).values()])
+        scores = _z_scored(
+            {index: values for index, values in figures.items() if drawn[index].drawing.kind != FLOOR}, cells
+        )
+        if objective.maximise:
+            scores = {index: -values for index, values in scores.items()}
+        return cls(figures, styles, scores, cells, controls)
+
+    def is_dominated(self, index: int) -> bool:
+        ours = float(self.scores[index][0]), float(self.styles[index][0])
+        theirs = [(float(self.scores[other][0]), float(self.styles[other][0])) for other in self.cells]
+        return any(one != ours and one[0] <= ours[0] and one[1] <= ours[1] for one in theirs)
 
 
-def _z_scored(values: Mapping[str, Tensor], cells: Sequence[int], objective: Objective) -> Tensor:
-    """[drawn, 1 + resamples]; centred and scaled by the cells alone, so that a hopeless control changes nothing."""
-    total = torch.zeros_like(next(iter(values.values())))
-    for figure in values.values():
-        reference = figure[list(cells), 0]
-        spread = reference.std(correction=0) if len(cells) > 1 else reference.abs().mean()
-        total += (figure - reference.mean()) / spread.clamp(min=1e-12)
-    return total / len(values) * (-1 if objective.maximise else 1)
+def _z_scored(figures: Mapping[int, Values], cells: Sequence[int]) -> dict[int, Tensor]:
+    """The mean of the figures, each centred and scaled by the cells alone: a hopeless control changes nothing."""
+    scaled: dict[int, list[Tensor]] = {index: [] for index in figures}
+    for name in figures[cells[0]]:
+        reference = torch.stack([figures[index][name][0] for index in cells])
+        spread = reference.std(correction=0)
+        if not spread:  # one cell alone
+            spread = reference.abs().mean()
+        for index, values in figures.items():
+            scaled[index].append((values[name] - reference.mean()) / spread.clamp(min=1e-12))
+    return {index: _mean(values) for index, values in scaled.items()}
 
 
-def _row(
-    one: Drawn, found: int | None, values: Mapping[str, Tensor], scores: Tensor, best: int, is_cell: bool,
-    accelerator: int, evaluations: int,
-) -> Row:  # fmt: skip
-    drawing = one.drawing
-    control = drawing.kind == CELL and not is_cell and drawing.strengths[accelerator] == 0
-    if found is None:
-        return Row(drawing.kind, drawing.strengths, evaluations, {}, None, control=control, fault=one.fault)
-    figures = {name: Estimate.of(float(figure[found, 0]), figure[found, 1:]) for name, figure in values.items()}
-    estimate = Estimate.of(float(scores[found, 0]), scores[found, 1:])
-    ties = is_cell and not is_worse(scores[found], scores[best])
-    return Row(drawing.kind, drawing.strengths, evaluations, figures, estimate, ties, control)
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean(0)
 
 
 def is_worse(one: Tensor, other: Tensor) -> bool:
-    """Whether the paired bootstrap interval of ``one − other`` lies above 0."""
+    """Whether the paired bootstrap interval of ``one − other`` lies above 0; lower is better."""
     return bool(torch.quantile((one - other)[1:], (1 - LEVEL) / 2) > 0)
 
 
-def _distance(strengths: Strengths, published: Strengths) -> float:
-    return sum((one - other) ** 2 for one, other in zip(strengths, published, strict=True))
+def _distance(one: Drawn, published: Strengths) -> float:
+    return sum((ours - theirs) ** 2 for ours, theirs in zip(one.drawing.strengths, published, strict=True))
 
 
-def _verdict(
-    rows: Sequence[Row], scores: Tensor, whole: Sequence[int], best: int, drawn: Sequence[Drawn], accelerator: int
-) -> list[str]:
-    """What the merge does not beat, in words; empty where it beats everything."""
-    rivals = {"DPM-Solver++ at as many evaluations": [i for i in whole if drawn[i].drawing.kind == BASELINE]}
-    controls = [index for index in whole if rows[index].control]
-    rivals["the same scheduler with no accelerator (λ = 0)"] = controls
-    found = []
+def _verdict(table: _Table, best: int, drawn: Sequence[Drawn]) -> list[str]:
+    """Whether the best cell beats what it must beat, each said."""
+    baselines = [index for index in table.scores if drawn[index].drawing.kind == BASELINE]
+    rivals = {
+        "DPM-Solver++ at as many evaluations": baselines,
+        "the few-step scheduler with no accelerator (λ = 0)": table.controls,
+    }
+    said = []
     for name, indices in rivals.items():
-        ours = scores[whole.index(best)]
-        if any(not is_worse(scores[whole.index(index)], ours) for index in indices):
-            found.append(f"no cell is shown to be better than {name}")
-    return found
+        beaten = all(is_worse(table.scores[index], table.scores[best]) for index in indices)
+        said.append(f"the best cell beats {name}" if beaten else f"NO CELL IS SHOWN TO BEAT {name}")
+    for index in (index for index in table.figures if drawn[index].drawing.kind == FLOOR):
+        limits = {name: Estimate.of(values).high for name, values in table.figures[index].items()}
+        beyond = [name for name, limit in limits.items() if float(table.figures[best][name][0]) > limit]
+        if beyond:
+            said.append(f"by {' and '.join(beyond)} it is farther from the teacher than two draws of the teacher are")
+    return said

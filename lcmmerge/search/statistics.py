@@ -25,16 +25,21 @@ class Estimate:
     high: float
 
     @classmethod
-    def of(cls, value: float, resampled: Tensor) -> Estimate:
-        """``resampled``: [B], the statistic of each resample."""
+    def of(cls, values: Tensor) -> Estimate:
+        """``values``: [1 + B], the statistic of what was measured and of each resample."""
         tail = (1 - LEVEL) / 2
-        low, high = torch.quantile(resampled.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-        return cls(value, low, high)
+        low, high = torch.quantile(values[1:].double(), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+        return cls(float(values[0]), low, high)
+
+    def as_list(self) -> list[float]:
+        return [self.value, self.low, self.high]
 
 
 def resamples(count: int, seed: int = 0, number: int = RESAMPLES) -> Tensor:
     """[number, count] float64: how often each of ``count`` samples is drawn, with replacement."""
     draws = torch.randint(count, (number, count), generator=torch.Generator().manual_seed(seed))
+    alike = (draws == draws[:, :1]).all(1)  # one sample alone has no pairs: give it another
+    draws[alike, 0] = (draws[alike, 0] + 1) % count
     return torch.zeros(number, count, dtype=torch.float64).scatter_add_(1, draws, torch.ones(draws.shape).double())
 
 
@@ -57,7 +62,8 @@ def energy_distance(ours: Tensor, theirs: Tensor) -> Statistic:
 
     def statistic(weights: Tensor) -> Tensor:
         pairs = weights.sum(1).square() - weights.square().sum(1)  # of different samples
-        return ((weights @ kernel) * weights).sum(1) / pairs
+        found: Tensor = ((weights @ kernel) * weights).sum(1) / pairs
+        return found
 
     return statistic
 
@@ -65,13 +71,18 @@ def energy_distance(ours: Tensor, theirs: Tensor) -> Statistic:
 def paired_error(ours: Tensor, theirs: Tensor) -> Statistic:
     """The mean of (x_i − y_i)²."""
     errors = (ours - theirs).double().square().flatten(1).mean(1)
-    return lambda weights: weights @ errors / weights.sum(1)
+
+    def statistic(weights: Tensor) -> Tensor:
+        return weights @ errors / weights.sum(1)
+
+    return statistic
 
 
 def spectrum_error(ours: Tensor, theirs: Tensor) -> Statistic:
     """How far the mean, the spread and the spectrum of each latent channel are apart, [n, C, h, w] each.
 
-    The sum over channels of |Δ mean| + |Δ standard deviation| + the mean over bands of |Δ log power|, per channel.
+    The mean over channels and six features: |Δ mean|, |Δ standard deviation|, and a quarter of |Δ log power| in each
+    of four bands.
     """
     x, y = features(ours), features(theirs)
 
@@ -83,15 +94,40 @@ def spectrum_error(ours: Tensor, theirs: Tensor) -> Statistic:
     return statistic
 
 
+def gram_distance(ours: Tensor, theirs: Tensor) -> Statistic:
+    """‖G − G′‖ / ‖G′‖ of the mean Gram matrices of [n, C, h, w] each; what is at which place does not count."""
+    x, y = gram(ours).flatten(1), gram(theirs).flatten(1)
+
+    def statistic(weights: Tensor) -> Tensor:
+        share = weights / weights.sum(1, keepdim=True)
+        first, second = share @ x, share @ y
+        found: Tensor = torch.linalg.vector_norm(first - second, dim=1) / torch.linalg.vector_norm(second, dim=1)
+        return found
+
+    return statistic
+
+
+def gram(latents: Tensor) -> Tensor:
+    """[n, 3C + 1, 3C + 1]: the mean products of the channels, their differences to the right and below, and 1.
+
+    Beside 1 stand the channels' means: the palette.
+    """
+    latents = latents.double()
+    right = latents.roll(-1, 3) - latents
+    below = latents.roll(-1, 2) - latents
+    planes = torch.cat([latents, right, below, torch.ones_like(latents[:, :1])], 1)[..., :-1, :-1].flatten(2)
+    return planes @ planes.mT / planes.shape[2]
+
+
 def features(latents: Tensor) -> Tensor:
     """[n, C, 2 + BANDS]: each channel's mean and mean square, and its power in bands of spatial frequency."""
     latents = latents.double()
     height, width = latents.shape[-2:]
-    power = torch.fft.rfft2(latents, norm="ortho").abs().square()
+    power = torch.fft.fft2(latents, norm="ortho").abs().square()
     vertical = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
-    radius = (vertical.square() + torch.fft.rfftfreq(width, dtype=torch.float64).square()).sqrt()
-    band = (radius / 0.5 * BANDS).long().clamp(max=BANDS - 1)
-    powers = torch.stack([power[..., band == number].sum(-1) for number in range(BANDS)], -1)
+    radius = (vertical.square() + torch.fft.fftfreq(width, dtype=torch.float64).square()).sqrt()
+    band = (radius / 0.5 * BANDS).ceil().long().clamp(max=BANDS)  # 0 is the mean's, which is there already
+    powers = torch.stack([power[..., band == number].sum(-1) for number in range(1, BANDS + 1)], -1)
     means = torch.stack([latents.mean((2, 3)), latents.square().mean((2, 3))], -1)
     return torch.cat([means, powers], -1)
 

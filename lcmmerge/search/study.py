@@ -1,141 +1,182 @@
-"""A study: a grid of λ, drawn cell by cell from a live field, scored against the style model's many-step samples.
+"""A study: cells of λ, drawn by whoever is free, scored against the style model's many-step samples.
 
 Every study holds what the merge must beat: the control (λ = 0 for the accelerator, with the few-step scheduler), and
-DPM-Solver++ on the style model at as many evaluations of the U-Net; and the distance between two draws of the teacher,
-below which no difference means anything.
+DPM-Solver++ on the style model at as many evaluations of the U-Net, with guidance and without; and the distance between
+two draws of the teacher, below which no difference means anything.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file, save
-
-from lcmmerge.errors import NumericError
-from lcmmerge.merge.provenance import canonical_json
-from lcmmerge.sample.draw import Wanted, draw
-from lcmmerge.sample.encode import Encoder
+from lcmmerge.errors import LcmMergeError
 from lcmmerge.sample.jobs import Job
 from lcmmerge.sample.presets import BASELINES, Preset, of_sampling
-from lcmmerge.search.field import Field, Strengths
-from lcmmerge.search.objectives import Samples
-from lcmmerge.tensors.staging import Staging
+from lcmmerge.search.drawing import Drawing, Drawn, Way
+from lcmmerge.search.objectives import Objective, Samples
+from lcmmerge.search.order import Strengths
+from lcmmerge.search.statistics import once
+from lcmmerge.search.store import Store
+from lcmmerge.search.trials import Claim, Trials
 
-TEACHER, FLOOR, BASELINE, CELL = "teacher", "floor", "DPM-Solver++", "cell"
-VERSION = 1  # of what a cell's file holds
-ANOTHER_SEED = 1 << 20  # the floor's seeds are the teacher's plus this
+TEACHER, FLOOR, BASELINE = "teacher", "teacher, other seeds", "DPM-Solver++"
+CONTROL, CELL = "no accelerator", "cell"
+OTHER_SEEDS = 1 << 20  # the floor's seeds are the teacher's plus this
 DPM = "dpm-solver++"
 TEACHER_STEPS = 25
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """``jobs``: prompts × seeds. ``preset``: the few-step one. ``accelerator``: the number of its term.
+    """``jobs``: prompts × seeds. ``preset``: the few-step one, which evaluates the U-Net ``evaluations`` times.
 
-    ``guidance``: of the teacher and of the baseline. ``inputs``: what the files are, JSON-ready, for the cells' keys.
+    ``terms``: how many; ``accelerator``: which of them it is. ``guidance``: of the teacher and of the baseline.
     """
 
     jobs: tuple[Job, ...]
     preset: Preset
-    cells: tuple[Strengths, ...]
+    evaluations: int
+    terms: int
     accelerator: int
     guidance: float
-    inputs: Mapping[str, Any]
-    batch: int = 8
+
+    @property
+    def styled(self) -> Strengths:
+        """The style model: every λ is 1, and the accelerator's 0."""
+        return tuple(0.0 if term == self.accelerator else 1.0 for term in range(self.terms))
+
+    def cell(self, strengths: Strengths) -> Drawing:
+        return Drawing(CELL, strengths, self.preset, self.jobs)
+
+    def without_accelerator(self, strengths: Strengths) -> Strengths:
+        return tuple(0.0 if term == self.accelerator else value for term, value in enumerate(strengths))
+
+    def with_controls(self, cells: Iterable[Strengths]) -> set[Strengths]:
+        """Each cell, and what it is without the accelerator."""
+        cells = set(cells)
+        return {*cells, *map(self.without_accelerator, cells)}
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """What is drawn once: θ(λ) by a preset. ``kind``: a cell, or one of those that cells are compared with."""
-
-    kind: str
-    strengths: Strengths
-    preset: Preset
-    jobs: tuple[Job, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """``samples``: None where θ(λ) or an image is NaN, and ``fault`` says so."""
-
-    drawing: Drawing
-    samples: Samples | None
-    fault: str = ""
-
-
-def drawings(ask: Ask, field: Field) -> list[Drawing]:
-    """The teacher first, then the floor, the baseline, and the cells in the order that rewrites the least."""
-    styled = tuple(0.0 if term == ask.accelerator else 1.0 for term in range(len(field.plan.terms)))
+def compared(ask: Ask) -> list[Drawing]:
+    """The teacher, the floor, the control, and the baselines, which never evaluate the U-Net more often than it."""
     many = replace(of_sampling(DPM, BASELINES[DPM]), steps=TEACHER_STEPS, guidance=ask.guidance)
-    others = tuple(replace(job, seed=job.seed + ANOTHER_SEED) for job in ask.jobs)
-    equal = (
-        replace(many, steps=max(1, ask.preset.steps // 2))
-        if ask.guidance > 1
-        else replace(many, steps=ask.preset.steps)
-    )
-    compared = [
-        Drawing(TEACHER, styled, many, ask.jobs),
-        Drawing(FLOOR, styled, many, others),
-        Drawing(BASELINE, styled, equal, ask.jobs),
+    others = tuple(replace(job, seed=job.seed + OTHER_SEEDS) for job in ask.jobs)
+    found = [
+        Drawing(TEACHER, ask.styled, many, ask.jobs),
+        Drawing(FLOOR, ask.styled, many, others),
+        Drawing(CONTROL, ask.styled, ask.preset, ask.jobs),
     ]
-    control = {
-        tuple(0.0 if term == ask.accelerator else value for term, value in enumerate(cell)) for cell in ask.cells
-    }
-    cells = field.ordered(sorted({*ask.cells, *control}))
-    return [*compared, *(Drawing(CELL, cell, ask.preset, ask.jobs) for cell in cells)]
-
-
-def run(ask: Ask, field: Field, work: Path, done: Callable[[Drawn], None] = lambda drawn: None) -> list[Drawn]:
-    """Draw what the folder ``work`` does not hold yet; a finished cell is never drawn again.
-
-    A cell whose weights or images are NaN fails, and the study goes on. Raises OutputError, LcmMergeError.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    encoders: dict[Strengths, Encoder] = {}
-    found = []
-    for drawing in drawings(ask, field):
-        path = work / f"{key(ask, drawing)}.safetensors"
-        drawn = _stored(path, drawing) or _draw(ask, field, drawing, encoders)
-        if drawn.samples and not path.exists():
-            with Staging(path) as staging:
-                (staging.folder / path.name).write_bytes(save({"latents": drawn.samples.latents}))
-                staging.commit_files()
-        found.append(drawn)
-        done(drawn)
+    few = [(1.0, ask.evaluations)]
+    if ask.guidance > 1:
+        few.append((ask.guidance, ask.evaluations // 2))
+    for guidance, steps in few:
+        if steps:
+            preset = replace(many, steps=steps, guidance=guidance)
+            found.append(Drawing(BASELINE, ask.styled, preset, ask.jobs))
     return found
 
 
-def key(ask: Ask, drawing: Drawing) -> str:
-    """sha256 of everything that the samples depend on."""
-    jobs = [[job.prompt, job.negative, job.seed, *job.size] for job in drawing.jobs]
-    content = {"version": VERSION, "inputs": ask.inputs, "jobs": jobs, "preset": drawing.preset.as_dict()}
-    text = canonical_json({**content, "strengths": list(drawing.strengths)})
-    return hashlib.sha256(text.encode()).hexdigest()
+@dataclass(frozen=True, slots=True)
+class Study:
+    """``way``: loads what draws, when it is first asked for. ``objective``: what Optuna is told of, when it chooses.
+
+    ``done`` is told of each drawing that is there.
+    """
+
+    ask: Ask
+    store: Store
+    trials: Trials
+    way: Callable[[], Way]
+    objective: Objective
+    done: Callable[[Drawn], None]
+
+    def run(self, cells: Sequence[Strengths], sampled: int = 0) -> list[Drawn]:
+        """Draw what is not drawn yet: what cells are compared with, then ``cells`` in order, then Optuna's choices.
+
+        A cell whose weights or images are NaN fails, and the study goes on. What an earlier run or another process
+        did is among what is returned. Raises OutputError, LcmMergeError.
+        """
+        found = [self._shared(drawing) for drawing in compared(self.ask)]
+        worth = _Worth.of(self.objective, found)
+        self.trials.queue(cells, sampled)
+        for claims in self.trials.claims(lambda: self.way().at_once):
+            try:
+                for claim, drawn in zip(claims, self._draw([claim.strengths for claim in claims]), strict=True):
+                    self._tell(claim, drawn, worth)
+            except BaseException:
+                self.trials.give_back(claims)
+                raise
+        for cell in self.trials.finished():
+            drawing = self.ask.cell(cell.strengths)
+            found.append(Drawn(drawing, self.store.get(drawing), cell.fault))
+        known = {one.drawing.strengths for one in found if one.drawing.kind == CELL}
+        return [one for one in found if one.drawing.kind != CONTROL or one.drawing.strengths not in known]
+
+    def _shared(self, drawing: Drawing) -> Drawn:
+        """Drawn once, whatever number of processes ask for it."""
+        with self.store.held(drawing):
+            latents = self.store.get(drawing)
+            drawn = Drawn(drawing, latents) if latents is not None else self._kept(next(self.way()([drawing])))
+        self.done(drawn)
+        return drawn
+
+    def _draw(self, cells: Sequence[Strengths]) -> list[Drawn]:
+        """What a killed run drew and did not come to tell is taken from the store."""
+        drawings = {strengths: self.ask.cell(strengths) for strengths in cells}
+        found = {strengths: Drawn(drawing, self.store.get(drawing)) for strengths, drawing in drawings.items()}
+        missing = [one.drawing for one in found.values() if one.latents is None]
+        for drawn in self.way()(missing) if missing else ():
+            found[drawn.drawing.strengths] = self._kept(drawn)
+        return [found[strengths] for strengths in cells]
+
+    def _kept(self, drawn: Drawn) -> Drawn:
+        if drawn.latents is not None:
+            self.store.put(drawn.drawing, drawn.latents)
+        return drawn
+
+    def _tell(self, claim: Claim, drawn: Drawn, worth: _Worth) -> None:
+        if drawn.latents is None:
+            self.trials.fail(claim, drawn.fault)
+        else:
+            self.trials.finish(claim, *worth(drawn))
+        self.done(drawn)
 
 
-def _stored(path: Path, drawing: Drawing) -> Drawn | None:
-    if not path.exists():
+@dataclass(frozen=True, slots=True)
+class _Worth:
+    """What Optuna is told: the mean of a cell's figures, each as a multiple of the control's.
+
+    z-scores would need all the cells. Without a control the figures count as they are.
+    """
+
+    objective: Objective
+    teacher: Samples
+    units: Mapping[str, float]
+
+    @classmethod
+    def of(cls, objective: Objective, found: Sequence[Drawn]) -> _Worth:
+        of_kind = {one.drawing.kind: samples(one) for one in found}
+        teacher, control = of_kind[TEACHER], of_kind[CONTROL]
+        if teacher is None:
+            raise LcmMergeError("the teacher's images are NaN", "the style itself draws nothing: try --dtype fp32")
+        return cls(objective, teacher, figures(objective, control, teacher) if control else {})
+
+    def __call__(self, drawn: Drawn) -> tuple[float, dict[str, float]]:
+        ours = samples(drawn)
+        assert ours
+        found = figures(self.objective, ours, self.teacher)
+        ratios = [value / max(abs(self.units.get(name, 1.0)), 1e-12) for name, value in found.items()]
+        return sum(ratios) / len(ratios), found
+
+
+def samples(drawn: Drawn) -> Samples | None:
+    """None where there are none."""
+    if drawn.latents is None:
         return None
-    return Drawn(drawing, Samples(load_file(path)["latents"], _prompts(drawing.jobs)))
+    return Samples(drawn.latents, tuple(job.prompt for job in drawn.drawing.jobs))
 
 
-def _draw(ask: Ask, field: Field, drawing: Drawing, encoders: dict[Strengths, Encoder]) -> Drawn:
-    try:
-        field.set(drawing.strengths)
-        text = field.text_key(drawing.strengths)
-        encoder = encoders.setdefault(text, Encoder(field.pipeline))
-        wanted = Wanted(images=False, latents=True)
-        drawn = draw(field.pipeline, drawing.jobs, drawing.preset, ask.batch, wanted=wanted, encoder=encoder)
-        latents = torch.stack([one.latents for one in drawn if one.latents is not None])
-    except NumericError as error:
-        return Drawn(drawing, None, error.message)
-    return Drawn(drawing, Samples(latents, _prompts(drawing.jobs)))
-
-
-def _prompts(jobs: Sequence[Job]) -> tuple[str, ...]:
-    return tuple(job.prompt for job in jobs)
+def figures(objective: Objective, ours: Samples, theirs: Samples) -> dict[str, float]:
+    measured = objective.measure(ours, theirs)
+    return {name: float(statistic(once(len(ours.latents)))) for name, statistic in measured.items()}

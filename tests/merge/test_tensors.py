@@ -35,7 +35,7 @@ def test_stored_parameters(name, layout, files):
     assert_bits(stored(identify(open_source(path))), expected)
 
 
-@pytest.mark.parametrize(("name", "layout"), [("sd1", "diffusers"), ("sd2", "single-file"), ("sdxl", "single-file")])
+@pytest.mark.parametrize(("name", "layout"), [("sd1", "diffusers"), ("sd2", "single-file")])
 def test_merged_parameters(name, layout, files, tmp_path):
     """An adapter whose change depends on W and another checkpoint are among the terms."""
     inputs, target = files(name), tmp_path / ("fused.safetensors" if layout == "single-file" else "fused")

@@ -33,7 +33,7 @@ fuse:
   max_shard_size: huge
   seed: 1.5
 matrx: {}
-search: {}
+export: {}
 on: 1
 check: {coverage: {mn: 1, min: x}}
 publish: owner/repo
@@ -71,8 +71,9 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         "line 14: fuse.max_shard_size: 'huge' is no size: write 5GB, 500MB or 2GiB",
         "line 15: fuse.seed: wants a whole number, not 1.5",
         "line 16: matrx: unknown key; did you mean 'matrix'?",
-        "line 17: search: this version of lcmmerge has no such section yet",
-        "line 18: on: unknown key; the keys are version, description, sources, fuse, matrix, check, publish",
+        "line 17: export: this version of lcmmerge has no such section yet",
+        "line 18: on: unknown key; the keys are version, description, sources, fuse, matrix, generate, "
+        "check, publish",
         "line 19: check.coverage.min: wants a number, not 'x'",
         "line 19: check.coverage.mn: unknown key; did you mean 'min'?",
         r"line 20: publish: 'owner/repo' is not of the form ^hf://[\w.-]+/[\w.-]+$",
@@ -161,8 +162,8 @@ def test_matrix_of_nonsense(tmp_path: Path, matrix: str, message: str) -> None:
 
 
 def test_names_that_a_run_needs(tmp_path: Path) -> None:
-    for name in ("run.json", "recipe.yaml.lock"):
-        assert "a file of every run" in faults(tmp_path, GOOD, f"fuse.output={name}")[0]
+    for name in ("run.json", "recipe.yaml.lock", "images"):
+        assert "a name that every run needs" in faults(tmp_path, GOOD, f"fuse.output={name}")[0]
     for name in ("../x", ".hidden", "a/b", "''"):
         assert "form" in faults(tmp_path, GOOD, f"fuse.output={name}")[0]
 

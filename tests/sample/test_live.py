@@ -42,7 +42,7 @@ def test_nothing_is_written(files, tmp_path, monkeypatch):
 
 def test_what_does_not_fit_is_refused(files, tmp_path):
     inputs = files("sd1")
-    with pytest.raises(ShapeMismatchError, match="looks made for Stable Diffusion XL"):
+    with pytest.raises(ShapeMismatchError):
         plan_live(Request(str(inputs.base()), style=str(files("sdxl").style), strengths=(1.0, 0.0)))
     refiner = pico("sdxl_refiner").single_file(tmp_path / "refiner.safetensors")
     with pytest.raises(IncompatibleError, match="refiner"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_evaluations_are_counted_in_the_network(name, guidance, folder, pipe):
 @pytest.mark.parametrize("name", ACCELERATORS)
 def test_every_accelerator_draws_as_it_says(name, folder, pipe):
     chosen = presets.of_sampling(name, ACCELERATORS[name].sampling)
-    assert np.isfinite(chosen.guidance)
+    chosen = replace(chosen, steps=min(chosen.steps, 2))
     assert evaluated(pipe, [one()], chosen) == presets.evaluations_of(chosen, pipe)
 
 

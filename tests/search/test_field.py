@@ -9,10 +9,12 @@ from adapterfile import write
 from fusing import fuse
 from pico import pico
 from sampling import assert_alike, drawn, images, one, pipeline, preset
-from searching import ADAPTERS, CONV, adapter, field_of, noise, state
+from searching import ADAPTERS, CONV, adapter, field_of, noise, planned, state
 
 from lcmmerge.adapters import algorithms
 from lcmmerge.errors import NumericError
+from lcmmerge.search.field import reached
+from lcmmerge.search.order import ordered
 
 ROUNDING = {"fp32": 2.0**-23, "fp16": 2.0**-10}  # two neighbours' largest distance, relative
 
@@ -84,7 +86,7 @@ def test_block_weights_count(files, tmp_path):
     inputs, weights = files("sd1"), {"style": "IN01=0.5,BASE=0", "lcm": "OUT00-OUT11=0"}
     fuse(inputs.base(), tmp_path / "baked.safetensors", inputs.style, inputs.lcm, block_weights=weights)
     field = field_of(inputs, "fp16", block_weights=weights)
-    assert field.reaching("text_encoder") == set()
+    assert field.text_key((0.8, 1.0)) == ()
     field.set((0.8, 1.0))
     assert_baked(state(field.pipeline), state(pipeline(tmp_path / "baked.safetensors", inputs.folder())), "fp16")
 
@@ -114,5 +116,7 @@ def test_what_the_text_encoders_depend_on(files, tmp_path):
 
 def test_the_order_is_of_what_was_measured(files):
     """The pico's LCM-LoRA reaches more than its style, so that it changes most seldom, and 0, which is set, first."""
-    found = field_of(files("sd1")).ordered(product((0.5, 1.0), (0.0, 0.5, 1.0)))
+    inputs = files("sd1")
+    plan = planned(inputs.base(), inputs.style, inputs.lcm)
+    found = ordered(product((0.5, 1.0), (0.0, 0.5, 1.0)), reached(plan), (0.0, 0.0))
     assert found == [(0.5, 0.0), (1.0, 0.0), (1.0, 0.5), (0.5, 0.5), (0.5, 1.0), (1.0, 1.0)]

@@ -112,3 +112,12 @@ def test_an_older_file_is_emptied(tmp_path):
         put(writer, 0, b"new")
         writer.finish()
     assert (tmp_path / "out").read_bytes() == b"new"
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is in the page cache")
+def test_what_will_be_read_again_stays_in_the_page_cache(written):
+    with Files(keep=True) as files:
+        found = files.read(written, 0, memoryview(bytearray(len(CONTENT))), Buffer(len(CONTENT)))
+    assert bytes(found) == CONTENT
+    with written.open("rb") as file:
+        assert os.preadv(file.fileno(), [bytearray(len(CONTENT))], 0, os.RWF_NOWAIT) == len(CONTENT)

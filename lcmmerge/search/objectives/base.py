@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from PIL.Image import Image
 from torch import Tensor
 
 from lcmmerge.search.statistics import Statistic
@@ -13,11 +12,10 @@ from lcmmerge.search.statistics import Statistic
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """``latents``: [n, C, h, w] float32; ``images``: n of them, where an objective needs them; ``prompts``: n texts."""
+    """``latents``: [n, C, h, w] float32, as the VAE gets them before its scaling; ``prompts``: n texts."""
 
     latents: Tensor
     prompts: tuple[str, ...]
-    images: tuple[Image, ...] = ()
 
 
 Measure = Callable[[Samples, Samples], Mapping[str, Statistic]]  # (a cell's, the teacher's) → its figures by name
@@ -25,9 +23,10 @@ Measure = Callable[[Samples, Samples], Mapping[str, Statistic]]  # (a cell's, th
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """The z-scored mean of its figures over a study's cells; ``maximise`` where higher is better.
+    """The mean of its figures, each z-scored over a study's cells; ``maximise`` where higher is better.
 
-    ``cost``: in words, what it takes beside the samples. ``source``: where its equation is from.
+    ``cost``: in words, what it takes beside the samples. ``source``: where its equation is from. ``paired``: figures
+    of samples that share their noise, for which two draws of the teacher give no floor.
     """
 
     title: str
@@ -35,4 +34,4 @@ class Objective:
     cost: str
     source: str
     maximise: bool = False
-    needs_images: bool = False
+    paired: frozenset[str] = frozenset()

@@ -19,6 +19,7 @@ def measure(cell: Samples, teacher: Samples) -> Mapping[str, Statistic]:
 OBJECTIVE = Objective(
     title="distance of few-step latents to the style model's many-step ones",
     measure=measure,
-    cost="once, the teacher's samples",
-    source="energy distance: https://doi.org/10.1016/j.jspi.2013.03.018",
+    cost="beside the teacher's samples nothing",
+    source="https://doi.org/10.1016/j.jspi.2013.03.018",  # the energy distance
+    paired=frozenset({"paired error"}),
 )

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lcmmerge.cli.common import ADAPTER_DTYPE, output_options
+from lcmmerge.cli.generate import SEEDS, Pixels
+from lcmmerge.output import Output
+from lcmmerge.sample import quiet_libraries
+
+if TYPE_CHECKING:
+    from lcmmerge.merge.request import Request
+    from lcmmerge.search.results import Result
+    from lcmmerge.search.score import Row
+    from lcmmerge.search.statistics import Estimate
+
+FINEST = 10_000  # λs of one axis
+
+
+class Axis(click.ParamType["tuple[str, tuple[float, ...]]"]):
+    """``style=0.2:1.2:0.2`` or ``style=0.5,0.8``."""
+
+    name = "axis"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        term, equals, text = str(value).partition("=")
+        try:
+            values = _values(text)
+        except (InvalidOperation, ValueError):
+            values = ()
+        if not (term and equals and values):
+            self.fail(f"{value!r}: write TERM=FIRST:LAST:STEP, such as style=0.2:1.2:0.2, or TERM=0.5,0.8", param, ctx)
+        return term, values
+
+
+def _values(text: str) -> tuple[float, ...]:
+    """In decimals, so that 0.2:1.2:0.2 ends at 1.2."""
+    if ":" not in text:
+        return tuple(float(Decimal(value)) for value in text.split(","))
+    first, last, step = map(Decimal, text.split(":"))
+    if not all(value.is_finite() for value in (first, last, step)) or step <= 0 or (last - first) / step > FINEST:
+        raise ValueError
+    return tuple(float(first + number * step) for number in range(int((last - first) / step) + 1))
+
+
+class GridCommand(click.Command):
+    """``--grid`` takes all the axes that follow it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        for word in args:
+            follows = len(spread) >= 2 and spread[-2] == "--grid"
+            spread += ["--grid", word] if follows and "=" in word and not word.startswith("-") else [word]
+        return super().parse_args(ctx, spread)
+
+
+@click.command(cls=GridCommand, short_help="Find the λs: draw a grid of them, and measure each cell.")
+@click.argument("base")
+@click.argument("style", required=False)
+@click.option(
+    "--grid", "axes", type=Axis(), multiple=True, metavar="TERM=FIRST:LAST:STEP …",
+    help="The λs of each term: style, lcm, or an adapter's file name without its suffix. One without stays at 1.",
+)
+@click.option("--optimize", type=click.IntRange(1), metavar="N", help="Let Optuna choose N cells, after the grid's.")
+@click.option("--prompts", "prompt_file", type=click.Path(path_type=Path), required=True, help="One prompt a line.")
+@click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="The study's folder.")
+@click.option("--steps", type=click.IntRange(1), help="Of a cell.  [default: the accelerator's]")
+@click.option("--lcm", metavar="REF|NAME", help="The acceleration LoRA, as in `lcmmerge fuse`.")
+@click.option("--accelerator", metavar="NAME", help="Which of `lcmmerge accelerators` the file of --lcm is.")
+@click.option("--adapter", "adapters", multiple=True, metavar="REF", help="One more term.")
+@click.option("--style-base", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: BASE]")
+@click.option("--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC", help="As in `lcmmerge fuse`.")
+@click.option("--objective", default="teacher", show_default=True, help="What makes a cell good.")
+@click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="Images per prompt.")
+@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Of each prompt's first image.")
+@click.option("--size", type=Pixels(), metavar="WxH", help="[default: the size that the model was trained at]")
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images drawn at once.")
+@click.option(
+    "--guidance", type=click.FloatRange(0), help="Of the many-step teacher.  [default: what is usual for the model]"
+)
+@click.option("--storage", metavar="URL", help="A database that Optuna takes.  [default: SQLite in the folder]")
+@click.option("--bake", type=click.Path(path_type=Path), metavar="FILE", help="Fuse at the λs found.")
+@click.option("--write-recipe", "recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write them as YAML.")
+@click.option("--config-from", metavar="REF", help="Configs, scheduler and tokenizers for a single file.")
+@click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
+@click.option("--dtype", type=ADAPTER_DTYPE, help="[default: fp16 on a GPU, else fp32]")
+@click.option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")
+@click.option("--force", is_flag=True, help="Replace the file of --bake, and of --write-recipe.")
+@output_options
+def search(work: Path, force: bool, bake: Path | None, recipe: Path | None, output: Output, **given: Any) -> None:
+    """Draw STYLE and an LCM-LoRA merged into BASE at each λ of a grid, and choose by measuring.
+
+    A cell's few-step images are compared with many-step ones of the style model, of the same prompts and seeds.
+    Beside the cells stand what they must beat: DPM-Solver++ at as many evaluations of the U-Net, and the few-step
+    scheduler with no accelerator. Where they do not beat it, that is said first.
+
+    The folder holds the study: the same command goes on with it, also beside itself in another process, and a finished
+    cell is never drawn again.
+
+    \b
+      lcmmerge search base style.safetensors --grid style=0.2:1.2:0.2 lcm=0.4:1.2:0.2 --prompts prompts.txt -o study
+      lcmmerge search base style.safetensors --optimize 24 --prompts prompts.txt -o study --bake fast.safetensors
+      optuna-dashboard sqlite:///study/study.db
+    """
+    quiet_libraries()
+    from lcmmerge.merge.request import Request
+    from lcmmerge.sample.jobs import read_prompts
+    from lcmmerge.search.request import SearchRequest
+    from lcmmerge.search.run import search
+
+    merge = Request(
+        given["base"],
+        style=given["style"],
+        lcm=given["lcm"],
+        adapters=tuple((reference, 1.0) for reference in given["adapters"]),
+        style_base=given["style_base"],
+        block_weights=_named(given["weights"], "--block-weights"),
+        variant=given["variant"],
+        config_from=given["config_from"],
+        accelerator=given["accelerator"],
+    )
+    _check(merge, bake, recipe, force)
+    fields = ("steps", "guidance", "seeds", "seed", "size", "batch", "objective", "storage", "dtype", "device")
+    asked = SearchRequest(
+        merge,
+        work,
+        tuple(read_prompts(given["prompt_file"])),
+        _named(given["axes"], "--grid"),
+        given["optimize"] or 0,
+        **{name: given[name] for name in fields},
+    )
+    result = search(asked, output)
+    if output.as_json:
+        output.json(result.as_dict())
+    else:
+        _show(result, work, output)
+    _keep(result, bake, recipe, force, output)
+
+
+def _named(pairs: Sequence[tuple[str, Any]], option: str) -> Mapping[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise click.UsageError(f"{option} is given twice for one term.")
+    return dict(pairs)
+
+
+def _check(merge: Request, bake: Path | None, recipe: Path | None, force: bool) -> None:
+    """Refuse before the search what could not be written after it."""
+    from dataclasses import replace
+
+    from lcmmerge.merge.fuse import check_output
+    from lcmmerge.merge.request import plan
+    from lcmmerge.tensors.staging import check_target
+
+    if recipe:
+        check_target(recipe, force=force, needed=0)
+    if bake:
+        check_output(*plan(replace(merge, target=bake)), force=force)
+
+
+def _keep(result: Result, bake: Path | None, recipe: Path | None, force: bool, output: Output) -> None:
+    from dataclasses import replace
+
+    from lcmmerge.merge.fuse import fuse
+    from lcmmerge.merge.request import plan
+    from lcmmerge.search import winner
+    from lcmmerge.search.store import replace_with
+
+    merge = result.merge
+    if recipe:
+        replace_with(recipe, winner.recipe(merge, result.prepared.plan, recipe).encode())
+        output.note(f"lcmmerge run {recipe} -o OUT makes it.")
+    if bake:
+        planned, configs = plan(replace(merge, target=bake))
+        with output.progress("fuse", planned.nbytes) as progress:
+            fuse(planned, configs=configs, force=force, progress=progress)
+        output.note(f"{planned.result} is written.")
+
+
+def _show(result: Result, work: Path, output: Output) -> None:
+    names, scored = result.prepared.names, result.scored
+    for sentence in scored.verdict:
+        output.text(sentence[0].upper() + sentence[1:] + ".")
+    rows = sorted(scored.rows, key=lambda row: (row.score is None, row.score.value if row.score else 0.0))
+    figures = list(dict.fromkeys(name for row in rows for name in row.figures)) if output.verbose else []
+    output.table(
+        "",
+        ("", *names, "steps", "evals", *figures, "score", "style distance"),
+        [
+            (
+                _remark(row, scored.best),
+                *(f"{strength:g}" for strength in row.strengths),
+                row.manner,
+                row.evaluations,
+                *(_estimate(row.figures.get(name)) for name in figures),
+                _estimate(row.score),
+                _estimate(row.style),
+            )
+            for row in rows
+        ],
+        numbers=3 + len(figures),
+    )
+    ties = len(scored.ties)
+    output.text(
+        f"{ties} cells are as good as the best; of them the nearest to the published λs:"
+        if ties > 1
+        else "The best cell:"
+    )
+    output.text(result.command)
+    output.text(f"{work}: study.json, trials.csv, sheet.png")
+
+
+def _remark(row: Row, best: Row) -> str:
+    from lcmmerge.search.study import CELL, CONTROL
+
+    if row.kind != CELL:
+        return row.kind
+    marks = {"failed": row.fault, CONTROL: row.control, "tie": row.ties, "front": row.front}
+    return ", ".join([*(["BEST"] if row is best else []), *(mark for mark, holds in marks.items() if holds)])
+
+
+def _estimate(found: Estimate | None) -> str:
+    return f"{found.value:.3g} ({found.low:.3g} – {found.high:.3g})" if found else ""
