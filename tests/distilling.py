@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ def networks(name: str, rank: int = 3, alpha: float = 2.0) -> LoraNetworks:
     for parameter in found.trained().values():
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     return found
+
+
+@cache
+def trained(name: str) -> LoraNetworks:
+    """Of rank 3 and alpha 2, and shared: to be left as they are."""
+    return networks(name)
 
 
 def origin(name: str, folder: Path, kind: str = "lcd") -> Origin:

@@ -9,7 +9,7 @@ import click
 
 from lcmmerge.cli.common import ADAPTER_DTYPE, output_options
 from lcmmerge.cli.generate import SEEDS, Pixels
-from lcmmerge.output import Output
+from lcmmerge.output import Output, ratio
 from lcmmerge.sample import quiet_libraries
 
 if TYPE_CHECKING:
@@ -133,7 +133,11 @@ def search(work: Path, force: bool, bake: Path | None, recipe: Path | None, outp
         given["optimize"] or 0,
         **{name: given[name] for name in fields},
     )
-    result = search(asked, output)
+    try:
+        result = search(asked, output)
+    except KeyboardInterrupt:
+        kept = f"Interrupted; what is drawn is kept in {work}, and the same command goes on with it."
+        raise KeyboardInterrupt(kept) from None
     if output.as_json:
         output.json(result.as_dict())
     else:
@@ -188,12 +192,11 @@ def _show(result: Result, work: Path, output: Output) -> None:
     figures = list(dict.fromkeys(name for row in rows for name in row.figures)) if output.verbose else []
     output.table(
         "",
-        ("", *names, "steps", "evals", *figures, "score", "style distance"),
+        ("", *names, "evals", *figures, "score", "style"),
         [
             (
                 _remark(row, scored.best),
-                *(f"{strength:g}" for strength in row.strengths),
-                row.manner,
+                *(f"{strength:.3g}" for strength in row.strengths),
                 row.evaluations,
                 *(_estimate(row.figures.get(name)) for name in figures),
                 _estimate(row.score),
@@ -201,8 +204,16 @@ def _show(result: Result, work: Path, output: Output) -> None:
             )
             for row in rows
         ],
-        numbers=3 + len(figures),
+        numbers=3 + len(figures) + len(names),
     )
+    if output.verbose:
+        output.table(
+            "Where two terms change one weight (it does not foretell how a merge draws)",
+            ("parameter", "terms", "cosine", "‖Δ‖/‖Δ′‖"),
+            [(one.parameter, f"{one.first}, {one.second}", f"{one.cosine:.3f}", ratio(one.ratio))
+             for one in result.diagnostics],
+            numbers=2,
+        )  # fmt: skip
     ties = len(scored.ties)
     output.text(
         f"{ties} cells are as good as the best; of them the nearest to the published λs:"
@@ -217,10 +228,10 @@ def _remark(row: Row, best: Row) -> str:
     from lcmmerge.search.study import CELL, CONTROL
 
     if row.kind != CELL:
-        return row.kind
+        return f"{row.kind}, {row.manner}"
     marks = {"failed": row.fault, CONTROL: row.control, "tie": row.ties, "front": row.front}
     return ", ".join([*(["BEST"] if row is best else []), *(mark for mark, holds in marks.items() if holds)])
 
 
 def _estimate(found: Estimate | None) -> str:
-    return f"{found.value:.3g} ({found.low:.3g} – {found.high:.3g})" if found else ""
+    return f"{found.value:.2g} ({found.low:.2g} … {found.high:.2g})" if found else ""

@@ -95,7 +95,8 @@ class Trainer:
                 done = step + 1
                 last = done == self.settings.steps or stopped()
                 if self._is_due(done, self.settings.validate_every, last and not stopped()):
-                    best = self._validate(done, best)
+                    with _told(accelerator, saved):
+                        best = self._validate(done, best)
                 at_best = best is not None and best.step == done
                 if self._is_due(done, self.settings.checkpoint_every, last) or at_best:
                     self._save(checkpoints, done, optimizer, best)
@@ -160,7 +161,7 @@ class Trainer:
         with torch.no_grad(), self.accelerator.autocast():
             score = self.validate(self.networks)
         self.networks.model.train()
-        if best is None or score < best.score:
+        if best is None or math.isnan(best.score) or score < best.score:
             best = Best(score, done)
         if self.accelerator.is_main_process:
             self.watch.validated(done, score, best)

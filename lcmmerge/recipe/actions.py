@@ -15,8 +15,9 @@ from lcmmerge.output import Output
 from lcmmerge.recipe.builds import Build
 from lcmmerge.recipe.card import card
 from lcmmerge.recipe.images import generate
-from lcmmerge.recipe.manifest import IMAGES, Manifest, Record, record, write_text
+from lcmmerge.recipe.manifest import IMAGES, STUDIES, Manifest, Record, record, write_text
 from lcmmerge.recipe.steps import CARD, Step, written
+from lcmmerge.recipe.studies import search
 from lcmmerge.refs.weights import MODEL_INDEX
 
 
@@ -61,9 +62,17 @@ def _generate(step: Step, done: Manifest, site: Site) -> Record:
     return record(step.key, site.out, paths, figures)
 
 
+def _search(step: Step, done: Manifest, site: Site) -> Record:
+    name, section = step.build.cell.name, step.build.cell.search
+    assert section is not None  # or there would be no such step
+    paths, figures = search(step.build, section, site.out / STUDIES / name, site.output)
+    return record(step.key, site.out, paths, figures)
+
+
 ACTIONS: Mapping[str, Callable[[Step, Manifest, Site], Record]] = {
     "fuse": _fuse,
     "card": _card,
+    "search": _search,
     "generate": _generate,
 }
 

@@ -116,7 +116,7 @@ def _roles(fuse: Fuse, sources: Mapping[str, Input]) -> dict[str, Input]:
 
 def _term(name: str, term: Term, base: Model, roles: Mapping[str, Input]) -> PlannedTerm:
     tuned_from = roles.get(f"terms.{name}.tuned_from")
-    weights = ",".join(f"{span}={factor!r}" for span, factor in (term.block_weights or {}).items())
+    weights = weights_text(term)
     return term_of(
         name,
         _opened(roles[f"terms.{name}"]),
@@ -125,6 +125,11 @@ def _term(name: str, term: Term, base: Model, roles: Mapping[str, Input]) -> Pla
         origin=_opened(tuned_from) if tuned_from else None,
         weights=parse_block_weights(weights, base) if weights else None,
     )
+
+
+def weights_text(term: Term) -> str:
+    """A term's block weights as ``--block-weights`` has them."""
+    return ",".join(f"{span}={factor!r}" for span, factor in (term.block_weights or {}).items())
 
 
 def _accelerator(fuse: Fuse, roles: Mapping[str, Input]) -> Accelerator | None:

@@ -38,7 +38,7 @@ class Checked:
 
 
 def checked(check: Check, figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Checked]:
-    """``figures``: output → what its fuse reported."""
+    """``figures``: output → what its fuse, and its search where there is one, reported."""
     for output, reported in figures.items():
         for name in Check.model_fields:
             bound: Bound | None = getattr(check, name)
@@ -61,6 +61,9 @@ def refuse_missed(found: list[Checked]) -> None:
 def _values(name: str, reported: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], float | None]]:
     if name == "bytes":
         yield (), reported["bytes"]
+    elif name == "search_regret":
+        if name in reported:
+            yield (), reported[name]
     elif name == "coverage":
         yield from (((term,), share) for term, share in reported["coverage"].items())
     else:

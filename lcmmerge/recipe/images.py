@@ -31,9 +31,7 @@ def generate(build: Build, section: Generate, baked: Path, folder: Path, output:
     load.check_drawable(model)
     configs = baked if (baked / "model_index.json").is_file() else _configs(build)
     device, dtype = load.pick_device(None if build.settings.device == "cpu" else build.settings.device, None)
-    preset = presets.choose(
-        model, configs, scheduler=section.scheduler, steps=section.steps, guidance=section.guidance
-    )
+    preset = presets.choose(model, configs, scheduler=section.scheduler, steps=section.steps, guidance=section.guidance)
     try:
         size = parse_size(section.size) if section.size else load.native_size(configs)
     except ValueError as error:

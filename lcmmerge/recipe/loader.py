@@ -13,9 +13,9 @@ from typing import Any
 from lcmmerge.recipe.document import Document, Fault, Place, invalid, parse_scalar, read_document
 from lcmmerge.recipe.faults import dangling_faults, meant, schema_faults, used_sources
 from lcmmerge.recipe.lock import lock_path
-from lcmmerge.recipe.manifest import IMAGES
+from lcmmerge.recipe.manifest import IMAGES, STUDIES
 from lcmmerge.recipe.manifest import NAME as MANIFEST
-from lcmmerge.recipe.schema import Fuse, Generate, Recipe, as_source, as_term
+from lcmmerge.recipe.schema import Fuse, Generate, Recipe, Search, as_source, as_term
 
 MAX_CELLS = 256
 
@@ -26,6 +26,7 @@ class Cell:
 
     name: str
     fuse: Fuse
+    search: Search | None = None
     generate: Generate | None = None
 
 
@@ -48,10 +49,12 @@ def load(path: Path, sets: Sequence[str] = ()) -> Loaded:
     trees = _spanned(document)
     recipes = {label: Recipe.model_validate(tree) for label, tree in trees.items()}
     recipe = next(iter(recipes.values()))
-    cells = tuple(Cell(_name(path, cell.fuse, label), cell.fuse, cell.generate) for label, cell in recipes.items())
-    if taken := [cell.name for cell in cells if cell.name in (MANIFEST, lock_path(path).name, IMAGES)]:
-        place = ("fuse", "output")
-        raise invalid(document.name, [Fault(place, f"{taken[0]!r} is a name that every run needs", document.line(place))])
+    cells = tuple(
+        Cell(_name(path, cell.fuse, label), cell.fuse, cell.search, cell.generate) for label, cell in recipes.items()
+    )
+    if taken := [cell.name for cell in cells if cell.name in (MANIFEST, lock_path(path).name, IMAGES, STUDIES)]:
+        place, message = ("fuse", "output"), f"{taken[0]!r} is a name that every run needs"
+        raise invalid(document.name, [Fault(place, message, document.line(place))])
     used = set().union(*map(used_sources, trees.values()))
     return Loaded(path, recipe, cells, tuple(name for name in recipe.sources if name not in used))
 

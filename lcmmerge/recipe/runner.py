@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,12 +152,19 @@ def _end(manifest: Manifest, prepared: Prepared) -> Manifest:
     check = prepared.loaded.recipe.check
     if check is None:
         return manifest
-    figures = {name: manifest.steps[f"fuse {name}"].figures for name in manifest.folders}
+    figures = {
+        name: {**manifest.steps[f"fuse {name}"].figures, **_found(manifest, name)} for name in manifest.folders
+    }
     found = list(checked(check, figures))
     manifest = replace(manifest, check=tuple(item.as_dict() for item in found))
     manifest.write(prepared.asked.out)
     refuse_missed(found)
     return manifest
+
+
+def _found(manifest: Manifest, name: str) -> Mapping[str, Any]:
+    searched = manifest.steps.get(f"search {name}")
+    return searched.figures if searched else {}
 
 
 @contextmanager

@@ -114,6 +114,16 @@ class Generate(Drawing):
     scheduler: Literal[SAMPLERS] | None = Field(None, description="Default: the accelerator's.")  # type: ignore[valid-type]
 
 
+class Search(Drawing):
+    """The λs around those of `fuse`, measured against the style model's many-step images."""
+
+    grid: dict[Word, Annotated[list[float], Field(min_length=1)]] = Field(
+        min_length=1, description="Term → the λs to try; the one of `fuse` is tried too."
+    )
+    guidance: float | None = Field(None, ge=0, description="Of the teacher and of the baseline. Default: the model's.")
+    objective: str = Field("teacher", description="What is measured.")
+
+
 class Bound(_Strict):
     """What a figure may be."""
 
@@ -128,6 +138,9 @@ class Check(_Strict):
     relative: Bound | None = Field(None, description="‖λΔ‖ / ‖θ‖ of each term in each component.")
     signal: Bound | None = Field(None, description="‖λΔ‖ / ‖rounding error‖ of each term in each component.")
     weakest_signal: Bound | None = Field(None, description="The same, of the layer where it is least.")
+    search_regret: Bound | None = Field(
+        None, description="How much worse than the best of `search` the λs of `fuse` score, in standard deviations."
+    )
     bytes: Bound | None = Field(None, description="The size of all files of an output.")
 
 
@@ -144,6 +157,7 @@ class Recipe(_Strict):
         None, min_length=1,
         description="One output per combination: `lambda.TERM` or a path such as fuse.terms.style.source → its values.",
     )  # fmt: skip
+    search: Search | None = None
     generate: Generate | None = None
     check: Check | None = None
     publish: Annotated[str, Field(pattern=r"^hf://[\w.-]+/[\w.-]+$")] | None = Field(

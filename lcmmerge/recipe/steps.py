@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lcmmerge.merge.outputs import DIFFUSERS
-from lcmmerge.recipe import card, images
+from lcmmerge.recipe import card, images, studies
 from lcmmerge.recipe.builds import Build, step_key
 from lcmmerge.recipe.manifest import Manifest
 
@@ -19,7 +19,7 @@ CARD = "README.md"
 class Step:
     """``due``: why it is to be done; None where it is done. ``reads``, ``downloads`` and ``writes`` are bytes."""
 
-    kind: Literal["fuse", "card", "generate"]
+    kind: Literal["fuse", "card", "search", "generate"]
     build: Build
     key: str
     due: str | None
@@ -52,6 +52,9 @@ def steps(builds: tuple[Build, ...], before: Manifest, out: Path, description: s
         key = step_key("card", card.VERSION, {"of": build.key, **card.facts(build, description)})
         follows = f"follows fuse {build.cell.name}" if due else None
         yield Step("card", build, key, follows or _due(f"card {build.cell.name}", key, before, out))
+        if build.cell.search:
+            key = step_key("search", studies.VERSION, {"of": build.key, **build.cell.search.model_dump()})
+            yield Step("search", build, key, follows or _due(f"search {build.cell.name}", key, before, out))
         if build.cell.generate:
             key = step_key("generate", images.VERSION, {"of": build.key, **build.cell.generate.model_dump()})
             yield Step("generate", build, key, follows or _due(f"generate {build.cell.name}", key, before, out))

@@ -32,9 +32,9 @@ class Drawing:
 
     @property
     def manner(self) -> str:
-        """``dpm-solver++ 25, guidance 7.5``: the preset in short."""
+        """``25 steps, guidance 7.5``."""
         guidance = f", guidance {self.preset.guidance:g}" if self.preset.guidance > 1 else ""
-        return f"{self.preset.name} {self.preset.steps}{guidance}"
+        return f"{self.preset.steps} step{'s' if self.preset.steps > 1 else ''}{guidance}"
 
     def as_dict(self) -> dict[str, Any]:
         """What its samples depend on beside the models; JSON-ready."""

@@ -61,7 +61,10 @@ class SearchRequest:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All that is known before a weight is read; ``plan``: with every λ at 1."""
+    """All that is known before a model is loaded. ``plan``: with every λ at 1.
+
+    ``inputs``: what every sample and figure depends on, JSON-ready.
+    """
 
     request: SearchRequest
     plan: Plan
@@ -72,6 +75,7 @@ class Prepared:
     dtype: torch.dtype
     size: Size
     guidance: float
+    inputs: Mapping[str, Any]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,26 +113,6 @@ class Prepared:
         accelerator = self.names.index(ACCELERATOR)
         return Ask(tuple(jobs), self.preset, evaluations, len(self.names), accelerator, self.guidance)
 
-    def inputs(self) -> dict[str, Any]:
-        """What every sample and figure depends on, JSON-ready; reads the files where their hashes are not known."""
-        request, plan = self.request, self.plan
-        hashes = {key: sha256_of(source.files, known=source.sha256) for key, source in plan.sources.items()}
-        named = {f"terms.{number}": name for number, name in enumerate(self.names)}
-        prompts = hashlib.sha256("\n".join(request.prompts).encode()).hexdigest()
-        return {
-            **{key.replace(key[:7], named[key[:7]]) if key[:7] in named else key: sha for key, sha in hashes.items()},
-            "block weights": {term.name: dict(term.weights.factors) for term in plan.terms},
-            "prompts": f"{len(request.prompts)}, sha256 {prompts}",
-            "seeds": f"{request.seeds} from {request.seed}",
-            "size": f"{self.size[0]}x{self.size[1]}",
-            "sampling": self.preset.as_dict(),
-            "guidance": self.guidance,
-            "teacher": f"{DPM}, {TEACHER_STEPS} steps",
-            "objective": request.objective,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.device.type,
-        }
-
 
 def prepare(request: SearchRequest, warn: Callable[[str], None]) -> Prepared:
     """Plan the merge and choose how to draw; what is on the Hub is downloaded.
@@ -154,7 +138,31 @@ def prepare(request: SearchRequest, warn: Callable[[str], None]) -> Prepared:
     device, dtype = pick_device(request.device, request.dtype)
     plan.fetch()
     size = request.size or native_size(configs)
-    return Prepared(request, plan, configs, preset, known[request.objective], device, dtype, size, guidance)
+    inputs = {
+        **_hashes(plan),
+        "block weights": {term.name: dict(term.weights.factors) for term in plan.terms},
+        "prompts": f"{len(request.prompts)}, sha256 {hashlib.sha256(repr(request.prompts).encode()).hexdigest()}",
+        "seeds": f"{request.seeds} from {request.seed}",
+        "size": f"{size[0]}x{size[1]}",
+        "sampling": preset.as_dict(),
+        "guidance": guidance,
+        "teacher": f"{DPM}, {TEACHER_STEPS} steps",
+        "objective": request.objective,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device.type,
+    }
+    return Prepared(request, plan, configs, preset, known[request.objective], device, dtype, size, guidance, inputs)
+
+
+def _hashes(plan: Plan) -> dict[str, str]:
+    """``base``, ``style``, ``style.base`` → sha256; files are read where it is not known."""
+    found = {}
+    for key, source in plan.sources.items():
+        kind, _, rest = key.partition(".")
+        number, _, of = rest.partition(".")
+        name = kind if kind == "base" else ".".join(filter(None, (plan.terms[int(number)].name, of)))
+        found[name] = sha256_of(source.files, known=source.sha256)
+    return found
 
 
 def _check_axes(request: SearchRequest, plan: Plan) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 from lcmmerge import __version__
@@ -56,7 +55,7 @@ class Result:
             "objective": self.prepared.request.objective,
             **self.scored.as_dict(),
             "command": self.command,
-            "inputs": self.prepared.inputs(),
+            "inputs": dict(self.prepared.inputs),
             "prompts": list(self.prepared.request.prompts),
             "way": self.way and self.way.as_dict(),
             "diagnostics": [found.as_dict() for found in self.diagnostics],
@@ -68,6 +67,32 @@ class Result:
         text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         replace_with(work / JSON, text.encode())
         replace_with(work / CSV, _csv(self.scored.rows, self.prepared.names).encode())
+
+    def write_sheet(
+        self, drawn: Sequence[Drawn], ask: Ask, pipeline: Pipeline, set_vae: Callable[[Strengths], None]
+    ) -> None:
+        """The same two jobs of every drawing. ``set_vae``: makes the pipeline's VAE a cell's. Raises OutputError."""
+        jobs = sorted({0, len(ask.jobs) - 1})
+
+        def tile(one: Drawn | None) -> Tile | None:
+            if one is None or one.latents is None:
+                return None
+            set_vae(one.drawing.strengths)
+            is_best = one.drawing.kind == CELL and one.drawing.strengths == self.scored.best.strengths
+            return Tile(self._caption(one), decode(pipeline, one.latents[jobs]), is_best)
+
+        beside: list[Drawn | None] = [one for one in drawn if one.drawing.kind in (TEACHER, BASELINE, CONTROL)]
+        cells = {one.drawing.strengths: one for one in drawn if one.drawing.kind == CELL}
+        rows = [beside, *_arranged(cells, ask)]
+        replace_with(self.prepared.request.work / SHEET, sheet([[tile(one) for one in row] for row in rows]))
+
+    def _caption(self, one: Drawn) -> str:
+        """In ASCII: Pillow's own font has no more."""
+        drawing = one.drawing
+        if drawing.kind != CELL:
+            return f"{drawing.kind}: {drawing.manner}"
+        pairs = zip(self.prepared.names, drawing.strengths, strict=True)
+        return ", ".join(f"{name} {strength:.3g}" for name, strength in pairs)
 
 
 def _csv(rows: Sequence[Row], names: Sequence[str]) -> str:
@@ -91,38 +116,13 @@ def _cells(estimate: Estimate | None) -> Sequence[object]:
     return estimate.as_list() if estimate else ["", "", ""]
 
 
-def write_sheet(
-    work: Path, drawn: Sequence[Drawn], ask: Ask, best: Row, pipeline: Pipeline, set_vae: Callable[[Strengths], None]
-) -> None:
-    """``set_vae``: makes the pipeline's VAE a cell's. The same two jobs of every cell. Raises OutputError."""
-    jobs = sorted({0, len(ask.jobs) - 1})
-
-    def tile(one: Drawn, caption: str) -> Tile | None:
-        if one.latents is None:
-            return None
-        set_vae(one.drawing.strengths)
-        is_best = one.drawing.kind == CELL and one.drawing.strengths == best.strengths
-        return Tile(caption, decode(pipeline, one.latents[jobs]), is_best)
-
-    beside = [tile(one, f"{one.drawing.kind}: {one.drawing.manner}") for one in drawn if one.drawing.kind in (TEACHER, BASELINE, CONTROL)]
-    cells = {one.drawing.strengths: one for one in drawn if one.drawing.kind == CELL}
+def _arranged(cells: Mapping[Strengths, Drawn], ask: Ask) -> list[list[Drawn | None]]:
+    """By the accelerator's λ, a column for each, and the others'; where that is no grid, in order."""
     columns = sorted({strengths[ask.accelerator] for strengths in cells})
-    others = sorted({ask.without_accelerator(strengths) for strengths in cells})
-    if len(columns) * len(others) > 2 * len(cells):  # no grid: in the order of their λs
-        tiles = [tile(cells[strengths], _caption(strengths)) for strengths in sorted(cells)]
-        side = max(4, round(len(tiles) ** 0.5))
-        rows = [tiles[begin : begin + side] for begin in range(0, len(tiles), side)]
-    else:
-        rows = [
-            [
-                tile(found, _caption(found.drawing.strengths)) if found else None
-                for value in columns
-                for found in [cells.get((*other[: ask.accelerator], value, *other[ask.accelerator + 1 :]))]
-            ]
-            for other in others
-        ]
-    replace_with(work / SHEET, sheet([beside, *rows]))
-
-
-def _caption(strengths: Strengths) -> str:
-    return "λ " + "  ".join(f"{strength:.3g}" for strength in strengths)
+    rows = sorted({ask.without_accelerator(strengths) for strengths in cells})
+    if len(columns) * len(rows) > 2 * len(cells):
+        inorder = [cells[strengths] for strengths in sorted(cells)]
+        side = max(4, round(len(inorder) ** 0.5))
+        return [[*inorder[begin : begin + side]] for begin in range(0, len(inorder), side)]
+    before, after = slice(ask.accelerator), slice(ask.accelerator + 1, None)
+    return [[cells.get((*row[before], value, *row[after])) for value in columns] for row in rows]

@@ -19,7 +19,7 @@ from lcmmerge.search.field import Field, reached
 from lcmmerge.search.objectives import objectives
 from lcmmerge.search.order import Strengths, ordered
 from lcmmerge.search.request import Prepared, SearchRequest, prepare
-from lcmmerge.search.results import Result, write_sheet
+from lcmmerge.search.results import Result
 from lcmmerge.search.score import score
 from lcmmerge.search.store import Store
 from lcmmerge.search.study import Study, compared
@@ -33,9 +33,9 @@ def search(request: SearchRequest, output: Output = Output(quiet=True)) -> Resul
     that cannot be used, a grid of which nothing could be drawn.
     """
     prepared = prepare(request, output.warn)
-    inputs = prepared.inputs()
-    store = Store(request.work / "latents", inputs)
-    trials = Trials(request.work, prepared.url, inputs, prepared.bounds, maximise=prepared.objective.maximise)
+    store = Store(request.work / "latents", prepared.inputs)
+    maximise = prepared.objective.maximise
+    trials = Trials(request.work, prepared.url, prepared.inputs, prepared.bounds, maximise=maximise)
     try:
         return _run(prepared, store, trials, output)
     finally:
@@ -73,5 +73,5 @@ def _run(prepared: Prepared, store: Store, trials: Trials, output: Output) -> Re
         if any(row.component == "vae" for row in plan.coverage):
             way().set(strengths)
 
-    write_sheet(request.work, drawn, ask, scored.best, pipeline, set_vae)
+    result.write_sheet(drawn, ask, pipeline, set_vae)
     return result

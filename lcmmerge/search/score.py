@@ -21,11 +21,11 @@ Values = Mapping[str, Tensor]  # figure → [1 + resamples], what was measured f
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One drawing, scored. ``manner``: scheduler, steps, guidance. ``evaluations``: of the U-Net per image. ``control``: a cell without the accelerator.
+    """One drawing, scored. ``manner``: steps and guidance. ``evaluations``: of the U-Net per image.
 
-    ``score``: the mean of ``figures``, each z-scored over the cells, lower is better. ``style``: retention of the
-    style, apart from it, and lower is better. ``ties``: not shown to be worse than the best cell. ``front``: no cell
-    is better in both.
+    ``control``: without the accelerator. ``score``: the mean of ``figures``, each z-scored over the cells; ``style``:
+    how far the style is off, apart from it. Lower is better in both. ``ties``: not shown to be worse than the best
+    cell. ``front``: no cell is better in both.
     """
 
     kind: str

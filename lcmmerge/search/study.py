@@ -97,7 +97,10 @@ class Study:
         A cell whose weights or images are NaN fails, and the study goes on. What an earlier run or another process
         did is among what is returned. Raises OutputError, LcmMergeError.
         """
-        found = [self._shared(drawing) for drawing in compared(self.ask)]
+        found = []
+        for drawing in compared(self.ask):
+            found.append(self._shared(drawing))
+            self.done(found[-1])
         worth = _Worth.of(self.objective, found)
         self.trials.queue(cells, sampled)
         for claims in self.trials.claims(lambda: self.way().at_once):
@@ -109,7 +112,7 @@ class Study:
                 raise
         for cell in self.trials.finished():
             drawing = self.ask.cell(cell.strengths)
-            found.append(Drawn(drawing, self.store.get(drawing), cell.fault))
+            found.append(Drawn(drawing, None, cell.fault) if cell.fault else self._shared(drawing))
         known = {one.drawing.strengths for one in found if one.drawing.kind == CELL}
         return [one for one in found if one.drawing.kind != CONTROL or one.drawing.strengths not in known]
 
@@ -117,9 +120,7 @@ class Study:
         """Drawn once, whatever number of processes ask for it."""
         with self.store.held(drawing):
             latents = self.store.get(drawing)
-            drawn = Drawn(drawing, latents) if latents is not None else self._kept(next(self.way()([drawing])))
-        self.done(drawn)
-        return drawn
+            return Drawn(drawing, latents) if latents is not None else self._kept(next(self.way()([drawing])))
 
     def _draw(self, cells: Sequence[Strengths]) -> list[Drawn]:
         """What a killed run drew and did not come to tell is taken from the store."""

@@ -56,7 +56,7 @@ class Trials:
         import optuna
 
         optuna.logging.set_verbosity(logging.ERROR)
-        self._url, self._bounds, self._worker = url, bounds, Worker(work)
+        self._url, self._bounds = url, bounds
         self._guard = FileLock(work / ".study.lock")
         wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
         with self._guard, self._faults():
@@ -68,6 +68,7 @@ class Trials:
             )
             self._check(inputs)
             self._study.sampler = _sampler(len(self._study.get_trials(deepcopy=False)))
+        self._worker = Worker(work)
 
     def queue(self, cells: Sequence[Strengths], sampled: int = 0) -> None:
         """Put what nobody did or does yet into the queue: ``cells`` in order, then ``sampled`` for Optuna to choose."""

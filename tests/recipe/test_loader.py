@@ -72,8 +72,8 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         "line 15: fuse.seed: wants a whole number, not 1.5",
         "line 16: matrx: unknown key; did you mean 'matrix'?",
         "line 17: export: this version of lcmmerge has no such section yet",
-        "line 18: on: unknown key; the keys are version, description, sources, fuse, matrix, generate, "
-        "check, publish",
+        "line 18: on: unknown key; the keys are version, description, sources, fuse, matrix, search, "
+        "generate, check, publish",
         "line 19: check.coverage.min: wants a number, not 'x'",
         "line 19: check.coverage.mn: unknown key; did you mean 'min'?",
         r"line 20: publish: 'owner/repo' is not of the form ^hf://[\w.-]+/[\w.-]+$",

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from lcmmerge.errors import LcmMergeError, NotFoundError
 from lcmmerge.merge.request import Request
 from lcmmerge.search.request import SearchRequest, prepare
 from lcmmerge.search.run import search
+from lcmmerge.search.store import Store
 from lcmmerge.search.study import CELL, compared
 
 GRID = {"style": (0.5, 1.0), "lcm": (0.5, 1.0)}
@@ -48,6 +51,13 @@ def finished(files, tmp_path_factory):
 @pytest.fixture
 def asked(files, tmp_path):
     return request(files("sd1"), tmp_path)
+
+
+@pytest.fixture
+def begun(asked, finished):
+    """What cells are compared with is drawn already."""
+    shutil.copytree(finished[0].work / "latents", asked.work / "latents")
+    return asked
 
 
 def request(inputs, folder):
@@ -108,27 +118,43 @@ def test_baselines_never_evaluate_more_often_than_a_cell(asked):
         assert [(one.preset.steps, one.preset.guidance) for one in compared(ask)[3:]] == expected
 
 
-def test_a_cell_is_the_same_whatever_is_drawn_beside_it(finished, tmp_path):
+def test_a_cell_is_the_same_whatever_is_drawn_beside_it(finished, begun):
     asked, _ = finished
-    one = replace(asked, work=tmp_path / "one", axes={"style": (0.5,), "lcm": (1.0,)}, batch=1)
-    search(one)
-    found, alone = ({path.name: load_file(path)["latents"] for path in stored(work)} for work in (asked.work, one.work))
-    assert len(alone) == 6
-    for name, latents in alone.items():
-        assert torch.allclose(latents, found[name], rtol=1e-4, atol=1e-4)
+    prepared = prepare(asked, pytest.fail)
+    path = Store(begun.work / "latents", prepared.inputs).path(prepared.ask(1).cell((0.5, 1.0)))
+    expected = load_file(path)["latents"]
+    path.unlink()
+    search(replace(begun, axes={"style": (0.5,), "lcm": (1.0,)}, batch=1))
+    assert torch.allclose(load_file(path)["latents"], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_cell_that_cannot_be_drawn_fails_and_the_others_do_not(asked):
-    result = search(replace(asked, axes={"lcm": (1.0, 1e38)}))
+def test_a_planted_rescaling_is_found(finished, tmp_path):
+    """An LCM-LoRA stored at twice its strength scores at half the λ what it scored, and is chosen there."""
+    asked, result = finished
+    tensors = load_file(asked.merge.lcm)
+    doubled = {name: 2 * tensor for name, tensor in tensors.items() if name.endswith("lora_up.weight")}
+    lcm = edited(Path(asked.merge.lcm), tmp_path / "doubled.safetensors", **doubled)
+    axes = GRID | {"lcm": tuple(value / 2 for value in GRID["lcm"])}
+    planted = search(replace(asked, merge=replace(asked.merge, lcm=str(lcm)), axes=axes, work=tmp_path / "planted"))
+
+    before, after = (
+        {row.strengths: row.score.value for row in found.scored.rows if row.kind == CELL} for found in (result, planted)
+    )
+    assert {(style, 2 * lcm): score for (style, lcm), score in after.items()} == pytest.approx(before, abs=1e-2)
+    assert min(after, key=after.get)[1] == min(before, key=before.get)[1] / 2 > 0
+
+
+def test_a_cell_that_cannot_be_drawn_fails_and_the_others_do_not(begun):
+    result = search(replace(begun, axes={"lcm": (1.0, 1e38)}))
     assert faults(result).keys() == {(1.0, 1e38)}
     assert result.scored.best.strengths == (1.0, 1.0)
-    before = stored(asked.work)
-    assert faults(search(replace(asked, axes={"lcm": (1.0, 1e38)}))) == faults(result)
-    assert stored(asked.work) == before
+    before = stored(begun.work)
+    assert faults(search(replace(begun, axes={"lcm": (1.0, 1e38)}))) == faults(result)
+    assert stored(begun.work) == before
 
 
-def test_optuna_chooses_cells_within_the_axes_and_goes_on(asked):
-    asked = replace(asked, axes={"style": (0.8,), "lcm": (0.5, 1.0)}, optimize=2)
+def test_optuna_chooses_cells_within_the_axes_and_goes_on(begun):
+    asked = replace(begun, axes={"style": (0.8,), "lcm": (0.5, 1.0)}, optimize=2)
     cells = {row.strengths for row in search(asked).scored.rows if row.kind == CELL}
     assert len(cells) == 3 + 2  # the grid with its control, and two chosen
     assert all(style == 0.8 and 0 <= lcm <= 1 for style, lcm in cells)
@@ -174,36 +200,33 @@ def test_faults(change, said, asked):
     assert "\n" not in caught.value.message
 
 
-def test_killed_it_goes_on_and_draws_nothing_twice(asked):
-    wide = replace(asked, axes=GRID | {"lcm": tuple(number / 20 for number in range(1, 21))})
-    with child(wide) as process:
-        until(lambda: len(stored(asked.work)) > 6)
-        process.send_signal(signal.SIGKILL)
-    before = stored(asked.work)
-    kept = tuple(number / 20 for number in range(1, 4))
-    running = sqlite3.connect(asked.work / "study.db").execute("SELECT COUNT(*) FROM trials WHERE state = 'RUNNING'")
-    assert running.fetchone()[0] <= wide.batch
-    with sqlite3.connect(asked.work / "study.db") as database:  # so that the test ends: most of the grid is forgotten
-        database.execute("UPDATE trials SET state = 'FAIL' WHERE state = 'WAITING'")
-    result = search(replace(wide, axes=GRID | {"lcm": kept}))
-    after = stored(asked.work)
-    assert after.items() >= before.items()
-    cells = [row.strengths for row in result.scored.rows if row.kind == CELL]
-    assert len(cells) == len(set(cells))
-    assert set(cells) >= {(style, lcm) for style in GRID["style"] for lcm in kept}
-    assert not faults(result)
-
-
-def test_two_processes_share_the_cells(asked):
-    """Every cell is drawn once, by one of them, and both see all."""
+def test_two_processes_share_the_cells_and_one_is_killed(asked):
+    """The other draws what it left, and nothing that it finished."""
     axes = {"style": (0.5, 1.0), "lcm": tuple(number / 10 for number in range(1, 9))}
     with child(asked, axes=axes, batch=2) as one, child(asked, axes=axes, batch=2) as other:
-        ends = [process.communicate(timeout=200)[0] for process in (one, other)]
-    assert [process.returncode for process in (one, other)] == [0, 0]
-    assert ends[0] == ends[1] == "21\n"  # 18 cells, and what they are compared with: (1.0, 0.0) is one of them
-    database = sqlite3.connect(asked.work / "study.db")
-    trials = database.execute("SELECT state, COUNT(*) FROM trials GROUP BY state").fetchall()
-    assert dict(trials)["COMPLETE"] == 18
-    workers = database.execute("SELECT COUNT(DISTINCT value_json) FROM trial_user_attributes WHERE key = 'worker'")
-    assert workers.fetchone() == (2,)
-    assert not list((asked.work / "latents").glob(".*"))
+        until(lambda: len(workers(asked)) == 2 and len(stored(asked.work)) > 6)
+        one.send_signal(signal.SIGKILL)
+        before = stored(asked.work)
+        out = other.communicate(timeout=200)[0]
+    assert (other.returncode, out) == (0, "21\n")  # 18 cells, and three that they are compared with
+    assert stored(asked.work).items() >= before.items()
+    assert dict(recorded(asked, "SELECT state, COUNT(*) FROM trials GROUP BY state"))["COMPLETE"] == 18
+    assert not list(asked.work.rglob(".*partial")) + list(asked.work.rglob("*.worker"))
+    after = stored(asked.work)
+    result = search(replace(asked, axes=axes))
+    assert result.way is None
+    assert len(result.scored.rows) == 21
+    assert stored(asked.work) == after
+
+
+def workers(asked):
+    query = "SELECT DISTINCT value_json FROM trial_user_attributes WHERE key = 'worker'"
+    return recorded(asked, query) if (asked.work / "study.db").exists() else []
+
+
+def recorded(asked, query):
+    with closing(sqlite3.connect(asked.work / "study.db", timeout=60)) as database:
+        try:
+            return database.execute(query).fetchall()
+        except sqlite3.OperationalError:  # its tables are not there yet
+            return []
