@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pico import lcm_lora, pico, style_lora
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -56,6 +57,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def studio(tmp_path: Path) -> Path:
+    """The same names for a smaller model, with prompts and photos."""
+    pico("sd1").folder(tmp_path / "base")
+    pico("sd1").folder(tmp_path / "fast")
+    style_lora(tmp_path / "style.safetensors", "sd1")
+    lcm_lora(tmp_path / "lcm.safetensors", "sd1")
+    (tmp_path / "prompts.txt").write_text("a fox\na hat\n")
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        Image.new("RGB", (64, 64), (60 * number, 90, 120)).save(tmp_path / "photos" / f"{number}.png")
+        (tmp_path / "photos" / f"{number}.txt").write_text("a square")
+    return tmp_path
+
+
 def run(folder: Path, *command: str, text: str = "") -> subprocess.CompletedProcess[str]:
     env = os.environ | {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
@@ -82,6 +98,18 @@ def test_your_own_files(folder: Path) -> None:
     commands = next(block for block in blocks("sh") if "--dry-run" in block)
     shown = run(folder, "-c", RUN, text=commands).stdout
     assert shown.count("$ lcmmerge") == len(commands.splitlines()) > 5
+
+
+def test_drawing_searching_and_distilling(studio: Path) -> None:
+    """Trainings of two steps."""
+    commands = next(block for block in blocks("sh") if "train-style" in block).splitlines()
+    short = " --steps 2 --batch 2 --rank 2 --resolution 64 --device cpu"
+    trained = [line for line in commands if "--data" in line]
+    lines = [line.partition("#")[0] + short if line in trained else line for line in commands]
+    shown = run(studio, "-c", RUN, text="\n".join(lines)).stdout
+    assert shown.count("$ lcmmerge") == len(commands)
+    written = ("own-lcm.safetensors", "own-style.safetensors", "study/sheet.png", "images/0000-0.png")
+    assert all((studio / name).is_file() for name in written)
 
 
 def test_the_result_draws(folder: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,9 @@ from lcmmerge.output import Output, size
 if TYPE_CHECKING:
     from lcmmerge.recipe.manifest import Manifest
     from lcmmerge.recipe.runner import Prepared
+
+
+FEW = 3  # files that are named one by one
 
 
 @click.command(short_help="Make what a recipe says, or the part of it that is not made yet.")
@@ -75,7 +80,19 @@ def _show_plan(prepared: Prepared, target: str | None, output: Output) -> None:
 
 
 def _show(prepared: Prepared, manifest: Manifest, out: Path, output: Output) -> None:
-    rows = [(step.name, "done now" if step.due else "was done", ", ".join(manifest.steps[step.name].outputs))
+    rows = [(step.name, "done now" if step.due else "was done", _gathered(list(manifest.steps[step.name].outputs)))
             for step in prepared.steps]  # fmt: skip
     output.table("", ("step", "state", "files"), rows)
+    for name, record in manifest.steps.items():
+        if "verdict" in record.figures:
+            best = ", ".join(f"{term} {strength:g}" for term, strength in record.figures["best"].items())
+            output.text("\n".join([f"{name}: λ {best}", *(f"  {line}" for line in record.figures["verdict"])]))
     output.text(str(out))
+
+
+def _gathered(files: Sequence[str]) -> str:
+    """The files, or their folder and their number where they are many."""
+    if len(files) <= FEW:
+        return ", ".join(files)
+    folder = Path(os.path.commonpath(files)).as_posix()
+    return f"{folder}/  {len(files)} files"

@@ -55,7 +55,7 @@ def _begin(request: SearchRequest, output: Output) -> None:
     """Remove a study of other inputs: this one takes its place."""
     from lcmmerge.search.request import prepare
 
-    inputs = json.dumps(prepare(request, output.warn).inputs(), indent=2, sort_keys=True)
+    inputs = json.dumps(prepare(request, output.warn).inputs, indent=2, sort_keys=True)
     begun = request.work / INPUTS
     if begun.exists() and begun.read_text("utf-8") == inputs:
         return

@@ -158,7 +158,7 @@ def _empty_modules(model: Model, configs: Path) -> dict[str, nn.Module]:
 
 def _fill(module: nn.Module, component: str, model: Model, dtype: torch.dtype, read: Read) -> None:
     """Give the module its weights; of ours and its own parameters none may be left over."""
-    own = {_canonical(component, name): (name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
+    own = {canonical(component, name): (name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
     shapes = {name: info.shape for name, info in model.leftovers.items()}  # a full LCM's `cond_proj` is one of them
     shapes |= {name: parameter.shape for name, parameter in model.parameters.items()}
     ours = {name for name in model.parameters if name.startswith(f"{component}.")}
@@ -167,7 +167,7 @@ def _fill(module: nn.Module, component: str, model: Model, dtype: torch.dtype, r
     module.load_state_dict({name: read(ours).to(dtype) for ours, (name, _) in own.items()}, assign=True)
 
 
-def _canonical(component: str, name: str) -> str:
+def canonical(component: str, name: str) -> str:
     """transformers 5 leaves a prefix away that its files have."""
     shortened = name.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
     return f"{component}.text_model.{name}" if shortened else f"{component}.{name}"

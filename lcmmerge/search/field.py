@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from lcmmerge.merge import arithmetic
 from lcmmerge.merge.changes import Change
 from lcmmerge.merge.plan import Piece, Plan
-from lcmmerge.sample.load import Pipeline
-from lcmmerge.sample.load import _canonical as canonical
+from lcmmerge.sample.load import Pipeline, canonical
 from lcmmerge.search.order import Strengths, changed
 
 

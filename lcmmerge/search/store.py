@@ -87,16 +87,18 @@ class Worker:
         self._lock.release()
         self._path(self.name).unlink(missing_ok=True)
 
-    def lives(self, name: str) -> bool | None:
-        """None where its folder is not ours, so that nobody here can tell."""
-        path = self._path(name)
-        if not path.exists():
-            return None
-        try:
-            with FileLock(path).acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
+    def others(self) -> dict[str, bool]:
+        """The other processes that began here and did not say that they ended → whether they live."""
+        found = {}
+        for path in self._folder.glob(self._path("*").name):
+            name = path.name.removeprefix(".").removesuffix(".worker")
+            if name != self.name:
+                try:
+                    with FileLock(path).acquire(timeout=0):
+                        found[name] = False
+                except Timeout:
+                    found[name] = True
+        return found
 
     def forget(self, name: str) -> None:
         """Of a dead one."""

@@ -104,12 +104,8 @@ class Study:
         worth = _Worth.of(self.objective, found)
         self.trials.queue(cells, sampled)
         for claims in self.trials.claims(lambda: self.way().at_once):
-            try:
-                for claim, drawn in zip(claims, self._draw([claim.strengths for claim in claims]), strict=True):
-                    self._tell(claim, drawn, worth)
-            except BaseException:
-                self.trials.give_back(claims)
-                raise
+            for claim, drawn in zip(claims, self._draw([claim.strengths for claim in claims]), strict=True):
+                self._tell(claim, drawn, worth)
         for cell in self.trials.finished():
             drawing = self.ask.cell(cell.strengths)
             found.append(Drawn(drawing, None, cell.fault) if cell.fault else self._shared(drawing))

@@ -68,7 +68,7 @@ class Trials:
             )
             self._check(inputs)
             self._study.sampler = _sampler(len(self._study.get_trials(deepcopy=False)))
-        self._worker = Worker(work)
+            self._worker = Worker(work)
 
     def queue(self, cells: Sequence[Strengths], sampled: int = 0) -> None:
         """Put what nobody did or does yet into the queue: ``cells`` in order, then ``sampled`` for Optuna to choose."""
@@ -110,12 +110,6 @@ class Trials:
             claim.trial.set_user_attr("fault", fault)
             self._give_up(claim.trial)
 
-    def give_back(self, claims: Sequence[Claim]) -> None:
-        """This process was stopped: the cells are to be drawn by another, or later."""
-        with self._faults():
-            for claim in claims:
-                self._study.tell(claim.trial, state=_failed(), skip_if_finished=True)
-
     def finished(self) -> list[Finished]:
         """Every cell that is done, in the order of its trials, each once."""
         with self._faults():
@@ -125,7 +119,14 @@ class Trials:
         return [Finished(strengths, fault) for strengths, fault in found.items()]
 
     def close(self) -> None:
-        self._worker.close()
+        """What this process took and did not finish is to be drawn by another, or later."""
+        try:
+            with self._guard, self._faults():
+                for trial in self._in_state("RUNNING"):
+                    if trial.user_attrs.get("worker") == self._worker.name:
+                        self._queue_again(trial)
+        finally:
+            self._worker.close()
 
     def _any_waiting(self) -> bool:
         with self._faults():
@@ -149,24 +150,26 @@ class Trials:
         """Whether another process here is still drawing; what a dead one took is queued again."""
         with self._guard, self._faults():
             self._bury()
+            known = self._worker.others()
             running = self._in_state("RUNNING")
-            return bool(self._in_state("WAITING")) or any(
-                self._worker.lives(trial.user_attrs.get("worker", "")) is not None or _is_new(trial)
-                for trial in running
-            )
+            here = any(trial.user_attrs.get("worker") in known or _is_new(trial) for trial in running)
+            return here or bool(self._in_state("WAITING"))
 
     def _bury(self) -> None:
         """Queue again what processes took that are no more."""
-        running = self._in_state("RUNNING")
-        workers = {trial.user_attrs["worker"] for trial in running if "worker" in trial.user_attrs}
-        dead = {name for name in workers if self._worker.lives(name) is False}
-        for trial in running:
+        dead = {name for name, lives in self._worker.others().items() if not lives}
+        for trial in self._in_state("RUNNING"):
             worker = trial.user_attrs.get("worker")
             if worker in dead or (worker is None and not _is_new(trial)):
-                self._study.tell(trial.number, state=_failed())
-                self._enqueue({key: trial.user_attrs[key] for key in ("cell", "sampled") if key in trial.user_attrs})
+                self._queue_again(trial)
         for name in dead:
             self._worker.forget(name)
+
+    def _queue_again(self, trial: FrozenTrial) -> None:
+        self._study.tell(trial.number, state=_failed())
+        kept: dict[str, Any] = {key: value for key, value in trial.user_attrs.items() if key in ("cell", "sampled")}
+        if kept:
+            self._enqueue(kept)
 
     def _enqueue(self, attributes: dict[str, Any]) -> None:
         """``cell``: its λs; ``sampled``: Optuna chooses them."""

@@ -2,21 +2,21 @@
 
 import pytest
 import torch
-from sampling import BOTH, pipeline, preset, several
+from sampling import BOTH, preset, several
 from searching import ADAPTERS, adapter, field_of
 
 from lcmmerge.sample.draw import draw
 from lcmmerge.sample.encode import Encoder
 from lcmmerge.search.batched import CellEncoder, CellJob, PerSample, obstacle
 
-CELLS = [(0.5, 1.0), (1.0, 0.0), (0.0, 0.7), (-0.4, 1.2)]
+CELLS = [(0.5, 1.0), (-0.4, 0.0), (0.0, 0.7)]
 
 
 def latents(pipe, jobs, chosen, batch, encoder):
     return torch.stack([drawn.latents for drawn in draw(pipe, jobs, chosen, batch, wanted=BOTH, encoder=encoder)])
 
 
-@pytest.mark.parametrize(("name", "guidance", "cells"), [("sd1", 1.0, 4), ("sd1", 3.0, 3), ("sdxl", 1.0, 2)])
+@pytest.mark.parametrize(("name", "guidance", "cells"), [("sd1", 3.0, 3), ("sdxl", 1.0, 2)])
 def test_each_sample_is_of_its_own_cell(name, guidance, cells, files):
     """The style reaches the text encoders too; guidance repeats the batch; the last batch is smaller."""
     field, inputs = field_of(files(name)), files(name)
@@ -27,6 +27,7 @@ def test_each_sample_is_of_its_own_cell(name, guidance, cells, files):
         field.set(cell)
         expected[cell] = latents(field.pipeline, jobs, chosen, 2, Encoder(field.pipeline))
     field.set((0.0, 0.0))
+    before = latents(field.pipeline, jobs[:1], chosen, 1, Encoder(field.pipeline))
     hooks = PerSample(field)
     asked = [CellJob(job.prompt, "", job.seed, *job.size, cell) for job in jobs for cell in CELLS[:cells]]
     found = latents(field.pipeline, asked, chosen, 3, CellEncoder(field, hooks))
@@ -35,9 +36,7 @@ def test_each_sample_is_of_its_own_cell(name, guidance, cells, files):
         assert (one - right).norm() <= 1e-5 * right.norm()
     assert (expected[CELLS[0]] - expected[CELLS[1]]).norm() > 1e-2 * expected[CELLS[0]].norm()
     hooks.close()
-    base = pipeline(inputs.base("fp32"), inputs.folder())
-    without = latents(field.pipeline, jobs, chosen, 2, Encoder(field.pipeline))
-    assert torch.equal(without, latents(base, jobs, chosen, 2, Encoder(base)))
+    assert torch.equal(latents(field.pipeline, jobs[:1], chosen, 1, Encoder(field.pipeline)), before)
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
