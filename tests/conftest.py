@@ -9,10 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+import torch
 from fusing import Files
 from hub import Hub
 
 from lcmmerge.cli import main
+
+
+def pytest_configure() -> None:
+    """One thread for each of xdist's workers, and for the commands that they start: workers are as many as cores."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
 
 
 @dataclass(frozen=True, slots=True)
