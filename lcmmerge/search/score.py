@@ -148,14 +148,14 @@ class _Table:
             }
             styles[index] = _mean([statistic(weights) for statistic in style.measure(one, found[teacher]).values()])
         scored = {index: values for index, values in figures.items() if drawn[index].drawing.kind != FLOOR}
-        floor = next((index for index in found if drawn[index].drawing.kind == FLOOR), teacher)
+        redrawn = next((index for index in found if drawn[index].drawing.kind == FLOOR), teacher)
         unpaired = {
             index: {
                 name: statistic(weights)
-                for name, statistic in objective.measure(found[index], found[floor]).items()
-                if name not in objective.paired
+                for name, statistic in objective.measure(found[index], found[redrawn]).items()
+                if name not in objective.paired or not set(values) - set(objective.paired)
             }
-            for index in scored
+            for index, values in scored.items()
         }
         sign = -1 if objective.maximise else 1
         scores, apart = (
