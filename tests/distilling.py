@@ -14,7 +14,7 @@ from lcmmerge.archs import identify
 from lcmmerge.distill.job import Job
 from lcmmerge.distill.networks import LoraNetworks
 from lcmmerge.distill.noise import Noise
-from lcmmerge.distill.product import Origin
+from lcmmerge.distill.origin import Origin
 from lcmmerge.distill.settings import Settings
 from lcmmerge.tensors import open_source
 

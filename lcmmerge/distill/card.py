@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from lcmmerge import __version__, refs
-
-if TYPE_CHECKING:
-    from lcmmerge.distill.product import Origin
+from lcmmerge.distill.origin import Origin
 
 TAGS = {"lcd": ["lcm"], "lcf": ["lcm"], "diffusion": []}
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lcmmerge.accelerators import Sampling
 from lcmmerge.archs import Model
 from lcmmerge.distill.card import card
 from lcmmerge.distill.networks import FullNetworks, LoraNetworks
+from lcmmerge.distill.origin import Origin
 from lcmmerge.errors import NoEffectError
 from lcmmerge.merge import lorafile
 from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outputs import DIFFUSERS, weights_stem
 from lcmmerge.merge.provenance import IMPLEMENTATIONS
 from lcmmerge.merge.tensors import Read, stored
-from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.staging import Staging
@@ -29,27 +27,6 @@ from lcmmerge.tensors.writer import TensorWriter
 
 PREFIX = "lora_unet_"
 FP16 = DTYPES["F16"]
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """How a product came about. ``command``: that made it; ``repo``: the base's on the Hub, "" for a local one.
-
-    ``facts``: the objective, the settings, the data and the step, JSON-ready, without paths or a clock.
-    ``sampling``: how to draw with the product.
-    """
-
-    command: str
-    base: Model
-    repo: str
-    base_sha256: str
-    facts: Mapping[str, Any]
-    sampling: Sampling
-
-    def recipe(self) -> dict[str, Any]:
-        named = {"name": name_of(self.base.source.path), "sha256": self.base_sha256}
-        named |= {"variant": self.base.source.variant} if self.base.source.variant else {}
-        return {"type": self.command, "base": named, **self.facts}
 
 
 def write_lora(target: Path, networks: LoraNetworks, origin: Origin, *, dtype: DType = FP16) -> int:

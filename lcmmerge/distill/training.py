@@ -22,7 +22,8 @@ from lcmmerge.distill.job import ENOUGH, HELD_OUT, LCD, Job
 from lcmmerge.distill.monitor import Blind, Monitor
 from lcmmerge.distill.networks import FullNetworks, LoraNetworks
 from lcmmerge.distill.objectives import Objective
-from lcmmerge.distill.product import Origin, write_full, write_lora
+from lcmmerge.distill.origin import Origin
+from lcmmerge.distill.product import write_full, write_lora
 from lcmmerge.distill.sampling import Sampler
 from lcmmerge.distill.trainer import Trainer
 from lcmmerge.distill.validate import Validation, validation, write_sheet
