@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,9 @@ from lcmmerge.errors import LcmMergeError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
+HOUR = 3600  # seconds
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -39,19 +41,8 @@ class Output:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int = 0) -> None:
         """A table for people; the last ``numbers`` columns are set flush right."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        if self.as_json or not rows:
-            return
-        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for index, column in enumerate(columns):
-            right = index >= len(columns) - numbers
-            table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
-        for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
-        _console(sys.stdout).print(table)
+        if rows and not self.as_json:
+            _console(sys.stdout).print(_table(title, columns, rows, numbers))
 
     def note(self, text: str) -> None:
         if not self.quiet:
@@ -87,6 +78,66 @@ class Output:
         with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
             task = bar.add_task(title, total=total)
             yield lambda amount: bar.update(task, advance=amount)
+
+    @contextmanager
+    def live(
+        self, title: str, total: int, unit: str
+    ) -> Iterator[Callable[[int, Callable[[], Mapping[str, Any]]], None]]:
+        """As ``progress``, under a table of what is finished: the newest of it that a terminal has room for.
+
+        Yield a function that is told how many more are done, and what makes their row, a value for each column; where
+        there is no terminal no row is made. All columns but the first are set flush right.
+        """
+        from rich.console import Group
+        from rich.live import Live
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        console = _console(sys.stderr)
+        if self.quiet or not console.is_terminal:
+            yield lambda amount, row: None
+            return
+        count, left = (MofNCompleteColumn(), TextColumn(unit)), (TextColumn("left"), TimeRemainingColumn())
+        bar = Progress(
+            TextColumn(title), BarColumn(), *count, TimeElapsedColumn(), *left,
+            console=console, speed_estimate_period=HOUR,  # what is done at once may take minutes
+        )  # fmt: skip
+        task = bar.add_task(title, total=total)
+        rows: list[Mapping[str, Any]] = []
+
+        def shown() -> Group:
+            room = max(1, console.height - 6)
+            columns = list(dict.fromkeys(name for row in rows for name in row))
+            newest = [[row.get(name, "") for name in columns] for row in rows[-room:]]
+            return Group(_table("", columns, newest, len(columns) - 1), bar)
+
+        def done(amount: int, row: Callable[[], Mapping[str, Any]]) -> None:
+            rows.append(row())
+            bar.update(task, advance=amount)
+
+        with Live(console=console, transient=True, get_renderable=shown):
+            yield done
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int) -> Table:
+    """The last ``numbers`` columns are set flush right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        right = index >= len(columns) - numbers
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
 
 
 def _console(stream: Any) -> Console:

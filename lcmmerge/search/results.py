@@ -1,98 +1,79 @@
-"""What a search found, and its files: study.json for programs, trials.csv for tables, sheet.png for the eye."""
+"""The files of what a search found: report.html and sheets for the eye, trials.csv, and study.json for programs."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from io import StringIO
-from typing import Any
+from pathlib import Path
 
-from lcmmerge import __version__
-from lcmmerge.merge.request import Request
 from lcmmerge.sample.load import Pipeline
-from lcmmerge.search.cost import Choice
-from lcmmerge.search.diagnostics import Overlap
+from lcmmerge.search.arrangement import Arrangement, label
 from lcmmerge.search.drawing import Drawn
 from lcmmerge.search.order import Strengths
-from lcmmerge.search.request import Prepared
-from lcmmerge.search.score import Row, Scored
-from lcmmerge.search.sheet import Tile, decode, sheet
+from lcmmerge.search.pictures import Choice, Pictures
+from lcmmerge.search.report import report
+from lcmmerge.search.result import Result
+from lcmmerge.search.score import Row
+from lcmmerge.search.sheet import Tile, sheets
 from lcmmerge.search.statistics import Estimate
-from lcmmerge.search.store import replace_with
-from lcmmerge.search.study import BASELINE, CELL, CONTROL, TEACHER, Ask
-from lcmmerge.search.winner import command, merge_of
+from lcmmerge.search.study import CELL, FLOOR, Ask
+from lcmmerge.tensors.staging import replace_with
 
-VERSION = 1
-JSON, CSV, SHEET = "study.json", "trials.csv", "sheet.png"
+JSON, CSV, REPORT, SHEET = "study.json", "trials.csv", "report.html", "sheet.png"
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """``way``: how cells were drawn; None where all were drawn before."""
+def write(result: Result) -> None:
+    """study.json and trials.csv. Raises OutputError."""
+    work = result.prepared.request.work
+    text = json.dumps(result.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    replace_with(work / JSON, text.encode())
+    replace_with(work / CSV, _csv(result.scored.rows, result.prepared.names).encode())
 
-    prepared: Prepared
-    scored: Scored
-    way: Choice | None
-    diagnostics: tuple[Overlap, ...]
 
-    @property
-    def merge(self) -> Request:
-        """What was searched, at the λs found."""
-        return merge_of(self.prepared.request.merge, self.prepared.plan, self.scored.best.strengths)
+def write_pictures(
+    result: Result, drawn: Sequence[Drawn], ask: Ask, pipeline: Pipeline, set_vae: Callable[[Strengths], None]
+) -> None:
+    """report.html, sheet.png, sheet-2.png, …. ``set_vae``: makes the VAE a cell's. Raises OutputError."""
+    seen = [index for index, one in enumerate(drawn) if one.latents is not None and one.drawing.kind != FLOOR]
+    choice = Choice.of(ask.rungs[0], len(seen), result.prepared.size)  # for which all cells are drawn
+    pictures: dict[int, Pictures] = {}
+    for index in seen:
+        drawing, latents = drawn[index].drawing, drawn[index].latents
+        assert latents is not None
+        set_vae(drawing.strengths)
+        places = [drawing.jobs.index(ask.jobs[job]) for job in choice.jobs]
+        pictures[index] = Pictures.of(pipeline, latents[places], choice)
+    arrangement = Arrangement.of((row.strengths for row in result.scored.rows if row.kind == CELL), ask.accelerator)
+    work = result.prepared.request.work
+    urls = [pictures[index].urls if index in pictures else () for index in range(len(drawn))]
+    replace_with(work / REPORT, report(result, arrangement, choice, urls))
+    found = _sheets(result, arrangement, pictures)
+    for old in work.glob("sheet-*.png"):
+        old.unlink()
+    for number, page in enumerate(found, 1):
+        replace_with(work / (SHEET if number == 1 else f"sheet-{number}.png"), page)
 
-    @property
-    def command(self) -> str:
-        return command(self.merge)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data: what study.json holds."""
-        return {
-            "version": VERSION,
-            "lcmmerge": __version__,
-            "terms": list(self.prepared.names),
-            "objective": self.prepared.request.objective,
-            **self.scored.as_dict(),
-            "command": self.command,
-            "inputs": dict(self.prepared.inputs),
-            "prompts": list(self.prepared.request.prompts),
-            "way": self.way and self.way.as_dict(),
-            "diagnostics": [found.as_dict() for found in self.diagnostics],
-        }
+def _sheets(result: Result, arrangement: Arrangement, pictures: Mapping[int, Pictures]) -> list[bytes]:
+    """Two images of every drawing."""
+    rows = result.scored.rows
 
-    def write(self) -> None:
-        """study.json and trials.csv. Raises OutputError."""
-        work = self.prepared.request.work
-        text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        replace_with(work / JSON, text.encode())
-        replace_with(work / CSV, _csv(self.scored.rows, self.prepared.names).encode())
+    def tile(index: int) -> Tile:
+        row = rows[index]
+        caption = label(result.prepared.names, row.strengths) if row.kind == CELL else f"{row.kind}: {row.manner}"
+        return Tile(caption, pictures[index].thumbnails, row is result.scored.best)
 
-    def write_sheet(
-        self, drawn: Sequence[Drawn], ask: Ask, pipeline: Pipeline, set_vae: Callable[[Strengths], None]
-    ) -> None:
-        """The same two jobs of every drawing. ``set_vae``: makes the pipeline's VAE a cell's. Raises OutputError."""
-        jobs = sorted({0, len(ask.jobs) - 1})
+    tiles = {rows[index].strengths: tile(index) for index in pictures if rows[index].kind == CELL}
+    beside = [tile(index) for index in pictures if rows[index].kind != CELL]
+    return sheets(beside, [[tiles.get(place) if place else None for place in row] for row in arrangement.places])
 
-        def tile(one: Drawn | None) -> Tile | None:
-            if one is None or one.latents is None:
-                return None
-            set_vae(one.drawing.strengths)
-            is_best = one.drawing.kind == CELL and one.drawing.strengths == self.scored.best.strengths
-            return Tile(self._caption(one), decode(pipeline, one.latents[jobs]), is_best)
 
-        beside: list[Drawn | None] = [one for one in drawn if one.drawing.kind in (TEACHER, BASELINE, CONTROL)]
-        cells = {one.drawing.strengths: one for one in drawn if one.drawing.kind == CELL}
-        rows = [beside, *_arranged(cells, ask)]
-        replace_with(self.prepared.request.work / SHEET, sheet([[tile(one) for one in row] for row in rows]))
-
-    def _caption(self, one: Drawn) -> str:
-        """In ASCII: Pillow's own font has no more."""
-        drawing = one.drawing
-        if drawing.kind != CELL:
-            return f"{drawing.kind}: {drawing.manner}"
-        pairs = zip(self.prepared.names, drawing.strengths, strict=True)
-        return ", ".join(f"{name} {strength:.3g}" for name, strength in pairs)
+def files_of(work: Path) -> list[Path]:
+    """What a search wrote into its folder for people and programs."""
+    pages = sorted(work.glob("sheet*.png"), key=lambda path: (len(path.name), path.name))
+    return [work / REPORT, *pages, work / CSV, work / JSON]
 
 
 def _csv(rows: Sequence[Row], names: Sequence[str]) -> str:
@@ -114,15 +95,3 @@ def _csv(rows: Sequence[Row], names: Sequence[str]) -> str:
 
 def _cells(estimate: Estimate | None) -> Sequence[object]:
     return estimate.as_list() if estimate else ["", "", ""]
-
-
-def _arranged(cells: Mapping[Strengths, Drawn], ask: Ask) -> list[list[Drawn | None]]:
-    """By the accelerator's λ, a column for each, and the others'; where that is no grid, in order."""
-    columns = sorted({strengths[ask.accelerator] for strengths in cells})
-    rows = sorted({ask.without_accelerator(strengths) for strengths in cells})
-    if len(columns) * len(rows) > 2 * len(cells):
-        inorder = [cells[strengths] for strengths in sorted(cells)]
-        side = max(4, round(len(inorder) ** 0.5))
-        return [[*inorder[begin : begin + side]] for begin in range(0, len(inorder), side)]
-    before, after = slice(ask.accelerator), slice(ask.accelerator + 1, None)
-    return [[cells.get((*row[before], value, *row[after])) for value in columns] for row in rows]

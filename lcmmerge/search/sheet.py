@@ -1,20 +1,16 @@
-"""The contact sheet: a row for each λ of the style, a column for each of the accelerator, the teacher beside them."""
+"""Contact sheets: a row for each λ of the style, a column for each of the accelerator, the teacher above them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from math import ceil
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
-
-from lcmmerge.sample.load import Pipeline
 
 GAP, LINE = 8, 16  # pixels
-SIDE = 256  # an image's longer side, at most
-MOST = 12_000  # pixels of the sheet's longer side
+MOST = 8_000  # pixels of a sheet's longer side: one more would be hard to open, and a smaller scale hard to see
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,34 +22,44 @@ class Tile:
     best: bool = False
 
 
-@torch.no_grad()
-def decode(pipeline: Pipeline, latents: Tensor) -> tuple[Image.Image, ...]:
-    """``latents``: [n, C, h, w], as the VAE gets them before its scaling. A VAE in float16 may overflow: in float32."""
-    vae = pipeline.vae
-    own = vae.dtype
-    nn.Module.to(vae, torch.float32)  # diffusers' own would warn
-    scaled = latents.to(vae.device, torch.float32) / vae.config.scaling_factor
-    pixels = torch.cat([vae.decode(one[None], return_dict=False)[0] for one in scaled])
-    nn.Module.to(vae, own)
-    images = pipeline.image_processor.postprocess(pixels.nan_to_num(), output_type="pil")
-    return tuple(image.resize(_fitting(image.size)) for image in images)
+Rows = Sequence[Sequence[Tile | None]]  # None leaves a place empty
 
 
-def sheet(rows: Sequence[Sequence[Tile | None]]) -> bytes:
-    """A PNG; None leaves a place empty."""
-    tiles = [tile for row in rows for tile in row if tile]
+def sheets(beside: Sequence[Tile], cells: Rows) -> list[bytes]:
+    """PNGs, as many as it takes; ``beside`` stands at the top of each."""
+    tiles = [*beside, *(tile for row in cells for tile in row if tile)]
     font = ImageFont.load_default()
     texts = max(int(font.getlength(tile.caption)) for tile in tiles)
     width = max(texts, *(sum(image.width for image in tile.images) for tile in tiles)) + GAP
     height = max(image.height for tile in tiles for image in tile.images) + LINE + GAP
-    columns = max(map(len, rows))
-    whole = Image.new("RGB", (columns * width + GAP, len(rows) * height + GAP), "white")
+    found = []
+    for page in pages(beside, cells, columns=(MOST - GAP) // width, rows=(MOST - GAP) // height):
+        size = max(map(len, page)) * width + GAP, len(page) * height + GAP
+        found.append(_drawn(page, size, width, height))
+    return found
+
+
+def pages(beside: Sequence[Tile], cells: Rows, columns: int, rows: int) -> Iterator[Rows]:
+    """Of at most so many columns and rows of tiles, in parts that are about alike; at least one of each."""
+    wide = _share(max(map(len, cells)), max(1, columns))
+    above = [beside[begin : begin + max(1, columns)] for begin in range(0, len(beside), max(1, columns))]
+    tall = _share(len(cells), max(1, rows - len(above)))
+    for top in range(0, len(cells), tall):
+        for left in range(0, max(map(len, cells)), wide):
+            yield [*above, *(row[left : left + wide] for row in cells[top : top + tall])]
+
+
+def _share(count: int, most: int) -> int:
+    return ceil(count / ceil(count / most))
+
+
+def _drawn(rows: Rows, size: tuple[int, int], width: int, height: int) -> bytes:
+    whole = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(whole)
     for number, row in enumerate(rows):
         for column, tile in enumerate(row):
             if tile:
                 _paste(whole, pen, tile, GAP + column * width, GAP + number * height)
-    whole.thumbnail((MOST, MOST))
     data = BytesIO()
     whole.save(data, "png")
     return data.getvalue()
@@ -68,8 +74,3 @@ def _paste(whole: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, left: int, 
     if tile.best:
         bottom = top + LINE + max(image.height for image in tile.images)
         pen.rectangle((left - 3, top + LINE - 3, right + 2, bottom + 2), outline="red", width=3)
-
-
-def _fitting(size: tuple[int, int]) -> tuple[int, int]:
-    scale = min(1.0, SIDE / max(size))
-    return round(size[0] * scale), round(size[1] * scale)
