@@ -29,6 +29,7 @@ from lcmmerge.sample.jobs import Job
 from lcmmerge.sample.presets import Preset
 from lcmmerge.tensors.blockio import output_error
 from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.tensors.staging import replace_with
 
 # The web UI's names of diffusers' schedulers.
 SAMPLERS = {
@@ -137,16 +138,8 @@ def save(drawn: Drawn, path: Path, preset: Preset, origin: Origin) -> None:
     texts.add_text("lcmmerge", canonical_json(asdict(drawn.job) | manner(preset, origin)))
     data = BytesIO()
     drawn.image.save(data, "png", pnginfo=texts)
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(data.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
-        raise output_error(path, error) from None
+        raise output_error(path.parent, error) from None
+    replace_with(path, data.getvalue())

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from uuid import uuid4
 
 from lcmmerge.errors import OutputError
 from lcmmerge.tensors.blockio import output_error
@@ -66,6 +67,22 @@ class Staging:
             self.target.replace(aside)
         content.replace(self.target)
         _sync(self.target.parent)
+
+
+def replace_with(path: Path, content: bytes) -> None:
+    """All or nothing for what is in memory, also where two processes write the same file. Raises OutputError."""
+    partial = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(path, error) from None
 
 
 def check_target(

@@ -3,7 +3,7 @@
 import pytest
 
 from lcmmerge.errors import OutputError
-from lcmmerge.tensors.staging import Staging, check_target
+from lcmmerge.tensors.staging import Staging, check_target, replace_with
 
 
 def names(folder):
@@ -48,6 +48,18 @@ def test_what_the_disk_refuses_is_an_output_error(tmp_path):
         (staging.folder / "out").write_text("no")
     assert str(tmp_path / "out") in caught.value.message
     assert names(tmp_path) == []
+
+
+def test_what_is_in_memory_replaces_a_file_or_leaves_it(tmp_path):
+    (tmp_path / "out").write_text("old")
+    replace_with(tmp_path / "out", b"new")
+    assert (tmp_path / "out").read_text() == "new"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="Is a directory"):
+        replace_with(tmp_path / "folder", b"new")
+    with pytest.raises(OutputError, match="No such file or directory"):
+        replace_with(tmp_path / "nowhere" / "out", b"new")
+    assert names(tmp_path) == ["folder", "out"]
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
