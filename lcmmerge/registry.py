@@ -14,14 +14,17 @@ from types import MappingProxyType
 
 
 @cache
-def entries(package: str, variable: str) -> MappingProxyType[str, object]:
-    """Name → the value of ``variable``, for each module of ``package`` that has it; sorted by name."""
+def entries(package: str, variable: str, group: str | None = None) -> MappingProxyType[str, object]:
+    """Name → the value of ``variable``, for each module of ``package`` that has it; sorted by name.
+
+    ``group``: of entry points, where it is not named as the package.
+    """
     folder = importlib.import_module(package)
     found: dict[str, object] = {}
     for module_info in pkgutil.iter_modules(folder.__path__):
         module = importlib.import_module(f"{package}.{module_info.name}")
         if hasattr(module, variable):
             found[module_info.name] = getattr(module, variable)
-    for point in entry_points(group=package):
+    for point in entry_points(group=group or package):
         found.setdefault(point.name, point.load())
     return MappingProxyType(dict(sorted(found.items())))

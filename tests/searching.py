@@ -8,15 +8,19 @@ from typing import Any
 import torch
 from adapterfile import write
 from fusing import Files
+from pico import canonical_state
 from torch import Tensor
 
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.request import Request
 from lcmmerge.merge.request import plan as plan_merge
 from lcmmerge.sample.load import Pipeline, load_pipeline
+from lcmmerge.search.blocks import Asked, block_axes
 from lcmmerge.search.field import Field
+from lcmmerge.search.request import SearchRequest
 
 CPU = torch.device("cpu")
+ROUNDING = {"fp32": 2.0**-23, "fp16": 2.0**-10}  # two neighbours' largest distance, relative
 QUERY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"  # 8×8
 OUT = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"  # 32×32, with a bias
 CONV = "lora_unet_up_blocks_1_resnets_0_conv1"  # 32×64×3×3
@@ -80,10 +84,30 @@ def pipeline_of(plan: Plan, configs: Path, dtype: torch.dtype = torch.float32) -
     return load_pipeline(plan.base, configs, dtype, CPU)
 
 
-def field_of(inputs: Files, dtype: str = "fp32", style: Path | None = None, **fields: Any) -> Field:
-    """The pico's field of two terms: its style, or another, and its LCM-LoRA."""
+def field_of(
+    inputs: Files, dtype: str = "fp32", style: Path | None = None, blocks: Asked | None = None, **fields: Any
+) -> Field:
+    """The pico's field of two terms: its style, or another, and its LCM-LoRA; ``blocks``: factors to search."""
     plan = planned(inputs.base(dtype), style or inputs.style, inputs.lcm, **fields)
-    return Field(plan, pipeline_of(plan, inputs.folder()))
+    return Field(plan, pipeline_of(plan, inputs.folder()), block_axes(blocks or {}, plan))
+
+
+def weights(field: Field) -> dict[str, Tensor]:
+    """Canonical name → the live weight."""
+    components = {name: getattr(field.pipeline, name) for name in field.plan.base.components}
+    return canonical_state(components)
+
+
+def assert_baked(found: dict[str, Tensor], expected: dict[str, Tensor], dtype: str) -> None:
+    """Each weight is the baked one or, where a sum's last bit differs, its neighbour in the base's dtype.
+
+    Float32's sums may differ by a few of its bits where W and λD nearly cancel.
+    """
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        tensor = tensor.float()
+        scale = tensor.abs() if dtype == "fp16" else 4 * tensor.abs().max()
+        assert bool(((found[name] - tensor).abs() <= ROUNDING[dtype] * scale + 1e-7).all()), name
 
 
 def state(pipeline: Pipeline, components: tuple[str, ...] = ("unet", "vae", "text_encoder")) -> dict[str, Tensor]:
@@ -95,3 +119,10 @@ def state(pipeline: Pipeline, components: tuple[str, ...] = ("unet", "vae", "tex
     }
 
 
+
+
+def requested(inputs: Files, folder: Path, **fields: Any) -> SearchRequest:
+    """The smallest search of a pico: two prompts, one step, four cells."""
+    merge = Request(str(inputs.folder("fp32")), style=str(inputs.style), lcm=str(inputs.lcm), accelerator="lcm")
+    asked = {"axes": {"style": (0.5, 1.0), "lcm": (0.5, 1.0)}, "steps": 1, "seeds": 1, "size": (64, 64), "guidance": 1}
+    return SearchRequest(merge, folder / "work", ("a fox", "a hat"), **(asked | fields))  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -14,11 +15,13 @@ from lcmmerge.sample import quiet_libraries
 
 if TYPE_CHECKING:
     from lcmmerge.merge.request import Request
-    from lcmmerge.search.results import Result
+    from lcmmerge.search.blocks import Factors
+    from lcmmerge.search.result import Result
     from lcmmerge.search.score import Row
     from lcmmerge.search.statistics import Estimate
 
 FINEST = 10_000  # λs of one axis
+Range = tuple[float, float, tuple[float, ...]]  # the least factor, the largest, and those of a grid
 
 
 class Axis(click.ParamType["tuple[str, tuple[float, ...]]"]):
@@ -47,6 +50,37 @@ def _values(text: str) -> tuple[float, ...]:
     return tuple(float(first + number * step) for number in range(int((last - first) / step) + 1))
 
 
+class Blocks(click.ParamType["dict[str, Range]"]):
+    """``IN,M,OUT=0:1.5`` or ``IN00-IN05=0:1:0.5,M00=0.5:1.5``."""
+
+    name = "blocks"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found: dict[str, Range] = {}
+        spans: list[str] = []  # that have no range yet
+        try:
+            for item in str(value).split(","):
+                span, equals, text = item.partition("=")
+                spans.append(span.strip())
+                if equals:
+                    found |= dict.fromkeys(spans, _range(text))
+                    spans = []
+        except (InvalidOperation, ValueError):
+            spans.append(str(value))
+        if spans:
+            self.fail(f"{value!r}: write BLOCKS=LEAST:MOST, such as IN,M,OUT=0:1.5, or LEAST:MOST:STEP", param, ctx)
+        return found
+
+
+def _range(text: str) -> Range:
+    """``LEAST:MOST`` has nothing for a grid but 1. Raises ValueError, InvalidOperation."""
+    least, most, *step = text.split(":")
+    values = _values(text if step else f"{text}:1")
+    if not values:
+        raise ValueError
+    return float(least), float(most), values if step else (1.0,)
+
+
 class GridCommand(click.Command):
     """``--grid`` takes all the axes that follow it."""
 
@@ -66,6 +100,17 @@ class GridCommand(click.Command):
     help="The λs of each term: style, lcm, or an adapter's file name without its suffix. One without stays at 1.",
 )
 @click.option("--optimize", type=click.IntRange(1), metavar="N", help="Let Optuna choose N cells, after the grid's.")
+@click.option("--front", is_flag=True, help="With --optimize: seek cells that are good in score or in style (NSGA-II).")
+@click.option(
+    "--block", "blocks", type=(str, Blocks()), multiple=True, metavar="TERM SPEC",
+    help="Factors on a term's λ in some blocks, to search too: `style IN,M,OUT=0:1.5` for --optimize, and with a step, "
+    "`style IN00-IN05=0:1:0.5`, also on the grid.",
+)
+@click.option(
+    "--halving", type=click.IntRange(2), is_flag=False, flag_value=3, metavar="[ETA]",
+    help="Draw cells for a few prompts, and of them the best 1/ETA further, until all prompts are drawn.  "
+    "[ETA if not given: 3]",
+)
 @click.option("--prompts", "prompt_file", type=click.Path(path_type=Path), required=True, help="One prompt a line.")
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="The study's folder.")
 @click.option("--steps", type=click.IntRange(1), help="Of a cell.  [default: the accelerator's]")
@@ -74,7 +119,11 @@ class GridCommand(click.Command):
 @click.option("--adapter", "adapters", multiple=True, metavar="REF", help="One more term.")
 @click.option("--style-base", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: BASE]")
 @click.option("--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC", help="As in `lcmmerge fuse`.")
-@click.option("--objective", default="teacher", show_default=True, help="What makes a cell good.")
+@click.option(
+    "--objective", default="teacher", show_default=True, metavar="NAME[=WEIGHTS]",
+    help="What makes a cell good: teacher, style; clip, clip-image, dino, fid, kid, lpips look at the images with a "
+    "network, which is downloaded, or of WEIGHTS: a path or hf://….",
+)
 @click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="Images per prompt.")
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Of each prompt's first image.")
 @click.option("--size", type=Pixels(), metavar="WxH", help="[default: the size that the model was trained at]")
@@ -82,7 +131,12 @@ class GridCommand(click.Command):
 @click.option(
     "--guidance", type=click.FloatRange(0), help="Of the many-step teacher.  [default: what is usual for the model]"
 )
-@click.option("--storage", metavar="URL", help="A database that Optuna takes.  [default: SQLite in the folder]")
+@click.option(
+    "--storage", metavar="URL",
+    help="Where the study is kept, for many workers: postgresql+psycopg://…, or mysql+pymysql://…, which is not "
+    "tested. Samples are kept there too.  [default: SQLite in the folder]",
+)
+@click.option("--ray", metavar="auto|ADDRESS", help="Draw the cells on this Ray cluster, one GPU each.")
 @click.option("--bake", type=click.Path(path_type=Path), metavar="FILE", help="Fuse at the λs found.")
 @click.option("--write-recipe", "recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write them as YAML.")
 @click.option("--config-from", metavar="REF", help="Configs, scheduler and tokenizers for a single file.")
@@ -99,11 +153,13 @@ def search(work: Path, force: bool, bake: Path | None, recipe: Path | None, outp
     scheduler with no accelerator. Where they do not beat it, that is said first.
 
     The folder holds the study: the same command goes on with it, also beside itself in another process, and a finished
-    cell is never drawn again.
+    cell is never drawn again. With one --storage it does so from other machines, in a folder of the same name, which
+    they need not share: what one has drawn the others fetch.
 
     \b
       lcmmerge search base style.safetensors --grid style=0.2:1.2:0.2 lcm=0.4:1.2:0.2 --prompts prompts.txt -o study
       lcmmerge search base style.safetensors --optimize 24 --prompts prompts.txt -o study --bake fast.safetensors
+      lcmmerge search … -o study --storage postgresql+psycopg://me@server/studies
       optuna-dashboard sqlite:///study/study.db
     """
     quiet_libraries()
@@ -124,18 +180,22 @@ def search(work: Path, force: bool, bake: Path | None, recipe: Path | None, outp
         accelerator=given["accelerator"],
     )
     _check(merge, bake, recipe, force)
-    fields = ("steps", "guidance", "seeds", "seed", "size", "batch", "objective", "storage", "dtype", "device")
+    drawing = ("steps", "guidance", "seeds", "seed", "size", "batch", "dtype", "device")
+    fields = (*drawing, "objective", "front", "storage", "ray")
     asked = SearchRequest(
         merge,
         work,
         tuple(read_prompts(given["prompt_file"])),
         _named(given["axes"], "--grid"),
         given["optimize"] or 0,
+        blocks=_factors(given["blocks"]),
+        halving=given["halving"] or 0,
         **{name: given[name] for name in fields},
     )
     try:
         result = search(asked, output)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the next Ctrl-C finds this process ending
         kept = f"Interrupted; what is drawn is kept in {work}, and the same command goes on with it."
         raise KeyboardInterrupt(kept) from None
     if output.as_json:
@@ -149,6 +209,16 @@ def _named(pairs: Sequence[tuple[str, Any]], option: str) -> Mapping[str, Any]:
     if len(dict(pairs)) < len(pairs):
         raise click.UsageError(f"{option} is given twice for one term.")
     return dict(pairs)
+
+
+def _factors(pairs: Sequence[tuple[str, Mapping[str, Range]]]) -> Mapping[str, Mapping[str, Factors]]:
+    from lcmmerge.search.blocks import Factors
+
+    return {
+        name: {span: Factors(*found) for span, found in spans.items()}
+        for name, spans in _named(pairs, "--block").items()
+    }
+
 
 
 def _check(merge: Request, bake: Path | None, recipe: Path | None, force: bool) -> None:
@@ -171,7 +241,7 @@ def _keep(result: Result, bake: Path | None, recipe: Path | None, force: bool, o
     from lcmmerge.merge.fuse import fuse
     from lcmmerge.merge.request import plan
     from lcmmerge.search import winner
-    from lcmmerge.search.store import replace_with
+    from lcmmerge.tensors.staging import replace_with
 
     merge = result.merge
     if recipe:
@@ -185,6 +255,8 @@ def _keep(result: Result, bake: Path | None, recipe: Path | None, force: bool, o
 
 
 def _show(result: Result, work: Path, output: Output) -> None:
+    from lcmmerge.search.results import files_of
+
     names, scored = result.prepared.names, result.scored
     for sentence in scored.verdict:
         output.text(sentence[0].upper() + sentence[1:] + ".")
@@ -221,7 +293,7 @@ def _show(result: Result, work: Path, output: Output) -> None:
         else "The best cell:"
     )
     output.text(result.command)
-    output.text(f"{work}: study.json, trials.csv, sheet.png")
+    output.text(f"{work}: {', '.join(path.name for path in files_of(work))}")
 
 
 def _remark(row: Row, best: Row) -> str:
@@ -230,6 +302,7 @@ def _remark(row: Row, best: Row) -> str:
     if row.kind != CELL:
         return f"{row.kind}, {row.manner}"
     marks = {"failed": row.fault, CONTROL: row.control, "tie": row.ties, "front": row.front}
+    marks[f"stopped at {row.images} images"] = row.stopped
     return ", ".join([*(["BEST"] if row is best else []), *(mark for mark, holds in marks.items() if holds)])
 
 

@@ -16,11 +16,12 @@ from lcmmerge.recipe.manifest import write_text
 from lcmmerge.recipe.schema import Search
 
 if TYPE_CHECKING:
-    from lcmmerge.search.request import SearchRequest
+    from lcmmerge.search.request import Prepared, SearchRequest
 
 VERSION = 1  # of what a study measures; a change makes finished ones stale
 INPUTS = "inputs.json"
 STYLE, ACCELERATOR = "style", "lcm"  # as merge.request names its terms
+FIELDS = {"steps", "guidance", "seed", "batch", "objective", "optimize", "front", "halving"}  # as the search has them
 
 
 def search(build: Build, section: Search, work: Path, output: Output) -> tuple[list[Path], dict[str, Any]]:
@@ -31,47 +32,55 @@ def search(build: Build, section: Search, work: Path, output: Output) -> tuple[l
     from lcmmerge.sample import quiet_libraries
 
     quiet_libraries()
-    from lcmmerge.search.results import CSV, JSON, SHEET
-    from lcmmerge.search.run import search as run
+    from lcmmerge.search.request import prepare
+    from lcmmerge.search.results import files_of
+    from lcmmerge.search.run import search_prepared
 
     names = term_names(build)
-    request = _request(build, section, work, names)
-    _begin(request, output)
-    result = run(request, output)
+    prepared = prepare(_request(build, section, work, names), output.warn)
+    _begin(prepared)
+    result = search_prepared(prepared, output)
     back = {ours: recipe for recipe, ours in names.items()}
-    terms = [back[name] for name in result.prepared.names]
-    chosen = tuple(build.cell.fuse.terms[name].strength for name in terms)
-    scores = {row.strengths: row.score.value for row in result.scored.rows if row.kind == "cell" and row.score}
+    plan, blocks = result.prepared.plan, result.prepared.blocks
+    terms = [back[term.name] for term in plan.terms]
+    numbers = [*terms, *(f"{terms[axis.term]}@{axis.name.partition('@')[2]}" for axis in blocks)]
+    chosen = (*(build.cell.fuse.terms[name].strength for name in terms), *(1.0 for _ in blocks))
+    rows = [row for row in result.scored.rows if row.kind == "cell" and row.score]
+    scores = {row.strengths: row.score.value for row in rows if row.score}
+    least = min(scores[row.strengths] for row in rows if not row.stopped)
     figures = {
-        "best": dict(zip(terms, result.scored.best.strengths, strict=True)),
-        "ties": [dict(zip(terms, row.strengths, strict=True)) for row in result.scored.ties],
+        "best": dict(zip(numbers, result.scored.best.strengths, strict=True)),
+        "ties": [dict(zip(numbers, row.strengths, strict=True)) for row in result.scored.ties],
         "verdict": list(result.scored.verdict),
-        "search_regret": scores[chosen] - min(scores.values()) if chosen in scores else None,
+        "search_regret": scores[chosen] - least if chosen in scores else None,
     }
-    return [work / name for name in (JSON, CSV, SHEET)], figures
+    return files_of(work), figures
 
 
-def _begin(request: SearchRequest, output: Output) -> None:
+def _begin(prepared: Prepared) -> None:
     """Remove a study of other inputs: this one takes its place."""
-    from lcmmerge.search.request import prepare
-
-    inputs = json.dumps(prepare(request, output.warn).inputs, indent=2, sort_keys=True)
-    begun = request.work / INPUTS
+    inputs = json.dumps(dict(prepared.inputs), indent=2, sort_keys=True)
+    begun = prepared.request.work / INPUTS
     if begun.exists() and begun.read_text("utf-8") == inputs:
         return
-    shutil.rmtree(request.work, ignore_errors=True)
-    request.work.mkdir(parents=True)
+    shutil.rmtree(prepared.request.work, ignore_errors=True)
+    prepared.request.work.mkdir(parents=True)
     write_text(begun, inputs)
 
 
 def _request(build: Build, section: Search, work: Path, names: Mapping[str, str]) -> SearchRequest:
-    """Raises RecipeError where the grid speaks of no term, or the size makes no sense."""
+    """Raises RecipeError where the grid or the blocks speak of no term, or the size makes no sense."""
     from lcmmerge.sample.jobs import parse_size
+    from lcmmerge.search.blocks import Factors
     from lcmmerge.search.request import SearchRequest
 
-    terms, paths = build.cell.fuse.terms, {role: str(item.path) for role, item in build.inputs.items()}
-    if strange := [name for name in section.grid if name not in names]:
-        raise RecipeError(f"search.grid.{strange[0]}: no such term", f"the terms are {', '.join(names)}")
+    terms = build.cell.fuse.terms
+    # Not their paths: what was baked before may have left the Hub's cache since.
+    references = {role: item.found.reference for role, item in build.inputs.items()}
+    asked = {**dict.fromkeys(section.grid, "grid"), **dict.fromkeys(section.blocks, "blocks")}
+    if strange := [name for name in asked if name not in names]:
+        where = f"search.{asked[strange[0]]}.{strange[0]}"
+        raise RecipeError(f"{where}: no such term", f"the terms are {', '.join(names)}")
     try:
         size = parse_size(section.size) if section.size else None
     except ValueError as error:
@@ -80,22 +89,26 @@ def _request(build: Build, section: Search, work: Path, names: Mapping[str, str]
     style, lcm = found.get(STYLE), found[ACCELERATOR]
     kind = build.inputs[f"terms.{lcm}"].found.accelerator
     merge = Request(
-        paths["base"],
-        style=paths[f"terms.{style}"] if style else None,
-        lcm=paths[f"terms.{lcm}"],
-        style_base=paths.get(f"terms.{style}.tuned_from"),
+        references["base"],
+        style=references[f"terms.{style}"] if style else None,
+        lcm=references[f"terms.{lcm}"],
+        style_base=references.get(f"terms.{style}.tuned_from"),
         block_weights={names[name]: spec for name, term in terms.items() if (spec := weights_text(term))},
         variant=build.inputs["base"].found.locked.variant,
-        config_from=paths.get("config_from"),
+        config_from=references.get("config_from"),
         accelerator=kind.name if kind else None,
     )
-    # The λs of `fuse` are on every axis, so that their own cell is scored too.
+    # The λs of `fuse`, and factors of 1, are on every axis, so that their own cell is scored too.
+    blocks = {
+        names[name]: {
+            span: Factors(min(values), max(values), tuple(sorted({*values, 1.0}))) for span, values in spans.items()
+        }
+        for name, spans in section.blocks.items()
+    }
     axes = {names[name]: tuple(sorted({*section.grid.get(name, ()), terms[name].strength})) for name in names}
     device = None if build.settings.device == "cpu" else build.settings.device
-    fields = section.model_dump(include={"steps", "guidance", "seed", "batch", "objective"})
-    return SearchRequest(
-        merge, work, tuple(section.prompts), axes, seeds=section.count, size=size, device=device, **fields
-    )
+    fields = section.model_dump(include=FIELDS) | {"blocks": blocks, "size": size, "device": device}
+    return SearchRequest(merge, work, tuple(section.prompts), axes, seeds=section.count, **fields)
 
 
 def term_names(build: Build) -> dict[str, str]:

@@ -34,21 +34,24 @@ class PerSample:
     """Hooks on the layers of a field whose weights are W₀; ``close`` takes them away."""
 
     def __init__(self, field: Field) -> None:
-        self._strengths = torch.zeros(1, len(field.plan.terms))
+        self._strengths = torch.tensor([[*field.zeros, 1.0]])
         owners = _owners(field)
         self._hooks = [_hook(owners[id(part.module)], part, self._of_ranks) for part in field.parts]
 
     def set(self, strengths: Sequence[Strengths]) -> None:
         """The cell of each sample of the next batch; classifier-free guidance repeats the batch."""
-        self._strengths = torch.tensor(strengths)
+        self._strengths = torch.tensor([[*cell, 1.0] for cell in strengths])
 
     def close(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
-    def _of_ranks(self, terms: Tensor, like: Tensor) -> Tensor:
-        """λ [N, Σr] for a layer's input ``like`` [N, …]; ``terms`` [Σr]: whose rank it is."""
-        strengths = self._strengths[:, terms].to(like)
+    def _of_ranks(self, terms: Tensor, factors: Tensor, like: Tensor) -> Tensor:
+        """λ [N, Σr] for a layer's input ``like`` [N, …]; ``terms`` [Σr]: whose rank it is.
+
+        ``factors`` [Σr]: which of a cell's numbers multiplies it; the last of them, put there by ``set``, is 1.
+        """
+        strengths = (self._strengths[:, terms] * self._strengths[:, factors]).to(like)
         return strengths.repeat(len(like) // len(strengths), 1)
 
 
@@ -94,17 +97,18 @@ def _owners(field: Field) -> dict[int, nn.Module]:
     }
 
 
-def _hook(layer: nn.Module, part: Part, of_ranks: Callable[[Tensor, Tensor], Tensor]) -> RemovableHandle:
+def _hook(layer: nn.Module, part: Part, of_ranks: Callable[[Tensor, Tensor, Tensor], Tensor]) -> RemovableHandle:
     """All terms of a layer are one pair of factors."""
-    factors = {term: change.factors for term, change in part.changes.items() if isinstance(change, Change)}
-    terms = torch.cat([torch.full((len(found[1]),), term) for term, found in factors.items() if found])
-    up = torch.cat([found[0] for found in factors.values() if found], 1).to(part.module)
-    down = torch.cat([found[1] for found in factors.values() if found]).to(part.module)
+    products = {term: change.factors for term, change in part.changes.items() if isinstance(change, Change)}
+    terms = torch.cat([torch.full((len(found[1]),), term) for term, found in products.items() if found])
+    factors = torch.tensor([part.factors.get(term, -1) for term in terms.tolist()])
+    up = torch.cat([found[0] for found in products.values() if found], 1).to(part.module)
+    down = torch.cat([found[1] for found in products.values() if found]).to(part.module)
     add = _convolved if isinstance(layer, nn.Conv2d) else _linear
 
     def forward(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         (found,) = inputs
-        return output + add(layer, found, up, down, of_ranks(terms, found))
+        return output + add(layer, found, up, down, of_ranks(terms, factors, found))
 
     return layer.register_forward_hook(forward)
 

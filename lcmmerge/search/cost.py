@@ -51,13 +51,13 @@ def choose(field: Field, jobs: tuple[Job, ...], preset: Preset, batch: int) -> t
     ruled_out = {}
     forward = _forward(field, jobs[:batch], preset, Encoder(field.pipeline))
     drawing = forward * -(-len(jobs) // batch)
-    seconds = {FACTORS: drawing + _timed(lambda: field.set((1.0,) * len(field.plan.terms)), field)}
+    seconds = {FACTORS: drawing + _timed(lambda: field.set(field.ones), field)}
     needed, free = 4 * sum(part.factored for part in field.parts), free_memory(field)
     if needed <= SHARE * free:
         seconds[DELTAS] = drawing + _writing_deltas(field)
     else:
         ruled_out[DELTAS] = f"they need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-    field.set((0.0,) * len(field.plan.terms))
+    field.set(field.zeros)
     if why := obstacle(field):
         ruled_out[PER_SAMPLE] = why
     elif len(jobs) >= batch and min(seconds.values()) < (1 + NEGLIGIBLE) * drawing:
@@ -95,7 +95,7 @@ def _per_sample(field: Field, jobs: tuple[Job, ...], preset: Preset, batch: int)
     """Seconds of a cell, where the batch is full of several cells' jobs."""
     cells = max(1, batch // len(jobs))
     asked = [
-        CellJob(job.prompt, job.negative, job.seed, *job.size, (1.0,) * len(field.plan.terms))
+        CellJob(job.prompt, job.negative, job.seed, *job.size, field.ones)
         for _ in range(cells)
         for job in jobs
     ][:batch]
@@ -109,11 +109,9 @@ def _per_sample(field: Field, jobs: tuple[Job, ...], preset: Preset, batch: int)
 def _writing_deltas(field: Field) -> float:
     """Seconds to write all weights from deltas, from those of a sample; the field's λs are 1."""
     chosen = [part.formed() for part in field.parts[::SAMPLE]]
-    ones = (1.0,) * len(field.plan.terms)
-
     def write() -> None:
         for part in chosen:
-            part.write(ones)
+            part.write(field.ones)
 
     seconds = _timed(write, field)
     whole, sample = (sum(part.pristine.numel() for part in parts) for parts in (field.parts, chosen))

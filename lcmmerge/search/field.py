@@ -6,41 +6,53 @@ A parameter that no changed λ reaches is left alone, so the order of cells matt
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lcmmerge.merge import arithmetic
 from lcmmerge.merge.changes import Change
+from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.plan import Piece, Plan
 from lcmmerge.sample.load import Pipeline, canonical
+from lcmmerge.search.blocks import BlockAxis, factors_of, pieces, terms_of
 from lcmmerge.search.order import Strengths, changed
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One parameter of a module: ``pristine`` is W₀ as stored, ``changes`` term → D, or a LoRA's factors of it."""
+    """One parameter of a module: ``pristine`` is W₀ as stored, ``changes`` term → D, or a LoRA's factors of it.
+
+    ``factors``: term → which of a cell's numbers multiplies its λ here, where one does.
+    """
 
     piece: Piece
     module: nn.Parameter
     pristine: Tensor
     changes: Mapping[int, Tensor | Change]
+    factors: Mapping[int, int]
 
     @classmethod
-    def of(cls, piece: Piece, module: nn.Parameter) -> Part:
+    def of(cls, piece: Piece, module: nn.Parameter, factors: Mapping[int, int]) -> Part:
         """Only what is no product of two factors is formed. Raises NumericError, FormatError."""
-        pristine = piece.operand.read().to(module.device)
-        found = {term: Change.of(piece, term, module.device) for term in _terms(piece)}
+        pristine = _pristine(piece.operand, module.device)
+        found = {term: Change.of(piece, term, module.device) for term in terms_of(piece)}
         changes: dict[int, Tensor | Change] = {
             term: change if change.factors else change.dense(pristine) for term, change in found.items()
         }
-        return cls(piece, module, pristine, changes)
+        return cls(piece, module, pristine, changes, factors)
 
     @property
     def name(self) -> str:
         return self.piece.operand.name
+
+    @property
+    def reaching(self) -> set[int]:
+        """Which of a cell's numbers count here."""
+        return {*self.changes, *self.factors.values()}
 
     @property
     def factored(self) -> int:
@@ -61,12 +73,13 @@ class Part:
         weights = target if target.dtype == torch.float32 else torch.empty(target.shape, device=target.device)
         weights.copy_(self.pristine)
         for term, change in self.changes.items():
-            if not strengths[term]:
+            strength = strengths[term] * (strengths[self.factors[term]] if term in self.factors else 1.0)
+            if not strength:
                 continue
             if isinstance(change, Tensor):
-                weights.add_(change, alpha=strengths[term])
+                weights.add_(change, alpha=strength)
             else:
-                change.add_to(weights, strengths[term])
+                change.add_to(weights, strength)
         stored = self.piece.dtype.torch
         baked = weights if stored == torch.float32 else torch.empty_like(weights, dtype=stored)
         arithmetic.round_into(baked, weights, self.piece, 0, None)
@@ -77,14 +90,21 @@ class Part:
 class Field:
     """``plan``: a merge in which every λ is 1. ``pipeline``: of its base, with the base's own weights.
 
+    ``axes``: of block factors, which are numbers of a cell beside the λs.
+
     A LoRA's D is formed anew from its factors for each cell, until ``form`` keeps it. Raises NumericError, FormatError.
     """
 
-    def __init__(self, plan: Plan, pipeline: Pipeline) -> None:
+    def __init__(self, plan: Plan, pipeline: Pipeline, axes: tuple[BlockAxis, ...] = ()) -> None:
         self.plan, self.pipeline = plan, pipeline
-        self._now: Strengths | None = (0.0,) * len(plan.terms)
+        numbers = len(plan.terms) + len(axes)
+        self.zeros: Strengths = (0.0,) * numbers
+        self.ones: Strengths = (1.0,) * numbers
+        self._now: Strengths | None = self.zeros
         parameters = _parameters(pipeline, plan.base.components)
-        self.parts = [Part.of(piece, parameters[piece.operand.name]) for piece in _pieces(plan)]
+        self.parts = [
+            Part.of(piece, parameters[piece.operand.name], factors_of(piece, plan, axes)) for piece in pieces(plan)
+        ]
 
     @torch.no_grad()
     def form(self) -> None:
@@ -97,29 +117,30 @@ class Field:
         touched = changed(self._now, strengths)
         self._now = None  # where a part cannot be written, the next cell writes them all
         for part in self.parts:
-            if touched & part.changes.keys():
+            if touched & part.reaching:
                 part.write(strengths)
         self._now = strengths
 
     def text_key(self, strengths: Strengths) -> Strengths:
         """What the text encoders depend on: cells with the same key share their prompts' embeddings."""
-        reaching = {term for part in self.parts if part.name.startswith("text_encoder") for term in part.changes}
+        reaching = {term for part in self.parts if part.name.startswith("text_encoder") for term in part.reaching}
         return tuple(strengths[term] for term in sorted(reaching))
 
 
-def reached(plan: Plan) -> Counter[frozenset[int]]:
-    """Which terms → how many elements of the base exactly those reach: what rewriting costs. Headers only."""
+def reached(plan: Plan, axes: tuple[BlockAxis, ...] = ()) -> Counter[frozenset[int]]:
+    """Which of a cell's numbers → how many elements exactly those reach: what rewriting costs. Headers only."""
     found: Counter[frozenset[int]] = Counter()
-    for piece in _pieces(plan):
-        found[frozenset(_terms(piece))] += piece.operand.numel
+    for piece in pieces(plan):
+        found[frozenset([*terms_of(piece), *factors_of(piece, plan, axes).values()])] += piece.operand.numel
     return found
 
 
-def _pieces(plan: Plan) -> Iterator[Piece]:
-    """Those that a term reaches."""
-    for file in plan.files:
-        for tensor in file.tensors:
-            yield from (piece for piece in tensor.pieces if piece.contributions)
+def _pristine(operand: Operand, device: torch.device) -> Tensor:
+    """W₀ as stored. On the CPU it lies in the file's own pages, so that the model is not in memory twice."""
+    if device.type != "cpu" or operand.transposed:
+        return operand.read().to(device)
+    mapped = np.memmap(operand.path, np.uint8, "c", operand.offset, operand.nbytes)
+    return torch.from_numpy(mapped).view(operand.dtype.torch).reshape(operand.shape)
 
 
 def _parameters(pipeline: Pipeline, components: Iterable[str]) -> dict[str, nn.Parameter]:
@@ -129,8 +150,3 @@ def _parameters(pipeline: Pipeline, components: Iterable[str]) -> dict[str, nn.P
         for component in components
         for name, parameter in getattr(pipeline, component).named_parameters()
     }
-
-
-def _terms(piece: Piece) -> list[int]:
-    """In order, so that sums round alike."""
-    return sorted({item.term for item in piece.contributions})

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lcmmerge.accelerators import OFFICIAL
-from lcmmerge.errors import LcmMergeError, NotFoundError
+from lcmmerge.errors import LcmMergeError
 from lcmmerge.merge import provenance
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.request import Request
@@ -21,9 +21,11 @@ from lcmmerge.merge.request import plan as plan_merge
 from lcmmerge.sample.jobs import Size, jobs_of
 from lcmmerge.sample.load import check_drawable, configs_of, native_size, pick_device
 from lcmmerge.sample.presets import Preset, baseline, choose
-from lcmmerge.search.objectives import Objective, objectives
+from lcmmerge.search.blocks import BlockAxis, Factors, block_axes
+from lcmmerge.search.objectives import Objective, objective, objectives
 from lcmmerge.search.order import Strengths
-from lcmmerge.search.study import DPM, TEACHER_STEPS, Ask
+from lcmmerge.search.study import DPM, FEWEST, TEACHER_STEPS, Ask
+from lcmmerge.search.winner import merge_of
 from lcmmerge.tensors.digest import sha256_of
 
 STYLE, ACCELERATOR = "style", "lcm"  # as merge.request names their terms
@@ -37,9 +39,12 @@ BOX: Mapping[str, tuple[float, float]] = {STYLE: (0.4, 1.2), ACCELERATOR: (0.2, 
 class SearchRequest:
     """``merge``: its λs and its output do not count. ``axes``: term → the λs of a grid; a term without stays at 1.
 
-    ``optimize``: how many cells Optuna chooses, between the least and the largest λ of each axis. ``seeds``: images
+    ``optimize``: how many cells Optuna chooses, between the least and the largest λ of each axis; with ``front`` for
+    the style too, not only for the objective. ``blocks``: term → blocks → factors on its λ there. ``halving``: the
+    share of cells that are drawn further is 1 / ``halving``, again and again; 0 draws all whole. ``seeds``: images
     per prompt. ``guidance``: of the teacher and of the baseline, None for what is usual for the model; the few steps
-    have the accelerator's. ``storage``: a database's URL, None for SQLite in ``work``.
+    have the accelerator's. ``storage``: a database's URL, None for SQLite in ``work``. ``ray``: a cluster's
+    address.
     """
 
     merge: Request
@@ -54,7 +59,11 @@ class SearchRequest:
     size: Size | None = None
     batch: int = 8
     objective: str = "teacher"
+    blocks: Mapping[str, Mapping[str, Factors]] = field(default_factory=dict)
+    halving: int = 0
+    front: bool = False
     storage: str | None = None
+    ray: str | None = None
     dtype: str | None = None
     device: str | None = None
 
@@ -76,10 +85,17 @@ class Prepared:
     size: Size
     guidance: float
     inputs: Mapping[str, Any]
+    blocks: tuple[BlockAxis, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(term.name for term in self.plan.terms)
+        """Of a cell's numbers: the terms, and the block factors, such as ``style@IN``."""
+        return (*(term.name for term in self.plan.terms), *(axis.name for axis in self.blocks))
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """By which Optuna chooses."""
+        return (self.objective, objectives()["style"]) if self.request.front else (self.objective,)
 
     @property
     def published(self) -> Strengths:
@@ -87,20 +103,27 @@ class Prepared:
 
     @property
     def cells(self) -> list[Strengths]:
-        """Of the grid; where there is none the published λ, for Optuna to begin with."""
+        """Of the grid; where there is none of λs the published ones, for Optuna to begin with."""
         axes = self.request.axes
-        return list(product(*(axes.get(name, (1.0,)) for name in self.names))) if axes else [self.published]
+        usual = PUBLISHED if not axes else {}
+        lambdas = [axes.get(term.name, (usual.get(term.name, 1.0),)) for term in self.plan.terms]
+        return list(product(*lambdas, *(axis.factors.values for axis in self.blocks)))
 
     @property
     def bounds(self) -> dict[str, tuple[float, float]]:
-        """Term → the least and the largest λ that any cell has, the controls' 0 too."""
+        """Name → the least and the largest number that any cell has, the controls' 0 too."""
         found = {}
+        boxed = dict(BOX) if self.request.optimize and not self.request.axes else {}
+        boxed |= {axis.name: (axis.factors.low, axis.factors.high) for axis in self.blocks}
         for number, name in enumerate(self.names):
             values = [cell[number] for cell in self.ask(1).with_controls(self.cells)]
-            if self.request.optimize and not self.request.axes:
-                values += BOX.get(name, ())
+            values += boxed.get(name, ())
             found[name] = min(values), max(values)
         return found
+
+    def merge(self, strengths: Strengths) -> Request:
+        """What is searched, at a cell."""
+        return merge_of(self.request.merge, self.plan, strengths, self.blocks)
 
     @property
     def url(self) -> str:
@@ -111,7 +134,9 @@ class Prepared:
         request = self.request
         jobs = jobs_of(request.prompts, self.size, seed=request.seed, count=request.seeds)
         accelerator = self.names.index(ACCELERATOR)
-        return Ask(tuple(jobs), self.preset, evaluations, len(self.names), accelerator, self.guidance)
+        blocks = tuple(axis.term for axis in self.blocks)
+        terms = len(self.plan.terms)
+        return Ask(tuple(jobs), self.preset, evaluations, terms, accelerator, self.guidance, blocks, request.halving)
 
 
 def prepare(request: SearchRequest, warn: Callable[[str], None]) -> Prepared:
@@ -120,14 +145,13 @@ def prepare(request: SearchRequest, warn: Callable[[str], None]) -> Prepared:
     Raises NotFoundError, FormatError, AlreadyFusedError, every IncompatibleError, LcmMergeError for what makes no
     sense.
     """
-    known = objectives()
-    if request.objective not in known:
-        raise NotFoundError(f"{request.objective!r}: no such objective", f"there are {', '.join(known)}")
+    goal = objective(request.objective)
     adapters = tuple((reference, 1.0) for reference, _ in request.merge.adapters)
     plan, _ = plan_merge(replace(request.merge, strengths=(1.0, 1.0), adapters=adapters))
     check_drawable(plan.base)
     provenance.refuse_fused(plan)
     _check_axes(request, plan)
+    blocks = block_axes(request.blocks, plan)
     for doubt in plan.doubts:
         warn(doubt)
     if plan.accelerator is None:
@@ -135,7 +159,7 @@ def prepare(request: SearchRequest, warn: Callable[[str], None]) -> Prepared:
     configs = configs_of(plan.base, request.merge.config_from)
     preset = choose(plan.base, configs, accelerator=(plan.accelerator or OFFICIAL).name, steps=request.steps)
     guidance = baseline(DPM, plan.base).guidance if request.guidance is None else request.guidance
-    device, dtype = pick_device(request.device, request.dtype)
+    device, dtype = _device(request)
     plan.fetch()
     size = request.size or native_size(configs)
     inputs = {
@@ -148,10 +172,27 @@ def prepare(request: SearchRequest, warn: Callable[[str], None]) -> Prepared:
         "guidance": guidance,
         "teacher": f"{DPM}, {TEACHER_STEPS} steps",
         "objective": request.objective,
+        **_choosing(request),
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
     }
-    return Prepared(request, plan, configs, preset, known[request.objective], device, dtype, size, guidance, inputs)
+    return Prepared(request, plan, configs, preset, goal, device, dtype, size, guidance, inputs, blocks)
+
+
+def _choosing(request: SearchRequest) -> dict[str, Any]:
+    """What a study that was begun otherwise cannot go on with, where it is asked for."""
+    blocks = {name: list(spans) for name, spans in request.blocks.items()}
+    found = {"searched blocks": blocks, "halving": request.halving, "front": request.front}
+    return {name: value for name, value in found.items() if value}
+
+
+def _device(request: SearchRequest) -> tuple[torch.device, torch.dtype]:
+    """Of the cluster that cells are drawn on, where there is one."""
+    if request.ray is None:
+        return pick_device(request.device, request.dtype)
+    from lcmmerge.search import cluster
+
+    return cluster.pick_device(request.device, request.dtype)
 
 
 def _hashes(plan: Plan) -> dict[str, str]:
@@ -169,12 +210,25 @@ def _check_axes(request: SearchRequest, plan: Plan) -> None:
     names = [term.name for term in plan.terms]
     if strangers := [name for name in request.axes if name not in names]:
         raise LcmMergeError(f"--grid {strangers[0]}: no such term", f"the terms are {', '.join(names)}")
-    if not (request.axes or request.optimize):
+    if not (request.axes or request.optimize or any(map(_has_grid, request.blocks.values()))):
         raise LcmMergeError("there is nothing to search", "give a --grid, or --optimize N")
     if len(request.prompts) * request.seeds < 2:
         raise LcmMergeError("one image alone shows no spread", "give more prompts, or more --seeds")
+    if request.front and not request.optimize:
+        raise LcmMergeError("a front is for Optuna to seek", "give --optimize N with --front")
+    if request.front and request.halving:
+        raise LcmMergeError("halving knows one figure of a cell, and a front has two", "give --front or --halving")
+    if request.halving and len(request.prompts) * request.seeds < FEWEST * request.halving:
+        raise LcmMergeError(
+            f"{len(request.prompts) * request.seeds} images of a cell are too few to halve",
+            f"give more prompts, or more --seeds: {FEWEST * request.halving} images at least",
+        )
     for name, values in request.axes.items():
         if not values or not all(map(isfinite, values)):
             raise LcmMergeError(f"--grid {name}: no finite λ", "write it as 0.2:1.2:0.2, or 0.5,1.0")
     if not any(request.axes.get(ACCELERATOR, (1.0,))):
         raise LcmMergeError(f"--grid {ACCELERATOR}: λ = 0 alone accelerates nothing", "add some such as 0.8,1.0")
+
+
+def _has_grid(spans: Mapping[str, Factors]) -> bool:
+    return any(factors.values != (1.0,) for factors in spans.values())

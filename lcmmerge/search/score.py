@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.search.drawing import Drawn
-from lcmmerge.search.objectives import Objective
+from lcmmerge.search.gallery import Gallery
+from lcmmerge.search.objectives import Objective, Samples
 from lcmmerge.search.order import Strengths
 from lcmmerge.search.statistics import LEVEL, Estimate, once, resamples
-from lcmmerge.search.study import BASELINE, CELL, CONTROL, FLOOR, TEACHER, Ask, samples
+from lcmmerge.search.study import BASELINE, CELL, CONTROL, FLOOR, TEACHER, Ask
 
+BEYOND = "farther from the teacher than two draws of the teacher are"
 Values = Mapping[str, Tensor]  # figure → [1 + resamples], what was measured first
 
 
@@ -25,7 +27,7 @@ class Row:
 
     ``control``: without the accelerator. ``score``: the mean of ``figures``, each z-scored over the cells; ``style``:
     how far the style is off, apart from it. Lower is better in both. ``ties``: not shown to be worse than the best
-    cell. ``front``: no cell is better in both.
+    cell. ``front``: no cell is better in both. ``images``: of how many it is scored; ``stopped``: not of all.
     """
 
     kind: str
@@ -39,6 +41,8 @@ class Row:
     ties: bool = False
     front: bool = False
     fault: str = ""
+    images: int = 0
+    stopped: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -53,6 +57,8 @@ class Row:
             "ties": self.ties,
             "front": self.front,
             "fault": self.fault,
+            "images": self.images,
+            "stopped": self.stopped,
         }
 
 
@@ -82,10 +88,10 @@ class Scored:
 
 def score(
     drawn: Sequence[Drawn], evaluations: Sequence[int], objective: Objective, style: Objective, ask: Ask,
-    published: Strengths,
+    published: Strengths, samples: Callable[[Drawn], Samples | None] | None = None,
 ) -> Scored:  # fmt: skip
     """``evaluations``: of the U-Net per image, for each of ``drawn``. Raises LcmMergeError where every cell failed."""
-    table = _Table.of(drawn, objective, style, ask)
+    table = _Table.of(drawn, objective, style, ask, samples or Gallery())
     scores, styles = table.scores, table.styles
     best = min(table.cells, key=lambda index: float(scores[index][0]))
     ties = {index for index in table.cells if not is_worse(scores[index], scores[best])}
@@ -103,16 +109,20 @@ def score(
             index in ties,
             index in front,
             one.fault,
+            0 if one.latents is None else len(one.latents),
+            index in table.stopped,
         )
         for index, one in enumerate(drawn)
     ]
     chosen = min(ties, key=lambda index: (_distance(drawn[index], published), float(scores[index][0])))
-    return Scored(tuple(rows), rows[chosen], tuple(_verdict(table, best, drawn)))
+    return Scored(tuple(rows), rows[chosen], tuple(_verdict(table, best, drawn, -1 if objective.maximise else 1)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
     """By number of a drawing that has samples. ``cells``: with the accelerator; ``controls``: without it.
+
+    ``stopped``: cells that halving left behind. Their figures are of fewer images, and they are compared with nothing.
 
     ``apart``: scores against the teacher's draws from other noise, by the figures that compare no pairs. A solver
     follows the teacher's own trajectory: from the same noise its draws are near the teacher's, whatever they look like.
@@ -124,35 +134,37 @@ class _Table:
     apart: Mapping[int, Tensor]
     cells: tuple[int, ...]
     controls: tuple[int, ...]
+    stopped: tuple[int, ...]
 
     @classmethod
-    def of(cls, drawn: Sequence[Drawn], objective: Objective, style: Objective, ask: Ask) -> _Table:
+    def of(
+        cls, drawn: Sequence[Drawn], objective: Objective, style: Objective, ask: Ask,
+        samples: Callable[[Drawn], Samples | None],
+    ) -> _Table:  # fmt: skip
         found = {index: taken for index, one in enumerate(drawn) if (taken := samples(one))}
         teacher = next(index for index in found if drawn[index].drawing.kind == TEACHER)
         few_steps = tuple(index for index in found if drawn[index].drawing.kind in (CELL, CONTROL))
         controls = tuple(index for index in few_steps if not drawn[index].drawing.strengths[ask.accelerator])
-        cells = tuple(index for index in few_steps if index not in controls)
+        stopped = tuple(index for index in few_steps if len(drawn[index].drawing.jobs) < len(ask.jobs))
+        cells = tuple(index for index in few_steps if index not in {*controls, *stopped})
         if not cells:
             raise LcmMergeError("no cell gave an image", "choose smaller λs, or --dtype fp32")
-        count = len(found[teacher].latents)
-        weights = torch.cat([once(count), resamples(count)])
-        others = {index: one for index, one in found.items() if index != teacher}
+        measure = _Measure(found, {index: _numbers(drawn[index], ask) for index in found})
         figures, styles = {}, {}
-        for index, one in others.items():
-            measured = objective.measure(one, found[teacher])
+        for index in (index for index in found if index != teacher):
             floor = drawn[index].drawing.kind == FLOOR
             figures[index] = {
-                name: statistic(weights)
-                for name, statistic in measured.items()
+                name: values
+                for name, values in measure(objective, index, teacher).items()
                 if not (floor and name in objective.paired)
             }
-            styles[index] = _mean([statistic(weights) for statistic in style.measure(one, found[teacher]).values()])
+            styles[index] = _mean(list(measure(style, index, teacher).values()))
         scored = {index: values for index, values in figures.items() if drawn[index].drawing.kind != FLOOR}
         redrawn = next((index for index in found if drawn[index].drawing.kind == FLOOR), teacher)
         unpaired = {
             index: {
-                name: statistic(weights)
-                for name, statistic in objective.measure(found[index], found[redrawn]).items()
+                name: figure
+                for name, figure in measure(objective, index, redrawn).items()
                 if name not in objective.paired or not set(values) - set(objective.paired)
             }
             for index, values in scored.items()
@@ -161,12 +173,33 @@ class _Table:
         scores, apart = (
             {index: sign * values for index, values in _z_scored(each, cells).items()} for each in (scored, unpaired)
         )
-        return cls(figures, styles, scores, apart, cells, controls)
+        return cls(figures, styles, scores, apart, cells, controls, stopped)
 
     def is_dominated(self, index: int) -> bool:
         ours = float(self.scores[index][0]), float(self.styles[index][0])
         theirs = [(float(self.scores[other][0]), float(self.styles[other][0])) for other in self.cells]
         return any(one != ours and one[0] <= ours[0] and one[1] <= ours[1] for one in theirs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """Figures of some drawing against another, over the same jobs; ``numbers``: which of them each has."""
+
+    samples: Mapping[int, Samples]
+    numbers: Mapping[int, Sequence[int]]
+
+    def __call__(self, objective: Objective, index: int, other: int) -> dict[str, Tensor]:
+        numbers = self.numbers[index]
+        weights = torch.cat([once(len(numbers)), resamples(len(numbers))])
+        measured = objective.measure(self.samples[index], self.samples[other].of(numbers))
+        return {name: statistic(weights) for name, statistic in measured.items()}
+
+
+def _numbers(one: Drawn, ask: Ask) -> Sequence[int]:
+    """Which of the jobs it has; a drawing of other seeds has them all."""
+    if one.drawing.kind == FLOOR:
+        return range(len(ask.jobs))
+    return [ask.jobs.index(job) for job in one.drawing.jobs]
 
 
 def _z_scored(figures: Mapping[int, Values], cells: Sequence[int]) -> dict[int, Tensor]:
@@ -195,8 +228,8 @@ def _distance(one: Drawn, published: Strengths) -> float:
     return sum((ours - theirs) ** 2 for ours, theirs in zip(one.drawing.strengths, published, strict=True))
 
 
-def _verdict(table: _Table, best: int, drawn: Sequence[Drawn]) -> list[str]:
-    """Whether the best cell beats what it must beat, each said."""
+def _verdict(table: _Table, best: int, drawn: Sequence[Drawn], sign: int) -> list[str]:
+    """Whether the best cell beats what it must beat, each said. ``sign``: -1 where figures are better when higher."""
     baselines = [index for index in table.scores if drawn[index].drawing.kind == BASELINE]
     rivals = {
         "DPM-Solver++ at as many evaluations": (baselines, table.apart),
@@ -207,8 +240,8 @@ def _verdict(table: _Table, best: int, drawn: Sequence[Drawn]) -> list[str]:
         beaten = all(is_worse(scores[index], scores[best]) for index in indices)
         said.append(f"the best cell beats {name}" if beaten else f"NO CELL IS SHOWN TO BEAT {name}")
     for index in (index for index in table.figures if drawn[index].drawing.kind == FLOOR):
-        limits = {name: Estimate.of(values).high for name, values in table.figures[index].items()}
-        beyond = [name for name, limit in limits.items() if float(table.figures[best][name][0]) > limit]
-        if beyond:
-            said.append(f"by {' and '.join(beyond)} it is farther from the teacher than two draws of the teacher are")
+        limits = {name: Estimate.of(sign * values).high for name, values in table.figures[index].items()}
+        if beyond := [name for name, limit in limits.items() if sign * float(table.figures[best][name][0]) > limit]:
+            than = "worse than another draw of the teacher is" if sign < 0 else BEYOND
+            said.append(f"by {' and '.join(beyond)} it is {than}")
     return said

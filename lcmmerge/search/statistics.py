@@ -57,25 +57,68 @@ def energy_distance(ours: Tensor, theirs: Tensor) -> Statistic:
     x, y = (samples.flatten(1).double() for samples in (ours, theirs))
     scale = x.shape[1] ** 0.5
     cross, within_x, within_y = (torch.cdist(a, b) / scale for a, b in ((x, y), (x, x), (y, y)))
-    kernel = cross + cross.T - within_x - within_y
+    return _over_pairs(cross + cross.T - within_x - within_y)
+
+
+def kernel_distance(ours: Tensor, theirs: Tensor) -> Statistic:
+    """E k(x, x′) + E k(y, y′) − 2·E k(x, y) of features [n, d] each, with k(x, y) = (x·y / d + 1)³.
+
+    The squared maximum mean discrepancy without bias (https://arxiv.org/abs/1801.01401), here too without pairs i = i.
+    """
+    x, y = ours.double(), theirs.double()
+    cross, within_x, within_y = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, y), (x, x), (y, y)))
+    return _over_pairs(within_x + within_y - cross - cross.T)
+
+
+def _over_pairs(kernel: Tensor) -> Statistic:
+    """The mean of ``kernel`` [n, n] over pairs of different samples."""
     kernel.fill_diagonal_(0)
 
     def statistic(weights: Tensor) -> Tensor:
-        pairs = weights.sum(1).square() - weights.square().sum(1)  # of different samples
+        pairs = weights.sum(1).square() - weights.square().sum(1)
         found: Tensor = ((weights @ kernel) * weights).sum(1) / pairs
         return found
 
     return statistic
 
 
-def paired_error(ours: Tensor, theirs: Tensor) -> Statistic:
-    """The mean of (x_i − y_i)²."""
-    errors = (ours - theirs).double().square().flatten(1).mean(1)
+def frechet_distance(ours: Tensor, theirs: Tensor) -> Statistic:
+    """‖μ − ν‖² + tr(Σ + T − 2(ΣT)^½) of the means and covariances of features [n, d] each.
+
+    With deviations A, B [n, d] from the means, so that Σ = AᵀA, tr (ΣT)^½ is the sum of the singular values of ABᵀ:
+    n is small, d is not (https://arxiv.org/abs/1706.08500).
+    """
+    x, y = ours.double(), theirs.double()
+    within_x, within_y, cross = x @ x.T, y @ y.T, x @ y.T
 
     def statistic(weights: Tensor) -> Tensor:
-        return weights @ errors / weights.sum(1)
+        share = weights / weights.sum(1, keepdim=True)
+        means = ((share @ (within_x + within_y - 2 * cross)) * share).sum(1)
+        centre = torch.eye(len(x), dtype=torch.float64) - share[:, None, :]  # what takes the mean away from each row
+        scale = (weights / (weights.sum(1, keepdim=True) - 1)).sqrt()
+        grams = (within_x, within_y, cross)
+        covariances = [centre @ gram @ centre.mT * scale[:, :, None] * scale[:, None, :] for gram in grams]
+        ours, theirs, root = covariances
+        traces: Tensor = (ours + theirs).diagonal(dim1=1, dim2=2).sum(1)
+        found: Tensor = means + traces - 2 * torch.linalg.svdvals(root).sum(1)
+        return found
 
     return statistic
+
+
+def mean(values: Tensor) -> Statistic:
+    """Of one number for each sample, [n]."""
+    values = values.double()
+
+    def statistic(weights: Tensor) -> Tensor:
+        return weights @ values / weights.sum(1)
+
+    return statistic
+
+
+def paired_error(ours: Tensor, theirs: Tensor) -> Statistic:
+    """The mean of (x_i − y_i)²."""
+    return mean((ours - theirs).double().square().flatten(1).mean(1))
 
 
 def spectrum_error(ours: Tensor, theirs: Tensor) -> Statistic:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,24 @@ import yaml
 
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.request import Request
+from lcmmerge.search.blocks import BlockAxis
 from lcmmerge.search.order import Strengths
 
 
-def merge_of(merge: Request, plan: Plan, strengths: Strengths) -> Request:
-    """What was searched, at these λs."""
-    named = {term.name: strength for term, strength in zip(plan.terms, strengths, strict=True)}
+def merge_of(merge: Request, plan: Plan, strengths: Strengths, axes: Sequence[BlockAxis] = ()) -> Request:
+    """What was searched, at these λs and block factors."""
+    lambdas, factors = strengths[: len(plan.terms)], strengths[len(plan.terms) :]
+    named = {term.name: strength for term, strength in zip(plan.terms, lambdas, strict=True)}
     rest = [strength for name, strength in named.items() if name not in ("style", "lcm")]
     adapters = tuple((reference, strength) for (reference, _), strength in zip(merge.adapters, rest, strict=True))
-    return replace(merge, strengths=(named.get("style", 1.0), named["lcm"]), adapters=adapters)
+    weights = dict(merge.block_weights)
+    for number in sorted({axis.term for axis in axes}):
+        term = plan.terms[number]
+        found = dict(term.weights.factors)
+        found |= {axis.span: value for axis, value in zip(axes, factors, strict=True) if axis.term == number}
+        weights[term.name] = ",".join(f"{span}={factor!r}" for span, factor in found.items())
+    pair = named.get("style", 1.0), named["lcm"]
+    return replace(merge, strengths=pair, adapters=adapters, block_weights=weights)
 
 
 def command(merge: Request) -> str:
@@ -54,7 +63,7 @@ def recipe(merge: Request, plan: Plan, path: Path) -> str:
     for term, reference, strength in zip(plan.terms, references, strengths, strict=True):
         kind = merge.accelerator if term.name == "lcm" else None
         sources[term.name] = _source(reference, path, accelerator=kind)
-        terms[term.name] = _term(strength, term.weights.factors)
+        terms[term.name] = _term(strength, _factors(merge.block_weights.get(term.name, ""), term.weights.factors))
     if merge.style and merge.style_base:
         sources["style_base"] = _source(merge.style_base, path)
         terms["style"]["tuned_from"] = "style_base"
@@ -66,6 +75,12 @@ def _source(reference: str, path: Path, **fields: str | None) -> dict[str, str]:
     local = Path(reference).exists()
     place = os.path.relpath(reference, path.resolve().parent) if local else reference
     return {"reference": place, **{key: value for key, value in fields.items() if value}}
+
+
+def _factors(text: str, parsed: Mapping[str, float]) -> Mapping[str, float]:
+    """``IN00-IN05=0.5,M00=0`` as it stands; one number per block as they were ``parsed``."""
+    pairs = [pair.split("=") for pair in text.split(",")] if "=" in text else []
+    return {span.strip(): float(factor) for span, factor in pairs} or parsed
 
 
 def _term(strength: float, factors: Mapping[str, float]) -> dict[str, Any]:

@@ -7,34 +7,14 @@ import pytest
 import torch
 from adapterfile import write
 from fusing import canonical, fuse
-from pico import canonical_state, pico
+from pico import pico
 from sampling import assert_alike, drawn, images, one, pipeline, preset
-from searching import ADAPTERS, CONV, adapter, field_of, noise, planned, state
+from searching import ADAPTERS, CONV, adapter, assert_baked, field_of, noise, planned, state, weights
 
 from lcmmerge.adapters import algorithms
 from lcmmerge.errors import NumericError
 from lcmmerge.search.field import reached
 from lcmmerge.search.order import ordered
-
-ROUNDING = {"fp32": 2.0**-23, "fp16": 2.0**-10}  # two neighbours' largest distance, relative
-
-
-def weights(field):
-    """Canonical name → the live weight."""
-    components = {name: getattr(field.pipeline, name) for name in field.plan.base.components}
-    return canonical_state(components)
-
-
-def assert_baked(found, expected, dtype):
-    """Each weight is the baked one or, where a sum's last bit differs, its neighbour in the base's dtype.
-
-    Float32's sums may differ by a few of its bits where W and λD nearly cancel.
-    """
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        tensor = tensor.float()
-        scale = tensor.abs() if dtype == "fp16" else 4 * tensor.abs().max()
-        assert bool(((found[name] - tensor).abs() <= ROUNDING[dtype] * scale + 1e-7).all()), name
 
 
 def test_every_algorithm_is_among_the_adapters():
