@@ -13,13 +13,18 @@ import click
 
 from lcmmerge import __version__
 from lcmmerge.cli.accelerators import accelerators
+from lcmmerge.cli.bench import bench
+from lcmmerge.cli.check import check
 from lcmmerge.cli.combine import combine
 from lcmmerge.cli.distill import distill
+from lcmmerge.cli.doctor import doctor
+from lcmmerge.cli.export import export
 from lcmmerge.cli.extract import extract
 from lcmmerge.cli.fuse import fuse
 from lcmmerge.cli.generate import generate
 from lcmmerge.cli.inspect import inspect
 from lcmmerge.cli.lock import lock
+from lcmmerge.cli.relambda import relambda
 from lcmmerge.cli.run import run
 from lcmmerge.cli.search import search
 from lcmmerge.cli.train_style import train_style
@@ -41,7 +46,8 @@ def cli() -> None:
 
 for command in (
     *(run, lock, fuse, generate, search, distill, train_style),
-    *(inspect, extract, combine, verify, accelerators),
+    *(export, relambda, check, bench),
+    *(inspect, extract, combine, verify, accelerators, doctor),
 ):
     cli.add_command(command)
 

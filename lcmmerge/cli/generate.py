@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from lcmmerge.output import Output
 from lcmmerge.sample import SAMPLERS, quiet_libraries
 
 if TYPE_CHECKING:
+    from lcmmerge.archs import Model
     from lcmmerge.merge.plan import Plan
     from lcmmerge.sample.jobs import Job, Size
     from lcmmerge.sample.load import Pipeline
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lcmmerge.sample.presets import Preset
 
 SCHEDULERS = click.Choice(SAMPLERS)
+PROVIDERS = click.Choice(("tensorrt", "cuda", "cpu", "torch"))  # of export.runtime, which is heavier
 SEEDS = click.IntRange(0, 2**32 - 1)
 
 
@@ -62,16 +64,20 @@ class Pixels(click.ParamType["tuple[int, int]"]):
 @click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
 @click.option("--dtype", type=ADAPTER_DTYPE, help="[default: fp16 on a GPU, else fp32]")
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")
+@click.option("--provider", type=PROVIDERS, help="What runs an export.  [default: the fastest that is usable here]")
 @click.option("--force", is_flag=True, help="Replace images; merge again what MODEL already holds.")
 @output_options
 def generate(
     prompts: Sequence[str], prompt_file: Path | None, folder: Path, force: bool, output: Output, **given: Any
 ) -> None:
-    """Draw the prompts with MODEL: a checkpoint of any layout, or a live merge into it.
+    """Draw the prompts with MODEL: a checkpoint of any layout, a live merge into it, or an export.
 
     The scheduler, the steps and the guidance are those that `lcmmerge fuse` recorded in MODEL. An image depends on its
     seed, and not on the batch; it says in its PNG text how it was drawn. Images are written one by one, and those that
     are finished stay when the command is interrupted.
+
+    A folder that `lcmmerge export` wrote is drawn by ONNX Runtime, in the dtype of its graphs: on TensorRT or CUDA
+    where they are usable, else on the CPU.
 
     \b
       lcmmerge generate merged.safetensors --prompt "a paper fox" -o images
@@ -79,36 +85,76 @@ def generate(
       lcmmerge generate base --live style.safetensors --lcm lcm --lambda 0.8 1.0 --prompt "a paper fox" -o live
     """
     quiet_libraries()
-    from lcmmerge.sample import live, load, png, presets
+    from lcmmerge.sample import load, png, presets
     from lcmmerge.sample.jobs import jobs_of, read_prompts
 
     texts = [*prompts, *(read_prompts(prompt_file) if prompt_file else [])]
     if not texts:
         raise click.UsageError("Give a --prompt, or --prompts FILE.")
-    device, dtype = load.pick_device(given["device"], given["dtype"])
-    plan = _plan(given, force, output)
-    model = plan.base if plan else load.open_model(given["model"], given["variant"])
-    configs = load.configs_of(model, given["config_from"])
-    accelerator = plan.accelerator.name if plan and plan.accelerator else given["accelerator"]
+    opened = _export(given, output) if _is_export(given) else _checkpoint(given, force, output)
     preset = presets.choose(
-        model,
-        configs,
-        accelerator=accelerator,
+        opened.model,
+        opened.configs,
+        accelerator=opened.accelerator or given["accelerator"],
         scheduler=given["scheduler"],
         steps=given["steps"],
         guidance=given["guidance"],
     )
     if given["negative"] and preset.guidance <= 1:
         output.warn("guidance is off, so --negative has no effect")
-    size = given["size"] or load.native_size(configs)
+    size = given["size"] or load.native_size(opened.configs)
     jobs = jobs_of(texts, size, negative=given["negative"], seed=given["seed"], count=given["count"])
     png.check_folder(folder, png.names_of(jobs), force=force)
-    pipeline = (
-        live.load_live(plan, configs, dtype, device) if plan else load.load_pipeline(model, configs, dtype, device)
-    )
-    origin = png.Origin.of(model, plan, dtype, device)
-    written = _draw(pipeline, jobs, preset, given["batch"], folder, origin, output)
-    _show(written, jobs, preset, presets.evaluations_of(preset, pipeline), origin, output)
+    pipeline = opened.load()
+    written = _draw(pipeline, jobs, preset, given["batch"], folder, opened.origin, output)
+    _show(written, jobs, preset, presets.evaluations_of(preset, pipeline), opened.origin, output)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is drawn with, by its headers; ``accelerator``: of a live merge. ``load`` reads the weights."""
+
+    model: Model
+    configs: Path
+    origin: Origin
+    load: Callable[[], Any]
+    accelerator: str | None = None
+
+
+def _checkpoint(given: dict[str, Any], force: bool, output: Output) -> Opened:
+    from lcmmerge.sample import live, load
+    from lcmmerge.sample.png import Origin
+
+    if given["provider"]:
+        raise click.UsageError("--provider is of an export, a folder that `lcmmerge export` wrote.")
+    device, dtype = load.pick_device(given["device"], given["dtype"])
+    plan = _plan(given, force, output)
+    model = plan.base if plan else load.open_model(given["model"], given["variant"])
+    configs = load.configs_of(model, given["config_from"])
+    origin = Origin.of(model, plan, dtype, device)
+    if plan is None:
+        return Opened(model, configs, origin, lambda: load.load_pipeline(model, configs, dtype, device))
+    accelerator = plan.accelerator.name if plan.accelerator else None
+    return Opened(model, configs, origin, lambda: live.load_live(plan, configs, dtype, device), accelerator)
+
+
+def _is_export(given: dict[str, Any]) -> bool:
+    """A live merge into an export is one into its weights, which diffusers reads."""
+    from lcmmerge.export.manifest import is_export
+
+    return is_export(Path(given["model"])) and not (given["style"] or given["lcm"])
+
+
+def _export(given: dict[str, Any], output: Output) -> Opened:
+    from lcmmerge.export.drawing import model_of, open_pipeline, origin_of
+
+    for option in ("device", "dtype", "variant", "config_from"):
+        if given[option]:
+            name = option.replace("_", "-")
+            raise click.UsageError(f"--{name} is not of an export: its graphs are as they are. Choose a --provider.")
+    folder = Path(given["model"])
+    model, pipeline = model_of(folder), open_pipeline(folder, given["provider"], output.note)
+    return Opened(model, folder, origin_of(model, pipeline.runtime), lambda: pipeline)
 
 
 def _plan(given: dict[str, Any], force: bool, output: Output) -> Plan | None:

@@ -14,8 +14,9 @@ from lcmmerge.merge.report import Report
 from lcmmerge.output import Output
 from lcmmerge.recipe.builds import Build
 from lcmmerge.recipe.card import card
+from lcmmerge.recipe.exports import export
 from lcmmerge.recipe.images import generate
-from lcmmerge.recipe.manifest import IMAGES, STUDIES, Manifest, Record, record, write_text
+from lcmmerge.recipe.manifest import EXPORTS, IMAGES, STUDIES, Manifest, Record, record, write_text
 from lcmmerge.recipe.steps import CARD, Step, written
 from lcmmerge.recipe.studies import search
 from lcmmerge.refs.weights import MODEL_INDEX
@@ -69,11 +70,19 @@ def _search(step: Step, done: Manifest, site: Site) -> Record:
     return record(step.key, site.out, paths, figures)
 
 
+def _export(step: Step, done: Manifest, site: Site) -> Record:
+    name, section = step.build.cell.name, step.build.cell.export
+    assert section is not None  # or there would be no such step
+    paths, figures = export(step.build, section, site.out / EXPORTS / name, site.output)
+    return record(step.key, site.out, paths, figures)
+
+
 ACTIONS: Mapping[str, Callable[[Step, Manifest, Site], Record]] = {
     "fuse": _fuse,
     "card": _card,
     "search": _search,
     "generate": _generate,
+    "export": _export,
 }
 
 

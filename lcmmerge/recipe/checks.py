@@ -38,7 +38,7 @@ class Checked:
 
 
 def checked(check: Check, figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Checked]:
-    """``figures``: output → what its fuse, and its search where there is one, reported."""
+    """``figures``: output → what its fuse, and its search and export where there are any, reported."""
     for output, reported in figures.items():
         for name in Check.model_fields:
             bound: Bound | None = getattr(check, name)
@@ -64,6 +64,8 @@ def _values(name: str, reported: Mapping[str, Any]) -> Iterator[tuple[tuple[str,
     elif name == "search_regret":
         if name in reported:
             yield (), reported[name]
+    elif name == "parity":
+        yield from (((graph,), error) for graph, error in reported.get(name, {}).items())
     elif name == "coverage":
         yield from (((term,), share) for term, share in reported["coverage"].items())
     else:

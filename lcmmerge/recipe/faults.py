@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lcmmerge.recipe.document import Document, Fault, Place
-from lcmmerge.recipe.schema import LATER, Recipe, as_source, as_term
+from lcmmerge.recipe.schema import Recipe, as_source, as_term
 
 WANTED = {
     "float_type": "a number",
@@ -93,8 +93,6 @@ def _object(schema: dict[str, Any], at: dict[str, Any]) -> dict[str, Any]:
 def _message(item: Any, place: Place) -> str:
     kind, value = item["type"], item.get("input")
     match kind:
-        case "extra_forbidden" if place[0] in LATER and len(place) == 1:
-            return "this version of lcmmerge has no such section yet"
         case "extra_forbidden":
             known = keys_at(place[:-1])
             word = str(place[-1])

@@ -13,9 +13,9 @@ from typing import Any
 from lcmmerge.recipe.document import Document, Fault, Place, invalid, parse_scalar, read_document
 from lcmmerge.recipe.faults import dangling_faults, meant, schema_faults, used_sources
 from lcmmerge.recipe.lock import lock_path
-from lcmmerge.recipe.manifest import IMAGES, STUDIES
+from lcmmerge.recipe.manifest import EXPORTS, IMAGES, STUDIES
 from lcmmerge.recipe.manifest import NAME as MANIFEST
-from lcmmerge.recipe.schema import Fuse, Generate, Recipe, Search, as_source, as_term
+from lcmmerge.recipe.schema import Export, Fuse, Generate, Recipe, Search, as_source, as_term
 
 MAX_CELLS = 256
 
@@ -28,6 +28,7 @@ class Cell:
     fuse: Fuse
     search: Search | None = None
     generate: Generate | None = None
+    export: Export | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,11 @@ def load(path: Path, sets: Sequence[str] = ()) -> Loaded:
     recipes = {label: Recipe.model_validate(tree) for label, tree in trees.items()}
     recipe = next(iter(recipes.values()))
     cells = tuple(
-        Cell(_name(path, cell.fuse, label), cell.fuse, cell.search, cell.generate) for label, cell in recipes.items()
+        Cell(_name(path, cell.fuse, label), cell.fuse, cell.search, cell.generate, cell.export)
+        for label, cell in recipes.items()
     )
-    if taken := [cell.name for cell in cells if cell.name in (MANIFEST, lock_path(path).name, IMAGES, STUDIES)]:
+    reserved = (MANIFEST, lock_path(path).name, IMAGES, STUDIES, EXPORTS)
+    if taken := [cell.name for cell in cells if cell.name in reserved]:
         place, message = ("fuse", "output"), f"{taken[0]!r} is a name that every run needs"
         raise invalid(document.name, [Fault(place, message, document.line(place))])
     used = set().union(*map(used_sources, trees.values()))

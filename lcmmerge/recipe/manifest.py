@@ -18,7 +18,7 @@ from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.staging import Staging
 
 NAME = "run.json"
-IMAGES, STUDIES = "images", "search"  # folders of every output's
+IMAGES, STUDIES, EXPORTS = "images", "search", "export"  # folders of every output's
 VERSION = 1
 
 

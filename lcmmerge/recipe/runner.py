@@ -163,8 +163,8 @@ def _end(manifest: Manifest, prepared: Prepared) -> Manifest:
 
 
 def _found(manifest: Manifest, name: str) -> Mapping[str, Any]:
-    searched = manifest.steps.get(f"search {name}")
-    return searched.figures if searched else {}
+    records = (manifest.steps.get(f"{kind} {name}") for kind in ("search", "export"))
+    return {key: value for record in records if record for key, value in record.figures.items()}
 
 
 @contextmanager

@@ -16,13 +16,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lcmmerge.accelerators import ACCELERATORS
+from lcmmerge.export.targets import targets
 from lcmmerge.merge.outputs import DIFFUSERS, SINGLE_FILE
 from lcmmerge.output import parse_size
 from lcmmerge.sample import SAMPLERS
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
 SUPPORTED = 1
-LATER = ("export",)  # sections of versions to come
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 
@@ -121,7 +121,29 @@ class Search(Drawing):
         min_length=1, description="Term → the λs to try; the one of `fuse` is tried too."
     )
     guidance: float | None = Field(None, ge=0, description="Of the teacher and of the baseline. Default: the model's.")
-    objective: str = Field("teacher", description="What is measured.")
+    blocks: dict[Word, dict[str, Annotated[list[float], Field(min_length=1)]]] = Field(
+        {}, description="Term → U-Net blocks → factors on its λ there to try, 1 among them: {style: {IN: [0.5, 1]}}."
+    )
+    optimize: int = Field(0, ge=0, description="How many cells Optuna chooses, within the grid.")
+    front: bool = Field(False, description="Let it seek cells that are good in the objective or in style.")
+    halving: int = Field(0, ge=0, description="Draw only the best 1/N cells further than a few prompts; 3 is usual.")
+    objective: str = Field("teacher", description="What is measured; with `=` the weights of a network to look with.")
+
+
+Half = Literal["fp16", "bf16", "fp32"]
+
+
+class Export(_Strict):
+    """ONNX graphs of each output, over its weights: one folder for diffusers, ONNX Runtime and TensorRT."""
+
+    to: Literal[tuple(targets())] = Field("onnx", description="What else is written.")  # type: ignore[valid-type]
+    dtype: Half = Field("fp16", description="Of weights and graphs.")
+    vae_dtype: Half | None = Field(None, description="Default: as `dtype`; fp32 where a VAE overflows fp16.")
+    static: list[Annotated[str, Field(pattern=r"^\d+x\d+$")]] = Field(
+        [], description="Sizes to build engines for, such as 768x512; the native one always is."
+    )
+    fused: bool = Field(True, description="Also graphs with Attention nodes, opset 23.")
+    parity: bool = Field(True, description="Compare every graph with its torch module, at six sizes.")
 
 
 class Bound(_Strict):
@@ -141,6 +163,9 @@ class Check(_Strict):
     search_regret: Bound | None = Field(
         None, description="How much worse than the best of `search` the λs of `fuse` score, in standard deviations."
     )
+    parity: Bound | None = Field(
+        None, description="The largest error of each exported graph, as a share of its largest output."
+    )
     bytes: Bound | None = Field(None, description="The size of all files of an output.")
 
 
@@ -159,6 +184,7 @@ class Recipe(_Strict):
     )  # fmt: skip
     search: Search | None = None
     generate: Generate | None = None
+    export: Export | None = None
     check: Check | None = None
     publish: Annotated[str, Field(pattern=r"^hf://[\w.-]+/[\w.-]+$")] | None = Field(
         None, description="The Hub repository that `lcmmerge run --publish` uploads to."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lcmmerge.merge.outputs import DIFFUSERS
-from lcmmerge.recipe import card, images, studies
+from lcmmerge.recipe import card, exports, images, studies
 from lcmmerge.recipe.builds import Build, step_key
 from lcmmerge.recipe.manifest import Manifest
 
@@ -19,7 +19,7 @@ CARD = "README.md"
 class Step:
     """``due``: why it is to be done; None where it is done. ``reads``, ``downloads`` and ``writes`` are bytes."""
 
-    kind: Literal["fuse", "card", "search", "generate"]
+    kind: Literal["fuse", "card", "search", "generate", "export"]
     build: Build
     key: str
     due: str | None
@@ -58,6 +58,9 @@ def steps(builds: tuple[Build, ...], before: Manifest, out: Path, description: s
         if build.cell.generate:
             key = step_key("generate", images.VERSION, {"of": build.key, **build.cell.generate.model_dump()})
             yield Step("generate", build, key, follows or _due(f"generate {build.cell.name}", key, before, out))
+        if build.cell.export:
+            key = step_key("export", exports.VERSION, {"of": build.key, **build.cell.export.model_dump()})
+            yield Step("export", build, key, follows or _due(f"export {build.cell.name}", key, before, out))
 
 
 def _due(name: str, key: str, before: Manifest, out: Path) -> str | None:

@@ -33,7 +33,7 @@ fuse:
   max_shard_size: huge
   seed: 1.5
 matrx: {}
-export: {}
+export: {to: coreml}
 on: 1
 check: {coverage: {mn: 1, min: x}}
 publish: owner/repo
@@ -71,9 +71,9 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         "line 14: fuse.max_shard_size: 'huge' is no size: write 5GB, 500MB or 2GiB",
         "line 15: fuse.seed: wants a whole number, not 1.5",
         "line 16: matrx: unknown key; did you mean 'matrix'?",
-        "line 17: export: this version of lcmmerge has no such section yet",
+        "line 17: export.to: is 'coreml', and must be 'onnx' or 'tensorrt'",
         "line 18: on: unknown key; the keys are version, description, sources, fuse, matrix, search, "
-        "generate, check, publish",
+        "generate, export, check, publish",
         "line 19: check.coverage.min: wants a number, not 'x'",
         "line 19: check.coverage.mn: unknown key; did you mean 'min'?",
         r"line 20: publish: 'owner/repo' is not of the form ^hf://[\w.-]+/[\w.-]+$",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def sd1(files: Callable[[str], Files]) -> Files:
 def test_a_study_stands_beside_the_output(sd1: Files, tmp_path: Path) -> None:
     path, out = recipe(tmp_path, sd1, base=sd1.folder(), more=SEARCH), tmp_path / "out"
     record = run(path, out).steps["search pico"]
-    assert list(record.outputs) == [f"search/pico/{name}" for name in ("sheet.png", "study.json", "trials.csv")]
+    assert list(record.outputs) == [f"search/pico/{name}" for name in ("report.html", "sheet.png", "study.json", "trials.csv")]
     assert record.figures["best"].keys() == {"style", "lcm"}
     assert {"style": 0.8, "lcm": 1.0} in [record.figures["best"], *record.figures["ties"]]  # of `fuse`, tried too
     assert record.figures["search_regret"] >= 0
@@ -41,10 +42,24 @@ def test_a_study_stands_beside_the_output(sd1: Files, tmp_path: Path) -> None:
     assert "search_regret" in missed.value.details[0]
 
 
+def test_blocks_halving_and_optuna(sd1: Files, tmp_path: Path) -> None:
+    more = SEARCH.replace("count: 2", "count: 4").replace("steps: 2", "steps: 1")
+    more = more.replace("style: [0.4], ", "") + "  halving: 2\n  optimize: 1\n  blocks: {style: {IN: [0.5]}}\n"
+    path = recipe(tmp_path, sd1, base=sd1.folder(), more=more)
+    figures = run(path, tmp_path / "out").steps["search pico"].figures
+    assert figures["best"].keys() == {"style", "lcm", "style@IN"}
+    assert 0.5 <= figures["best"]["style@IN"] <= 1
+    rows = json.loads((tmp_path / "out" / "search" / "pico" / "study.json").read_text())["rows"]
+    cells = [row for row in rows if row["kind"] == "cell" and not row["control"]]
+    assert [0.8, 1.0, 1.0] in [row["lambda"] for row in cells]  # of `fuse`
+    assert sorted(row["images"] for row in cells) == [4, 8, 8]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
         ("lcm: [1.0]", "other: [1.0]", r"search\.grid\.other: no such term"),
+        ("batch: 4", "blocks: {other: {IN: [0.5]}}", r"search\.blocks\.other: no such term"),
         (", accelerator: lcm", "", "0 of the terms are accelerators"),
         ("  steps: 2\n", "  size: 65x64\n", r"search\.size"),
     ],

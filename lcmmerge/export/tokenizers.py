@@ -1,0 +1,73 @@
+"""A CLIP tokenizer in every form that clients read.
+
+transformers 5 saves ``tokenizer.json`` alone, older ones and C++ tokenizers want ``vocab.json`` and ``merges.txt``.
+``tokenizer_config.json`` is written anew, with the keys that both know: transformers 4 refuses some of the newer ones.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lcmmerge.errors import FormatError, NotFoundError
+from lcmmerge.merge.configs import CURE
+
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+MERGES_HEAD = "#version: 0.2"
+
+
+def write_tokenizer(source: Path, target: Path) -> None:
+    """The tokenizer in the folder ``source``, into the new folder ``target``. Raises NotFoundError, FormatError."""
+    tokenizer = _load(source)
+    whole = source / "tokenizer.json"
+    text = whole.read_text("utf-8") if whole.is_file() else str(tokenizer.backend_tokenizer.to_str(pretty=True))
+    content = _parsed(text, source)
+    vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+    special = {name: str(value) for name in SPECIAL if (value := getattr(tokenizer, name, None)) is not None}
+    added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+    beyond = {word: number for word, number in added.items() if word not in vocabulary}
+    target.mkdir()
+    (target / "tokenizer.json").write_text(text, "utf-8")
+    _write_json(target / "vocab.json", dict(sorted(vocabulary.items(), key=lambda item: item[1])))
+    pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in merges)
+    (target / "merges.txt").write_text("\n".join([MERGES_HEAD, *pairs]) + "\n", "utf-8")
+    if beyond:  # a textual inversion's
+        _write_json(target / "added_tokens.json", beyond)
+    _write_json(target / "special_tokens_map.json", special)
+    _write_json(target / "tokenizer_config.json", _config(tokenizer, special))
+
+
+def _load(source: Path) -> Any:
+    from transformers import CLIPTokenizerFast
+
+    try:
+        return CLIPTokenizerFast.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError):
+        raise NotFoundError(f"{source}: holds no CLIP tokenizer", CURE) from None
+
+
+def _parsed(text: str, source: Path) -> Any:
+    try:
+        content = json.loads(text)
+        if not isinstance(content["model"]["vocab"], dict) or not isinstance(content["model"]["merges"], list):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise FormatError(f"{source}/tokenizer.json: is no byte-pair encoding", CURE) from None
+    return content
+
+
+def _config(tokenizer: Any, special: dict[str, str]) -> dict[str, Any]:
+    return {
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": True,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": tokenizer.model_max_length,
+        "tokenizer_class": "CLIPTokenizer",
+        **special,
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")

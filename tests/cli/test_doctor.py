@@ -1,0 +1,47 @@
+"""``lcmmerge doctor``: what it says is what the installation and its metadata say."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lcmmerge.doctor import GAINS, check_up
+
+if TYPE_CHECKING:
+    from conftest import Ran
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+
+def test_it_tells_versions_devices_and_caches(cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = cli("doctor").out
+    row = next(line for line in said.splitlines() if line.split()[:1] == ["torch"])
+    assert row.split()[-1] == version("torch")
+    assert "cpu: " in said
+    assert "free" in said
+    assert "lcmmerge 0" in said
+
+
+def test_json_holds_the_same(cli: Callable[..., Ran]) -> None:
+    found = json.loads(cli("doctor", "--json").out)
+    packages = {package["name"]: package for package in found["packages"]}
+    assert packages["torch"]["found"] == version("torch")
+    assert all(package["fits"] for package in packages.values())
+    assert {extra["name"] for extra in found["extras"]} == GAINS.keys()
+
+
+def test_every_extra_is_explained() -> None:
+    extras = tomllib.loads(PROJECT.read_text("utf-8"))["project"]["optional-dependencies"]
+    assert GAINS.keys() == extras.keys() - {"test"}
+
+
+def test_what_the_tests_need_is_there() -> None:
+    extras = {extra.name: extra for extra in check_up().extras}
+    assert extras["train"].lacking == ()
