@@ -73,7 +73,7 @@ def studio(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *command: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+    env = os.environ | {"HF_HOME": str(folder), "XDG_CACHE_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
         [sys.executable, *command], cwd=folder, env=env, input=text, capture_output=True, text=True, check=False
     )

@@ -1,0 +1,141 @@
+"""What this machine gives lcmmerge: versions, devices, providers, caches, free disk, and what each extra would add."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from lcmmerge import __version__
+
+PACKAGE = "lcmmerge"
+# What people gain; `test` is for developers and is not listed.
+GAINS = {
+    "cluster": "search on many machines (Ray)",
+    "export": "ONNX and TensorRT-ready graphs, and drawing with them",
+    "metrics": "CLIP, DINO, LPIPS, FID and KID as objectives of a search",
+    "postgres": "a search's study in PostgreSQL, for many workers",
+    "tensorrt-rtx": "NVIDIA's real parser and builder, also without a GPU",
+    "train": "data sets of the Hub and WebDataset; TensorBoard",
+    "zoo": "building the embedded model anew",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """``found``: the installed version; ``fits``: it is one that ``wanted`` allows."""
+
+    name: str
+    wanted: str
+    found: str | None
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """``lacking``: the packages that are not installed."""
+
+    name: str
+    gain: str
+    lacking: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder that we write to; ``free``: bytes on its disk."""
+
+    what: str
+    path: Path
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkup:
+    """``devices``: where arithmetic and drawing can be done; ``providers``: of ONNX Runtime, None without it."""
+
+    system: str
+    packages: tuple[Package, ...]
+    extras: tuple[Extra, ...]
+    devices: tuple[str, ...]
+    providers: tuple[str, ...] | None
+    places: tuple[Place, ...]
+
+    @property
+    def faults(self) -> tuple[Package, ...]:
+        """What lcmmerge cannot do without, and is not there as it should be."""
+        return tuple(package for package in self.packages if not package.fits)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"places": [asdict(place) | {"path": str(place.path)} for place in self.places]}
+
+
+def check_up() -> Checkup:
+    """Look; nothing is written, and no network is used."""
+    wanted = [Requirement(line) for line in requires(PACKAGE) or ()]
+    main = [requirement for requirement in wanted if _holds(requirement)]
+    return Checkup(
+        f"{PACKAGE} {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        tuple(map(_package, main)),
+        tuple(_extra(name, gain, wanted) for name, gain in GAINS.items()),
+        tuple(_devices()),
+        _providers(),
+        tuple(_places()),
+    )
+
+
+def _holds(requirement: Requirement, extra: str = "") -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _package(requirement: Requirement) -> Package:
+    found = _installed(requirement.name)
+    fits = found is not None and requirement.specifier.contains(found, prereleases=True)
+    return Package(requirement.name, str(requirement.specifier), found, fits)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _extra(name: str, gain: str, wanted: list[Requirement]) -> Extra:
+    own = [one for one in wanted if one.marker and not _holds(one) and _holds(one, name)]
+    return Extra(name, gain, tuple(one.name for one in own if not _package(one).fits))
+
+
+def _devices() -> Iterator[str]:
+    import torch
+
+    yield f"cpu: {os.cpu_count()} cores"
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB"
+    if torch.backends.mps.is_available():
+        yield "mps: Apple's GPU"
+
+
+def _providers() -> tuple[str, ...] | None:
+    """What ONNX Runtime was built with; whether a GPU is there shows when a session is opened."""
+    if find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    return tuple(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+
+
+def _places() -> Iterator[Place]:
+    from huggingface_hub import constants
+
+    for what, path in (("downloads", Path(constants.HF_HUB_CACHE)), ("outputs, unless said otherwise", Path.cwd())):
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        yield Place(what, path, shutil.disk_usage(there).free)
