@@ -110,8 +110,18 @@ def test_drawing_searching_and_distilling(studio: Path) -> None:
     lines = [line.partition("#")[0] + short if line in trained else line for line in commands]
     shown = run(studio, "-c", RUN, text="\n".join(lines)).stdout
     assert shown.count("$ lcmmerge") == len(commands)
-    written = ("own-lcm.safetensors", "own-style.safetensors", "study/sheet.png", "images/0000-0.png")
+    written = ("own-lcm.safetensors", "own-style.safetensors", "study/report.html", "images/0000-0.png")
     assert all((studio / name).is_file() for name in written)
+
+
+def test_exporting(studio: Path) -> None:
+    """Without torch.compile, which takes a minute to begin."""
+    commands = next(block for block in blocks("sh") if "relambda" in block).splitlines()
+    short = {"bench": " --no-compile --repeats 1 --warmup 0"}
+    lines = [line.partition("#")[0] + short.get(line.split()[1], "") for line in commands]
+    shown = run(studio, "-c", RUN, text="\n".join(lines)).stdout
+    assert shown.count("$ lcmmerge") == len(commands)
+    assert all((studio / name).is_file() for name in ("graphs/unet/model.onnx", "from-graphs/0000-0.png"))
 
 
 def test_the_result_draws(folder: Path) -> None:

@@ -18,7 +18,7 @@ from lcmmerge.merge import provenance
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.request import Request
 from lcmmerge.merge.request import plan as plan_merge
-from lcmmerge.sample.jobs import Size, jobs_of
+from lcmmerge.sample.jobs import Job, Size
 from lcmmerge.sample.load import check_drawable, configs_of, native_size, pick_device
 from lcmmerge.sample.presets import Preset, baseline, choose
 from lcmmerge.search.blocks import BlockAxis, Factors, block_axes
@@ -132,7 +132,13 @@ class Prepared:
     def ask(self, evaluations: int) -> Ask:
         """``evaluations``: of the U-Net per image, by the few-step preset."""
         request = self.request
-        jobs = jobs_of(request.prompts, self.size, seed=request.seed, count=request.seeds)
+        # A noise of its own for each image: the bootstrap takes them for independent.
+        every = len(request.prompts)
+        jobs = [
+            Job(prompt, "", request.seed + number * every + place, *self.size)
+            for place, prompt in enumerate(request.prompts)
+            for number in range(request.seeds)
+        ]
         accelerator = self.names.index(ACCELERATOR)
         blocks = tuple(axis.term for axis in self.blocks)
         terms = len(self.plan.terms)
@@ -166,7 +172,7 @@ def prepare(request: SearchRequest, warn: Callable[[str], None]) -> Prepared:
         **_hashes(plan),
         "block weights": {term.name: dict(term.weights.factors) for term in plan.terms},
         "prompts": f"{len(request.prompts)}, sha256 {hashlib.sha256(repr(request.prompts).encode()).hexdigest()}",
-        "seeds": f"{request.seeds} from {request.seed}",
+        "seeds": f"{request.seeds} a prompt from {request.seed}, each image its own",
         "size": f"{size[0]}x{size[1]}",
         "sampling": preset.as_dict(),
         "guidance": guidance,

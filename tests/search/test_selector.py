@@ -6,7 +6,7 @@ in the features of a judge that a search never sees, with many pictures of other
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,10 +24,12 @@ from lcmmerge.zoo.build.scenes import caption
 
 TRUTH = json.loads(Path(__file__).with_name("truth.json").read_text())
 GRID = {tuple(cell["lambda"]): cell for cell in TRUTH["cells"]}
-AXES = dict(zip(("style", "lcm"), map(sorted, map(set, zip(*GRID, strict=True))), strict=True))
+STYLES, LCMS = (tuple(sorted(set(axis))) for axis in zip(*GRID, strict=True))
+DISTANCES = {cell: found["distance"] for cell, found in GRID.items()}
+BEST, WORST = (choose(DISTANCES, key=DISTANCES.__getitem__) for choose in (min, max))
 TIES = {cell for cell, found in GRID.items() if found["behind"][0] <= 0}
-PROMPTS = tuple(caption(digit) for digit in (3, 7))
-SEEDS = 10  # the same for both prompts, so they are as many noises
+PROMPTS = tuple(map(caption, range(10)))
+SEEDS = 2
 OPTIMIZED = 8
 
 
@@ -37,8 +39,7 @@ def asked(tmp_path_factory):
     merge = Request(
         str(folder.base), style=str(folder.lora(TRUTH["style"])), lcm=str(folder.lora("lcm")), accelerator="lcm"
     )
-    axes = {name: tuple(values) for name, values in AXES.items()}
-    work = tmp_path_factory.mktemp("selector") / "grid"
+    work, axes = tmp_path_factory.mktemp("selector") / "grid", {"style": STYLES, "lcm": LCMS}
     return SearchRequest(merge, work, PROMPTS, axes, steps=4, seeds=SEEDS, guidance=GUIDANCE, batch=40)
 
 
@@ -47,18 +48,40 @@ def found(asked):
     return search(asked)
 
 
-def images(result):
-    """Drawn, of whatever kind."""
-    return len(result.scored.rows) * len(PROMPTS) * SEEDS
+def regret(strengths):
+    """How much farther than the best cell, as a share of what the worst is; between cells linearly."""
+    truth = RegularGridInterpolator((STYLES, LCMS), [[DISTANCES[one, two] for two in LCMS] for one in STYLES])
+    return (truth(strengths).item() - DISTANCES[BEST]) / (DISTANCES[WORST] - DISTANCES[BEST])
 
 
 def test_cells_are_ordered_as_the_truth_orders_them(found):
+    """Measured: 0.93; with 40 images a cell 0.90 and 0.84, with 80 0.88 and 0.81, from seeds 0 and 500."""
     scores = {row.strengths: row.score.value for row in found.scored.rows if row.kind == CELL and not row.control}
     assert scores.keys() == GRID.keys()
-    assert spearmanr([scores[cell] for cell in GRID], [GRID[cell]["distance"] for cell in GRID]).statistic >= RANK
+    assert spearmanr([scores[cell] for cell in GRID], [DISTANCES[cell] for cell in GRID]).statistic >= 0.75
 
 
-def test_the_choice_ties_with_the_best_at_a_fraction_of_the_cost(found):
-    assert len(TIES) <= len(GRID) / 4  # else it would be no feat
-    assert found.scored.best.strengths in TIES
-    assert images(found) <= 0.12 * TRUTH["pictures"] * (len(GRID) + 1)
+def test_the_best_cells_are_among_the_ties_at_a_fraction_of_the_cost(found):
+    """Measured: regret 0.15, since of the ties the nearest to the published λ is taken.
+
+    The ties narrow with more images. With 80 a cell the choice was among the true ties from both seeds tried, 0 and 500;
+    with 40, and with 80 by halving, from 500 alone.
+    """
+    ties = {row.strengths for row in found.scored.ties}
+    assert ties >= TIES
+    assert len(ties) <= len(GRID) / 2
+    assert found.scored.best.strengths in ties
+    assert regret(found.scored.best.strengths) <= 0.2
+    rows = found.scored.rows
+    evaluations = sum(row.evaluations for row in rows) * len(PROMPTS) * SEEDS
+    assert len(rows) * len(PROMPTS) * SEEDS <= 0.1 * TRUTH["pictures"] * (len(GRID) + 1)
+    assert evaluations <= 0.12 * TRUTH["pictures"] * (len(GRID) * 4 + 50)
+
+
+def test_optuna_finds_what_the_grid_finds_with_fewer_cells(asked, found, tmp_path):
+    """Measured: regret 0.22; a cell at random has 0.39. What cells are compared with is drawn already."""
+    shutil.copytree(asked.work / "latents", tmp_path / "latents")
+    corners = {"style": (STYLES[0], STYLES[-1]), "lcm": (LCMS[0], LCMS[-1])}
+    result = search(replace(asked, work=tmp_path, axes=corners, optimize=OPTIMIZED))
+    assert sum(row.kind == CELL for row in result.scored.rows) < len(GRID)
+    assert regret(result.scored.best.strengths) <= 0.3
