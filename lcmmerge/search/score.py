@@ -243,5 +243,5 @@ def _verdict(table: _Table, best: int, drawn: Sequence[Drawn], sign: int) -> lis
         limits = {name: Estimate.of(sign * values).high for name, values in table.figures[index].items()}
         if beyond := [name for name, limit in limits.items() if sign * float(table.figures[best][name][0]) > limit]:
             than = "worse than another draw of the teacher is" if sign < 0 else BEYOND
-            said.append(f"by {' and '.join(beyond)} it is {than}")
+            said.append(f"by {' and '.join(beyond)} the best cell is {than}")
     return said

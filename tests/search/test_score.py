@@ -68,7 +68,7 @@ def test_what_is_not_beaten_is_said(baseline, control, first, second):
 
 def test_what_is_beyond_the_floor_is_said():
     assert scored({(0.8, 1.0): 2.0}, 5.0, 4.0).verdict[2] == (
-        "by energy distance and spectrum it is farther from the teacher than two draws of the teacher are"
+        "by energy distance and spectrum the best cell is farther from the teacher than two draws of the teacher are"
     )
 
 
