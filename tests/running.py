@@ -29,6 +29,15 @@ def exact(factory: pytest.TempPathFactory, files: Files) -> Path:
     return folder
 
 
+def plain(factory: pytest.TempPathFactory, model: Path) -> Path:
+    """A diffusers folder as it is, in float32, of plain graphs alone; to be left as it is."""
+    folder = shared(factory) / f"plain-{model.name}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            write(Request(str(model), folder, None, (1.0, 0.0)), graphs(factory), dtype="fp32")
+    return folder
+
+
 def of_modules(folder: Path, like: Path) -> Runtime:
     """A runtime over torch's modules in place of graphs: ``folder`` is diffusers', ``like`` any export."""
     components = {item.name: item for item in components_of(folder)}

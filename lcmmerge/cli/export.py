@@ -8,6 +8,7 @@ from click.core import ParameterSource
 
 from lcmmerge.cli.common import ADAPTER_DTYPE, output_options
 from lcmmerge.cli.generate import Pixels
+from lcmmerge.export.names import NVIDIA
 from lcmmerge.output import Output, ratio, size
 from lcmmerge.sample import quiet_libraries
 
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
     "--whole-pipeline", "whole", type=click.IntRange(1), metavar="N",
     help="Also one graph from token ids and noise to the image, its N steps in it. Experimental.",
 )
+@click.option(
+    "--names", type=click.Choice([NVIDIA]),
+    help="Also graphs with the names that NVIDIA's diffusion demo has, beside the others.",
+)
 @click.option("--parity", is_flag=True, help="Compare every graph with its torch module, at six sizes.")
 @click.option("--force", is_flag=True, help="Replace the output; merge again what MODEL already holds.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core, at most four]")
@@ -57,7 +62,11 @@ def export(output: Output, **given: Any) -> None:
     weights, and kept for the next model of the same configuration. `lcmmerge relambda` gives an export other λs.
 
     --whole-pipeline writes pipeline.onnx too, over the same weight files: token ids and normal noise in, uint8 images
-    out. It is for models drawn without guidance by LCM, TCD, DDIM or Euler, and leaves nothing to do but tokenize.
+    out. It is for models drawn without guidance by LCM, TCD, DDIM or Euler, and leaves nothing to do but tokenize. ONNX
+    Runtime opens it much faster with fixed sizes, or with enable_mem_reuse off.
+
+    --names nvidia writes model.nvidia.onnx beside each plain graph, a megabyte over the same weights. NVIDIA's demo has
+    a folder for each graph and its weights: tensorrt/README.md says which commands copy them, and how much that is.
 
     \b
       lcmmerge export merged.safetensors -o export
@@ -91,6 +100,7 @@ def _request(given: dict[str, Any]) -> ExportRequest:
         given["force"],
         Settings(given["threads"]),
         given["whole"],
+        given["names"] == NVIDIA,
     )
 
 

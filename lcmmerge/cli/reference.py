@@ -17,12 +17,14 @@ def reference() -> str:
     return "\n".join(["# Commands", "", *_lines("lcmmerge", cli)]) + "\n"
 
 
-def _lines(name: str, command: click.Command) -> Iterator[str]:
-    context = click.Context(command, info_name=name, terminal_width=WIDTH)
-    yield from (f"## {name}", "", "```", command.get_help(context), "```", "")
+def _lines(name: str, command: click.Command, parent: click.Context | None = None) -> Iterator[str]:
+    """In the context that it is called in, whose settings are its parent's: ``-h`` is ``--help``, too."""
+    settings = command.context_settings
+    context = click.Context(command, parent, info_name=name, terminal_width=WIDTH, **settings)
+    yield from (f"## {context.command_path}", "", "```", command.get_help(context), "```", "")
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
-            yield from _lines(f"{name} {child}", command.commands[child])
+            yield from _lines(child, command.commands[child], context)
 
 
 if __name__ == "__main__":

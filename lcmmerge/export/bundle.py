@@ -16,9 +16,10 @@ from lcmmerge.accelerators import SCHEDULERS, Sampling, Span
 from lcmmerge.export import manifest as manifests
 from lcmmerge.export.cache import cached
 from lcmmerge.export.components import Component
-from lcmmerge.export.graph import OPSETS
+from lcmmerge.export.graph import opset_of
 from lcmmerge.export.link import check_link, link
 from lcmmerge.export.manifest import Manifest
+from lcmmerge.export.names import write_renamed
 from lcmmerge.export.origin import references_of
 from lcmmerge.export.profiles import as_dict, whole_shapes
 from lcmmerge.export.request import Prepared
@@ -65,9 +66,14 @@ def export(prepared: Prepared, output: Output) -> Exported:
         with output.progress("weights", plan.nbytes) as progress:
             outcome = execute(plan, folder, header, request.settings, progress)
         merged = rows(plan, {layer.name: layer for layer in outcome.layers}.values())
-        _write_graphs(prepared, folder, output)
-        weights = manifests.described(folder, [folder / file.path for file in plan.files])
+        with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
+            written = pool.submit(manifests.described, folder, [folder / file.path for file in plan.files])
+            _write_graphs(prepared, folder, output)
+        weights = written.result()
         manifest = replace(_manifest(prepared, hashes()), files=weights, whole=_write_whole(prepared, folder))
+        if request.nvidia:
+            plain = {component.name: f"{component.name}/{GRAPHS['plain']}" for component in prepared.components}
+            manifest = replace(manifest, named=write_renamed(folder, prepared.components, plain))
         if request.parity:
             manifest = _compared(manifest, folder, output)
         prepared.target.write(folder, manifest)
@@ -75,7 +81,7 @@ def export(prepared: Prepared, output: Output) -> Exported:
             from lcmmerge.export.engines import build_engines
 
             build_engines(folder, manifest, request.engines, output)
-        manifest = replace(manifest, files=manifests.described(folder, manifests.contents(folder)))
+        manifest = replace(manifest, files=manifests.described(folder, manifests.contents(folder), weights))
         manifest.write(folder)
         staging.commit_folder()
     return Exported(plan.target, manifest, merged)
@@ -190,11 +196,13 @@ def _manifest(prepared: Prepared, hashes: Mapping[str, str]) -> Manifest:
 
 
 def _component(component: Component, prepared: Prepared) -> dict[str, Any]:
+    name = prepared.dtypes[component.name]
+    dtype = OUTPUT_DTYPES[name].torch
     return {
         "weights": f"{component.name}/{component.weights}",
-        "dtype": prepared.dtypes[component.name],
+        "dtype": name,
         "graphs": {
-            variant: {"path": f"{component.name}/{GRAPHS[variant]}", "opset": OPSETS[variant]}
+            variant: {"path": f"{component.name}/{GRAPHS[variant]}", "opset": opset_of(variant, dtype)}
             for variant in prepared.variants(component)
         },
         "inputs": {port.name: list(port.dims) for port in component.inputs},

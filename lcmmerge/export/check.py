@@ -124,6 +124,14 @@ def _exported(folder: Path, manifest: Manifest) -> Iterator[Graph]:
         for variant, graph in said["graphs"].items():
             path = folder / graph["path"]
             yield Graph(path, graph["path"], _load(path), profiles, component, said["dtype"], variant)
+    for graph in manifest.named.values():
+        component, path = graph["component"], folder / graph["path"]
+        profiles = {
+            name: {graph["inputs"].get(port, port): shapes for port, shapes in item["shapes"][component].items()}
+            for name, item in manifest.profiles.items()
+        }
+        dtype = manifest.components[component]["dtype"]
+        yield Graph(path, graph["path"], _load(path), profiles, component, dtype, "plain")
     for variant, graph in manifest.whole.get("graphs", {}).items():
         path = folder / graph["path"]
         yield Graph(path, graph["path"], _load(path), manifest.whole["shapes"], WHOLE, manifest.dtype, variant)

@@ -1,8 +1,8 @@
-"""Graphs put together into one: each part's nodes are copied in as often as it is called, over the same initializers."""
+"""Graphs put together into one: a part's nodes are copied in for each call, over the same initializers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,12 @@ class Part:
 
     def __init__(self, path: Path) -> None:
         self.model = ir.from_proto(onnx.load(path, load_external_data=False))
-        self.initializers = {name: _below(path.parent.name, value) for name, value in self._initializers()}
-
-    def _initializers(self) -> Iterator[tuple[str, ir.Value]]:
-        for name, value in self.model.graph.initializers.items():
-            assert name is not None
-            yield name, value
+        initializers = self.model.graph.initializers.values()
+        self.initializers = {value: _below(path.parent.name, value) for value in initializers}
 
     @property
     def inputs(self) -> tuple[str, ...]:
         return tuple(str(value.name) for value in self.model.graph.inputs)
-
-    def type_of(self, name: str) -> ir.DataType:
-        """Of an input or output."""
-        values = (*self.model.graph.inputs, *self.model.graph.outputs)
-        dtype = next(value.dtype for value in values if value.name == name)
-        assert dtype is not None
-        return dtype
 
 
 class Composition:
@@ -44,10 +33,9 @@ class Composition:
         self._initializers: dict[str, ir.Value] = {}
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
 
-    def constant(self, array: np.ndarray[Any, Any], dtype: ir.DataType | None = None) -> ir.Value:
-        """An initializer, of its own type or of one that numpy may lack."""
-        dtype = dtype or ir.DataType.from_numpy(array.dtype)
-        array = array.astype(dtype.numpy())
+    def constant(self, array: np.ndarray[Any, Any]) -> ir.Value:
+        """An initializer, shared between those who want it."""
+        dtype = ir.DataType.from_numpy(array.dtype)
         key = (dtype, array.shape, array.tobytes())
         if key not in self._constants:
             name = f"constant_{len(self._constants)}"
@@ -75,8 +63,8 @@ class Composition:
         values: dict[ir.Value | None, ir.Value | None] = {None: None}
         for value in graph.inputs:
             values[value] = self.cast(given[str(value.name)], _dtype(value))
-        for name, initializer in part.initializers.items():
-            values[graph.initializers[name]] = self._initializers.setdefault(str(initializer.name), initializer)
+        for own, initializer in part.initializers.items():
+            values[own] = self._initializers.setdefault(str(initializer.name), initializer)
         for node in graph:
             outputs = [ir.Value(name=f"{scope}/{value.name}", type=value.type) for value in node.outputs]
             values.update(zip(node.outputs, outputs, strict=True))
@@ -110,7 +98,7 @@ def _below(folder: str, value: ir.Value) -> ir.Value:
 
 
 def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
-    return ir.Shape(tensor.shape)
+    return ir.Shape(list(tensor.shape.numpy()))
 
 
 def _dtype(value: ir.Value) -> ir.DataType:

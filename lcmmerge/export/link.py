@@ -132,8 +132,10 @@ def _beside(graph: Path, location: str) -> Path:
 def is_inside(location: str) -> bool:
     """Whether it names, for every system, a file in a graph's folder or below it."""
     names = location.split("/")
-    return not {"", ".", ".."} & set(names) and all(PureWindowsPath(name).name == name for name in names) and (
-        "\0" not in location
+    return (
+        not {"", ".", ".."} & set(names)
+        and all(PureWindowsPath(name).name == name for name in names)
+        and ("\0" not in location)
     )
 
 

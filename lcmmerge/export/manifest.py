@@ -5,8 +5,9 @@ No clock and no local path.
 ``recipe`` is the merge, in the words of a merged file's own ``sd_merge_recipe``; ``references`` says where those of its
 sources are that lie on the Hub. ``components``: name → folder, weights, dtype, graphs, inputs and outputs.
 ``sampling`` is how it is drawn, ``profiles`` the shapes that engines are built for, ``whole`` the graphs that are a
-whole pipeline, with their timesteps, shapes for each profile, inputs and outputs; ``files`` bytes and sha256 of all the
-others.
+whole pipeline, with their timesteps, shapes for each profile, inputs and outputs; ``named`` graphs with the names of
+another program, by its names for them; ``files`` bytes and sha256 of all the others. ``unfinished``: while weight files
+of another λ take the places of the old ones.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lcmmerge import __version__
@@ -27,6 +29,7 @@ from lcmmerge.tensors.digest import sha256_of
 
 NAME = "lcmmerge.json"
 VERSION = 1
+NOTHING: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu")
 
 
@@ -50,6 +53,8 @@ class Manifest:
     image_parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     whole: Mapping[str, Any] = field(default_factory=dict)
+    named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    unfinished: bool = False
 
     @property
     def merge(self) -> Recipe:
@@ -61,15 +66,16 @@ class Manifest:
     def graphs(self) -> tuple[str, ...]:
         """Paths below the export's folder."""
         items = [*self.components.values(), *([self.whole] if self.whole else [])]
-        return tuple(graph["path"] for item in items for graph in item["graphs"].values())
+        graphs = [graph for item in items for graph in item["graphs"].values()]
+        return tuple(graph["path"] for graph in (*graphs, *self.named.values()))
 
     def write(self, folder: Path) -> None:
         content = {"version": VERSION, "lcmmerge": __version__, **asdict(self)}
         (folder / NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Raises NotFoundError, FormatError."""
+def read_manifest(folder: Path, *, unfinished: bool = False) -> Manifest:
+    """``unfinished``: take one whose λ was being changed, too. Raises NotFoundError, FormatError."""
     path = folder / NAME
     if not path.is_file():
         raise NotFoundError(f"{folder}: has no {NAME}, so it is no export", "`lcmmerge export` makes one")
@@ -78,20 +84,27 @@ def read_manifest(folder: Path) -> Manifest:
         if content.pop("version") != VERSION:
             raise ValueError
         del content["lcmmerge"]
-        return Manifest(**content)
+        manifest = Manifest(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise FormatError(f"{path}: is no manifest of this version, or damaged", "export the model again") from None
+    if manifest.unfinished and not unfinished:
+        cure = "run `lcmmerge relambda` again, which writes them all"
+        raise FormatError(f"{folder}: a change of λ was cut off, so its weights may be of two λs", cure)
+    return manifest
 
 
 def is_export(path: Path) -> bool:
     return (path / NAME).is_file()
 
 
-def described(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Path below ``folder`` → bytes and sha256."""
+def described(
+    folder: Path, paths: Iterable[Path], known: Mapping[str, Mapping[str, Any]] = NOTHING
+) -> dict[str, Mapping[str, Any]]:
+    """Path below ``folder`` → bytes and sha256; those that are ``known`` are not read."""
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of([path])}
-        for path in sorted(paths)
+        name: known.get(name) or {"bytes": path.stat().st_size, "sha256": sha256_of([path])}
+        for name, path in names.items()
     }
 
 

@@ -1,7 +1,8 @@
 """Another λ for an export that is there: weight files are written anew by the merge engine, and no graph is touched.
 
 A graph knows of its weights where they lie in a file, and that a λ does not change. A file is written beside the old
-one and takes its name at the end: a session that maps the old file keeps it.
+one and takes its name at the end: a session that maps the old file keeps it. While they take their names, one after
+another, the manifest says ``unfinished``; a run that was cut off there is made good by the next.
 The weights are those of the merge exported at the new λ: rounded once, to the export's dtype, whatever the dtype of the
 checkpoint that it was first baked in.
 """
@@ -29,6 +30,7 @@ from lcmmerge.merge.report import Row, rows
 from lcmmerge.merge.tensors import merged
 from lcmmerge.output import Output
 from lcmmerge.tensors import open_source
+from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 from lcmmerge.tensors.staging import Staging
 
@@ -57,7 +59,7 @@ def relambda(
     Raises NotFoundError, VerificationError (a source is not the one that was merged), IncompatibleError (nothing was
     merged), OutputError, NumericError, FormatError.
     """
-    before = read_manifest(folder)
+    before = read_manifest(folder, unfinished=True)
     check_installed(*GRAPHS)
     for graph in before.graphs:
         check_link(folder / graph)
@@ -65,12 +67,9 @@ def relambda(
     _check_terms(folder, recipe, strengths)
     places = [*places, str(folder.parent), *before.references.values()]
     if recipe.base.sha256 is None:
-        _refuse_impostor(_plan(before, recipe, folder, places), folder)
-    changed = replace(
-        recipe,
-        terms=tuple(replace(term, strength=strengths.get(term.name, term.strength)) for term in recipe.terms),
-    )
-    plan = _plan(before, changed, folder, places)
+        before = _hashed(before, _plan(before, recipe, folder, places), folder)
+    terms = tuple(replace(term, strength=strengths.get(term.name, term.strength)) for term in recipe.terms)
+    plan = _plan(before, replace(recipe, terms=terms), folder, places)
     settings = replace(settings, stochastic_seed=recipe.stochastic_seed)
     plan.fetch()
     with Staging(folder) as staging:
@@ -81,10 +80,12 @@ def relambda(
         found = rows(plan, {layer.name: layer for layer in outcome.layers}.values())
         for file in plan.files:
             _check_header(staging.folder / file.path, folder / file.path)
+        manifest = _changed(before, strengths)
+        _replace(replace(manifest, unfinished=True), staging.folder, folder)
         for file in plan.files:
             (staging.folder / file.path).replace(folder / file.path)
-        written = [folder / file.path for file in plan.files]
-        manifest, removed = _describe(before, strengths, folder, written)
+        manifest, removed = _describe(manifest, folder, [folder / file.path for file in plan.files])
+        _replace(manifest, staging.folder, folder)
     return Rewritten(manifest, tuple(file.path.as_posix() for file in plan.files), removed, found)
 
 
@@ -107,9 +108,17 @@ def _plan(manifest: Manifest, recipe: Recipe, folder: Path, places: Sequence[str
     return replace(plan, files=tuple(file for file in plan.files if source_of(file.path.parent.name) in reached))
 
 
-def _refuse_impostor(plan: Plan, folder: Path) -> None:
-    """`lcmmerge fuse` records its base's hash only when asked: here the old λ must give the weights that are there."""
+def _hashed(manifest: Manifest, plan: Plan, folder: Path) -> Manifest:
+    """With the base's hash, which `lcmmerge fuse` records only when asked: its weights alone tell a base but once."""
     plan.fetch()
+    _refuse_impostor(plan, folder)
+    source = plan.base.source
+    base = {**manifest.recipe["base"], "sha256": sha256_of(source.files, known=source.sha256)}
+    return replace(manifest, recipe={**manifest.recipe, "base": base})
+
+
+def _refuse_impostor(plan: Plan, folder: Path) -> None:
+    """The old λ must give the weights that are there."""
     with merged(plan) as read:
         for file in plan.files:
             there = open_source(folder / file.path)
@@ -135,18 +144,22 @@ def _header(path: Path) -> bytes:
         return length + file.read(int.from_bytes(length, "little"))
 
 
-def _describe(
-    before: Manifest, strengths: Mapping[str, float], folder: Path, written: Sequence[Path]
-) -> tuple[Manifest, tuple[str, ...]]:
-    """The new manifest, and the target's files, some of which are named for the weights."""
+def _changed(manifest: Manifest, strengths: Mapping[str, float]) -> Manifest:
+    """What was measured was of other weights."""
     terms: list[dict[str, Any]] = [
-        {**term, "lambda": strengths.get(term["term"], term["lambda"])} for term in before.recipe["terms"]
+        {**term, "lambda": strengths.get(term["term"], term["lambda"])} for term in manifest.recipe["terms"]
     ]
-    files = {**before.files, **manifests.described(folder, written)}
-    manifest = replace(before, recipe={**before.recipe, "terms": terms}, files=files, parity={}, image_parity={})
-    removed = named(before.target).write(folder, manifest)
-    small = [path for path in manifests.contents(folder) if path.suffix != ".safetensors"]
+    return replace(manifest, recipe={**manifest.recipe, "terms": terms}, parity={}, image_parity={}, unfinished=False)
+
+
+def _describe(manifest: Manifest, folder: Path, written: Sequence[Path]) -> tuple[Manifest, tuple[str, ...]]:
+    """The new manifest, after the target's files, some of which are named for the weights."""
+    files = {**manifest.files, **manifests.described(folder, written)}
+    removed = named(manifest.target).write(folder, replace(manifest, files=files))
     weights = {name: said for name, said in files.items() if name.endswith(".safetensors")}
-    manifest = replace(manifest, files=dict(sorted({**weights, **manifests.described(folder, small)}.items())))
-    manifest.write(folder)
-    return manifest, removed
+    return replace(manifest, files=manifests.described(folder, manifests.contents(folder), weights)), removed
+
+
+def _replace(manifest: Manifest, staging: Path, folder: Path) -> None:
+    manifest.write(staging)
+    (staging / manifests.NAME).replace(folder / manifests.NAME)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lcmmerge.archs import Model
 from lcmmerge.export.components import Component, components_of
 from lcmmerge.export.extra import GRAPHS, RUNS, check_installed
+from lcmmerge.export.names import check_names
 from lcmmerge.export.profiles import Facts, Profile, profiles
 from lcmmerge.export.targets import Target, named
 from lcmmerge.export.weights import check_fit, plan_weights, source_of
@@ -32,7 +33,7 @@ class ExportRequest:
     ``vae_dtype``: None is as the model's VAE needs it. ``statics``: sizes (width, height) to build engines for.
     ``fused``: graphs with Attention nodes too. ``cache``: where graphs are kept, None is the user's own.
     ``parity``: compare the graphs with torch's modules. ``engines``: profiles to build engines for. ``whole``: how many
-    steps of a whole pipeline to put into one more graph.
+    steps of a whole pipeline to put into one more graph. ``nvidia``: also graphs with the names of NVIDIA's demo.
     """
 
     merge: Request
@@ -47,6 +48,7 @@ class ExportRequest:
     force: bool = False
     settings: Settings = field(default_factory=Settings)
     whole: int | None = None
+    nvidia: bool = False
 
     @property
     def folder(self) -> Path:
@@ -98,6 +100,8 @@ def prepare(request: ExportRequest) -> Prepared:
     plan = plan_weights(merge, request.folder, {name: OUTPUT_DTYPES[dtype] for name, dtype in chosen.items()})
     dtypes = {component.name: chosen[source_of(component.name)] for component in components}
     _check(plan, components, dtypes, configs)
+    if request.nvidia:
+        check_names(request.to, components)
     loop = _loop(configs, replace(preset, steps=request.whole)) if request.whole else None
     prepared = Prepared(request, target, plan, configs, preset, components, dtypes, loop)
     if request.engines:

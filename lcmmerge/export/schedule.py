@@ -7,8 +7,7 @@ config and its version; one that clips, or remembers earlier predictions, does n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import SchedulerMixin
@@ -23,7 +22,10 @@ EXACT = 1e-5  # Euler's scheduler computes in float32
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The U-Net is asked about ``scale`` · x at ``timestep``; then x′ = ``latents`` · x + ``prediction`` · ε + ``noise`` · z."""
+    """The U-Net is asked about ``scale`` · x at ``timestep``.
+
+    x′ = ``latents`` · x + ``prediction`` · ε + ``noise`` · z.
+    """
 
     timestep: int
     scale: float
@@ -35,33 +37,30 @@ class Step:
 def steps_of(scheduler: SchedulerMixin, preset: Preset) -> tuple[Step, ...]:
     """The first step's x is noise of variance 1. Raises IncompatibleError where a step is not linear."""
     scheduler.set_timesteps(preset.steps)
-    steps = list(_steps(scheduler, preset))
+    first, *rest = [_step(scheduler, number, preset) for number in range(len(scheduler.timesteps))]
     sigma = float(scheduler.init_noise_sigma)
-    first = steps[0]
-    steps[0] = Step(first.timestep, first.scale * sigma, first.latents * sigma, first.prediction, first.noise)
-    return tuple(steps)
+    return (replace(first, scale=first.scale * sigma, latents=first.latents * sigma), *rest)
 
 
-def _steps(scheduler: SchedulerMixin, preset: Preset) -> Iterator[Step]:
-    for number, timestep in enumerate(scheduler.timesteps):
-        probes = torch.randn(2, PROBES, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
-        sample, prediction = probes
-        noise = torch.randn(PROBES, generator=_seeded(number), dtype=torch.float64)
-        scaled = scheduler.scale_model_input(sample, timestep)
-        given = accepted(scheduler.step, {**preset.arguments, "generator": _seeded(number)})
-        result = scheduler.step(prediction, timestep, sample, **given, return_dict=False)[0].double()
-        found = torch.linalg.lstsq(torch.stack([sample, prediction, noise], 1), result[:, None]).solution[:, 0]
-        (scale,) = torch.linalg.lstsq(sample[:, None], scaled.double()[:, None]).solution[:, 0].tolist()
-        error = found[0] * sample + found[1] * prediction + found[2] * noise - result
-        if error.abs().max() > EXACT * result.abs().max():
-            kind = type(scheduler).__name__
-            raise IncompatibleError(
-                f"{kind}: its step {number + 1} is more than a sum of latents, prediction and noise",
-                "a whole pipeline is for few-step models: those that LCM, TCD, DDIM or Euler draw",
-            )
-        latents, predicted, noisy = (0.0 if abs(value) < EXACT * found.abs().max() else value for value in found.tolist())
-        yield Step(int(timestep), scale, latents, predicted, noisy)
+def _step(scheduler: SchedulerMixin, number: int, preset: Preset) -> Step:
+    """The least squares over random numbers; each element is a step of its own."""
+    timestep = scheduler.timesteps[number]
+    sample, prediction = torch.randn(2, PROBES, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+    noise = torch.randn(PROBES, generator=_noise(), dtype=torch.float64)
+    scale = scheduler.scale_model_input(sample, timestep).double() / sample
+    given = accepted(scheduler.step, {**preset.arguments, "generator": _noise()})
+    result = scheduler.step(prediction, timestep, sample, **given, return_dict=False)[0].double()
+    terms = torch.stack([sample, prediction, noise], 1)
+    factors = torch.linalg.lstsq(terms, result[:, None]).solution[:, 0]
+    if (terms @ factors - result).abs().max() > EXACT * result.abs().max():
+        raise IncompatibleError(
+            f"{type(scheduler).__name__}: its step {number + 1} is more than a sum of latents, prediction and noise",
+            "a whole pipeline is for few-step models: those that LCM, TCD, DDIM or Euler draw",
+        )
+    factors[factors.abs() < EXACT * factors.abs().max()] = 0
+    return Step(int(timestep), scale.median().item(), *factors.tolist())
 
 
-def _seeded(number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(1000 + number)
+def _noise() -> torch.Generator:
+    """What a scheduler draws its noise from, and we beside it."""
+    return torch.Generator().manual_seed(PROBES)

@@ -10,22 +10,11 @@ from typing import Any
 from lcmmerge.accelerators import Sampling
 from lcmmerge.archs import Model
 from lcmmerge.errors import FormatError, NotFoundError, ShapeMismatchError
+from lcmmerge.refs.weights import MODEL_INDEX, local_tree, small_files
 
-SMALL = (".json", ".txt", ".model")
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 CURE = "name another with --config-from"
 DEFAULTS = {"use_linear_projection": False, "mid_block_type": "UNetMidBlock2DCrossAttn"}  # older configs lack them
-
-
-def small_files(folder: Path) -> list[Path]:
-    """Paths relative to ``folder``, sorted: its own and its components', no weights and no shard indices."""
-    files = [*folder.glob("*"), *folder.glob("*/*")]
-    chosen = (file for file in files if file.suffix in SMALL and ".index" not in file.suffixes)
-    return sorted(file.relative_to(folder) for file in chosen if file.is_file() and not _hidden(file, folder))
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def check_configs(configs: Path, base: Model) -> None:
@@ -33,7 +22,7 @@ def check_configs(configs: Path, base: Model) -> None:
 
     Raises NotFoundError, FormatError, ShapeMismatchError.
     """
-    if not (configs / "model_index.json").is_file():
+    if not (configs / MODEL_INDEX).is_file():
         raise NotFoundError(f"{configs}: has no model_index.json, so it is no diffusers folder", CURE)
     for component in base.components:
         if not (configs / component / "config.json").is_file():
@@ -62,28 +51,29 @@ def _structure(base: Model) -> dict[str, Any]:
 
 
 def copy_configs(configs: Path, target: Path, components: set[str]) -> None:
-    """Copy the small files of ``configs``; ``components`` are those whose weights the target holds.
+    """Copy the small files of a pipeline's parts; ``components`` are those whose weights the target holds.
 
-    An optional component without weights (the safety checker) is struck from ``model_index.json``, as diffusers does.
+    What else lies in the folder ``configs``, such as an export's manifest, is not the target's. An optional component
+    without weights (the safety checker) is struck from ``model_index.json``, as diffusers does.
     """
-    for file in small_files(configs):
+    for file in map(Path, small_files(local_tree(configs))):
         folder = file.parts[0] if len(file.parts) > 1 else ""
-        if folder in OPTIONAL and folder not in components:
+        if (folder in OPTIONAL and folder not in components) or (not folder and file.name != MODEL_INDEX):
             continue
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(configs / file, target / file)
-    index = _read_json(target / "model_index.json")
+    index = _read_json(target / MODEL_INDEX)
     absent = [name for name in OPTIONAL if name in index and name not in components]
     if absent:
         index |= {name: [None, None] for name in absent}
         if "requires_safety_checker" in index and "safety_checker" in absent:
             index["requires_safety_checker"] = False
-        _write_json(target / "model_index.json", index)
+        _write_json(target / MODEL_INDEX, index)
 
 
 def set_scheduler(folder: Path, sampling: Sampling) -> None:
     """Make the scheduler that ``sampling`` names a pipeline's, with the noise of the one that it has."""
-    config, index = folder / "scheduler" / "scheduler_config.json", folder / "model_index.json"
+    config, index = folder / "scheduler" / "scheduler_config.json", folder / MODEL_INDEX
     if config.is_file():
         _write_json(config, sampling.config(_read_json(config)))
         _write_json(index, _read_json(index) | {"scheduler": ["diffusers", sampling.scheduler]})

@@ -89,7 +89,7 @@ def test_weights_cut_short_or_gone(graph: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "location", ["../w.safetensors", "/etc/passwd", "sub/w.safetensors", "..", "", "C:\\w", "sub\\w", "./w"]
+    "location", ["../w.safetensors", "/etc/passwd", "sub/../../w", "..", "", "C:\\w", "sub\\w", "./w"]
 )
 def test_data_out_of_the_folder_are_refused(tmp_path: Path, location: str) -> None:
     path = tmp_path / "foreign.onnx"

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_text2img import (
     LatentConsistencyModelPipeline,
 )
-from running import exact, of_modules
+from running import exact, of_modules, plain
 from sampling import drawn, one, pipeline, preset
 
 from lcmmerge.export.drawing import model_of, open_pipeline, origin_of
@@ -46,10 +46,19 @@ def test_an_export_draws_as_diffusers_does(asked, ours, files):
     assert_same(drawn(ours, JOBS, chosen, 2), drawn(pipeline(folder), JOBS, chosen, 2))
 
 
-@pytest.mark.parametrize("name", ["sd2", "sdxl", "ssd1b"])
+def test_sdxl_s_graphs(files, tmp_path_factory):
+    """At odd latents; without and with guidance, which SDXL gives zeros for an empty prompt."""
+    folder = files("sdxl").folder("fp32")
+    ours, theirs = open_pipeline(plain(tmp_path_factory, folder), "cpu"), pipeline(folder)
+    for scheduler in ("lcm", "unipc"):
+        chosen = preset(folder, scheduler=scheduler)
+        assert_same(drawn(ours, JOBS[2:], chosen), drawn(theirs, JOBS[2:], chosen))
+
+
+@pytest.mark.parametrize("name", ["sd2", "ssd1b"])
 @pytest.mark.parametrize("scheduler", ["lcm", "unipc"])
 def test_other_architectures(name, scheduler, files, export):
-    """Without and with guidance, which SDXL gives zeros for an empty prompt."""
+    """Their graphs are compared with torch's modules one by one, in test_graph."""
     folder = files(name).folder("fp32")
     chosen = preset(folder, scheduler=scheduler)
     ours = OnnxPipeline(of_modules(folder, export))
@@ -59,7 +68,7 @@ def test_other_architectures(name, scheduler, files, export):
 @pytest.fixture(scope="module")
 def full_lcm(files, tmp_path_factory):
     """A pico with a guidance embedding, drawn by LCMScheduler."""
-    folder = tmp_path_factory.mktemp("full-lcm") / "model"
+    folder = tmp_path_factory.mktemp("full-lcm") / "full"
     pipe = pipeline(files("sd1").folder("fp32"))
     config = dict(pipe.unet.config) | {"time_cond_proj_dim": 16}
     with torch.random.fork_rng(devices=[]):
@@ -70,10 +79,10 @@ def full_lcm(files, tmp_path_factory):
     return folder
 
 
-def test_a_full_lcm_is_told_its_guidance(full_lcm, export):
+def test_a_full_lcm_is_told_its_guidance(full_lcm, tmp_path_factory):
     chosen = preset(full_lcm)
     assert (chosen.scheduler, chosen.guidance) == ("LCMScheduler", 8.5)
-    ours = OnnxPipeline(of_modules(full_lcm, export))
+    ours = open_pipeline(plain(tmp_path_factory, full_lcm), "cpu")
     assert_same(drawn(ours, JOBS, chosen, 2), drawn(pipeline(full_lcm), JOBS, chosen, 2))
 
 

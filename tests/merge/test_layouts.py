@@ -193,6 +193,18 @@ def test_a_safety_checker_without_weights_is_struck(files, tmp_path):
     assert not (tmp_path / "fused/safety_checker").exists()
 
 
+def test_only_the_pipeline_s_own_files_come_along(files, tmp_path):
+    """Of an export there would be graphs' folders and a manifest of other weights."""
+    base = shutil.copytree(files("sd1").folder(), tmp_path / "base")
+    expected = {path.relative_to(base) for path in base.rglob("*")}
+    (base / "lcmmerge.json").write_text("{}")
+    for name in ("vae_decoder", "unet_quantised"):
+        (base / name).mkdir()
+        (base / name / "config.json").write_text("{}")
+    fuse(base, tmp_path / "fused", lcm=files("sd1").lcm)
+    assert {path.relative_to(tmp_path / "fused") for path in (tmp_path / "fused").rglob("*")} == expected
+
+
 @pytest.mark.parametrize("drop", [False, True])
 def test_ema_is_copied_or_dropped(drop, files, tmp_path):
     base = pico("sd1").single_file(tmp_path / "base.safetensors", extras=True)

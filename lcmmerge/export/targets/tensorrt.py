@@ -127,6 +127,29 @@ def _paragraphs(manifest: Manifest) -> Iterator[str]:
         yield f'{component} = onnxruntime.InferenceSession("{graph(manifest, component)}",'
         yield f'    providers=[("TensorrtExecutionProvider", options["{component}"]), "CUDAExecutionProvider"])'
     yield "```"
+    if manifest.named:
+        yield from _demo(manifest)
+
+
+def _demo(manifest: Manifest) -> Iterator[str]:
+    weights = [manifest.components[item["component"]]["weights"] for item in manifest.named.values()]
+    total = sum(manifest.files[file]["bytes"] for file in weights)
+    yield f"""
+## NVIDIA's diffusion demo
+
+`model.nvidia.onnx` has the demo's names for inputs and outputs. The demo has a folder for each graph, and a graph's
+weights lie beside it, where links are refused: so they are copied, {total / 1e9:.2f} GB in all (where files may share
+their blocks, nothing), and copied again after `lcmmerge relambda`. Where the demo looks for a graph has changed: it was
+`NAME.opt/model.onnx` below its `--onnx-dir`, and became `NAME/model_optimized.onnx` in a folder there that is named for
+the pipeline. An engine of it has not been run in the demo.
+
+```sh
+demo=onnx   # its --onnx-dir"""
+    for name, item in manifest.named.items():
+        place = f'"$demo/{name}.opt"'
+        yield f"mkdir -p {place} && cp --reflink=auto {manifest.components[item['component']]['weights']} {place}"
+        yield f"cp {item['path']} {place}/model.onnx"
+    yield "```"
 
 
 def _span(values: Any) -> str:
