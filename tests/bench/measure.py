@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # The tree that this file lies in is measured, whatever else is installed; nothing may go to the network.
-ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
+PATHS = filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))
+ENV = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS), "HF_HUB_OFFLINE": "1"}
 POLL_SECONDS = 0.02
 READ_BYTES = 2**22
 

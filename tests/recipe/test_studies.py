@@ -30,7 +30,8 @@ def sd1(files: Callable[[str], Files]) -> Files:
 def test_a_study_stands_beside_the_output(sd1: Files, tmp_path: Path) -> None:
     path, out = recipe(tmp_path, sd1, base=sd1.folder(), more=SEARCH), tmp_path / "out"
     record = run(path, out).steps["search pico"]
-    assert list(record.outputs) == [f"search/pico/{name}" for name in ("report.html", "sheet.png", "study.json", "trials.csv")]
+    files = ("report.html", "sheet.png", "study.json", "trials.csv")
+    assert list(record.outputs) == [f"search/pico/{name}" for name in files]
     assert record.figures["best"].keys() == {"style", "lcm"}
     assert {"style": 0.8, "lcm": 1.0} in [record.figures["best"], *record.figures["ties"]]  # of `fuse`, tried too
     assert record.figures["search_regret"] >= 0

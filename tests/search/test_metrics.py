@@ -151,4 +151,5 @@ def test_the_verdict_knows_what_is_better(maximise, best, worse):
     ask = replace(ASK, jobs=jobs, halving=0)
     found = score(drawn, [4] * 4, chosen, objectives()["style"], ask, GRID[0], gallery)
     assert found.best.strengths == GRID[0]
-    assert any("by brightness the best cell is worse than another draw" in sentence for sentence in found.verdict) == worse
+    said = "by brightness the best cell is worse than another draw"
+    assert any(said in sentence for sentence in found.verdict) == worse

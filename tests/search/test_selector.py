@@ -64,8 +64,8 @@ def test_cells_are_ordered_as_the_truth_orders_them(found):
 def test_the_best_cells_are_among_the_ties_at_a_fraction_of_the_cost(found):
     """Measured: regret 0.15, since of the ties the nearest to the published λ is taken.
 
-    The ties narrow with more images. With 80 a cell the choice was among the true ties from both seeds tried, 0 and 500;
-    with 40, and with 80 by halving, from 500 alone.
+    The ties narrow with more images. With 80 a cell the choice was among the true ties from both seeds tried, 0 and
+    500; with 40, and with 80 by halving, from 500 alone.
     """
     ties = {row.strengths for row in found.scored.ties}
     assert ties >= TIES
