@@ -55,7 +55,8 @@ def test_two_workers_share_the_cells_and_one_is_killed(command, server, start, p
     assert other.returncode == 0, err
     states = dict(server.ask("SELECT state, COUNT(*) FROM trials GROUP BY state"))
     assert states.pop("COMPLETE") == CELLS + 2  # and the controls
-    assert states == {"FAIL": killed}  # which were drawn by the other
+    # They were drawn by the other; one more may have been taken and not signed yet.
+    assert states in ({"FAIL": killed}, {"FAIL": killed + 1})
     drawn = server.ask("SELECT DISTINCT value_json FROM trial_user_attributes WHERE key = 'cell'")
     assert len(drawn) == CELLS + 2
     assert len(server.ask("SELECT DISTINCT value_json FROM trial_user_attributes WHERE key = 'worker'")) == 2
@@ -68,7 +69,7 @@ def test_two_workers_share_the_cells_and_one_is_killed(command, server, start, p
 
 
 def kill_in_the_middle(worker, server):
-    """When it draws a cell. How many it had taken and not told of."""
+    """When it draws a cell. How many it had taken, and signed, and not told of."""
     query = f"""
         SELECT COUNT(*) FROM trials JOIN trial_user_attributes USING (trial_id)
         WHERE state = 'RUNNING' AND key = 'worker' AND value_json LIKE '%-{worker.pid}-%'
