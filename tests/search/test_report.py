@@ -276,7 +276,7 @@ def test_even_markup_that_got_in_would_not_run(study, browser, tmp_path):
 def test_one_prompt_alone_fills_the_sheet(study, page):
     page.locator("#prompts button").nth(3).click()
     expect(of(page, study, "0.5 0.5", "#sheet").locator("img:visible")).to_have_count(1)
-    expect(page.locator("#prompts [aria-pressed='true']")).to_have_text("a hat, seed 0")
+    expect(page.locator("#prompts [aria-pressed='true']")).to_have_text("a hat, seed 1")
     assert of(page, study, "0.5 0.5", "#sheet").locator("img:visible").get_attribute("alt").endswith("a hat")
 
 
