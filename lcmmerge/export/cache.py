@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lcmmerge.errors import OutputError
 from lcmmerge.export.components import Component
 from lcmmerge.export.graph import graphs_of, opset_of
+from lcmmerge.tensors.staging import replace_with
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,9 +42,10 @@ def cached(component: Component, dtype: torch.dtype, variant: str, folder: Path 
         return _path(folder, component, dtype, variant).read_bytes()
     variants = {variant, "plain", "fused"} if component.fused else {variant, "plain"}
     graphs = {name: serialise(graph) for name, graph in graphs_of(component, dtype, sorted(variants)).items()}
-    with suppress(OSError):  # a cache that cannot be written costs time, and is no error
+    with suppress(OSError, OutputError):  # a cache that cannot be written costs time, and is no error
+        folder.mkdir(parents=True, exist_ok=True)
         for name, graph in graphs.items():
-            _keep(_path(folder, component, dtype, name), graph)
+            replace_with(_path(folder, component, dtype, name), graph)
     return graphs[variant]
 
 
@@ -77,16 +79,3 @@ def _sources() -> str:
     for path in (*made, *sorted((here / "components").glob("*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _keep(path: Path, graph: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            file.write(graph)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except OSError:
-            Path(file.name).unlink()
-            raise
