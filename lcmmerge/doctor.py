@@ -14,7 +14,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from lcmmerge import __version__
+from lcmmerge.version import __version__
 
 PACKAGE = "lcmmerge"
 # What people gain; `test` is for developers and is not listed.

@@ -10,8 +10,8 @@ import pytest
 from filelock import FileLock
 from fusing import Files
 
-from lcmmerge.export.bundle import Exported, export
-from lcmmerge.export.request import ExportRequest, prepare
+from lcmmerge.graphs.bundle import Exported, export
+from lcmmerge.graphs.request import ExportRequest, prepare
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.request import Request
 from lcmmerge.output import Output

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from lcmmerge.sample.jobs import Job, jobs_of
 from lcmmerge.sample.presets import Preset
-from lcmmerge.search.database import Database
-from lcmmerge.search.drawing import Drawing, Drawn
-from lcmmerge.search.objectives import objectives
-from lcmmerge.search.order import Strengths
-from lcmmerge.search.score import Scored, score
-from lcmmerge.search.store import Store
-from lcmmerge.search.study import TEACHER_STEPS, Ask, Study
-from lcmmerge.search.trials import Trials
+from lcmmerge.studies.database import Database
+from lcmmerge.studies.drawing import Drawing, Drawn
+from lcmmerge.studies.objectives import objectives
+from lcmmerge.studies.order import Strengths
+from lcmmerge.studies.score import Scored, score
+from lcmmerge.studies.store import Store
+from lcmmerge.studies.study import TEACHER_STEPS, Ask, Study
+from lcmmerge.studies.trials import Trials
 
 PROMPTS = tuple(f"prompt {number}" for number in range(12))
 ASK = Ask(tuple(jobs_of(PROMPTS, (64, 64), count=3)), Preset("lcm", "LCMScheduler", 4, 1.0), 4, 2, 1, 1.0, halving=3)

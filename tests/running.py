@@ -11,9 +11,9 @@ from filelock import FileLock
 from fusing import Files
 from safetensors.torch import load_file
 
-from lcmmerge.export.components import Component, components_of
-from lcmmerge.export.manifest import read_manifest
-from lcmmerge.export.runtime import Runtime, Session
+from lcmmerge.graphs.components import Component, components_of
+from lcmmerge.graphs.manifest import read_manifest
+from lcmmerge.graphs.runtime import Runtime, Session
 from lcmmerge.merge.request import Request
 
 CPU = torch.device("cpu")

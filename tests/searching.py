@@ -15,9 +15,9 @@ from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.request import Request
 from lcmmerge.merge.request import plan as plan_merge
 from lcmmerge.sample.load import Pipeline, load_pipeline
-from lcmmerge.search.blocks import Asked, block_axes
-from lcmmerge.search.field import Field
-from lcmmerge.search.request import SearchRequest
+from lcmmerge.studies.blocks import Asked, block_axes
+from lcmmerge.studies.field import Field
+from lcmmerge.studies.request import SearchRequest
 
 CPU = torch.device("cpu")
 ROUNDING = {"fp32": 2.0**-23, "fp16": 2.0**-10}  # two neighbours' largest distance, relative

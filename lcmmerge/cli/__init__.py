@@ -11,7 +11,6 @@ import sys
 
 import click
 
-from lcmmerge import __version__
 from lcmmerge.cli.accelerators import accelerators
 from lcmmerge.cli.bench import bench
 from lcmmerge.cli.check import check
@@ -31,6 +30,7 @@ from lcmmerge.cli.train_style import train_style
 from lcmmerge.cli.verify import verify
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.output import Output
+from lcmmerge.version import __version__
 
 INTERRUPTED = 130
 

@@ -31,8 +31,8 @@ def bench(folder: Path, output: Output, **given: Any) -> None:
       lcmmerge bench merged-onnx --no-compile --json
     """
     quiet_libraries()
-    from lcmmerge.export.bench import Asked, table
-    from lcmmerge.export.bench import bench as run
+    from lcmmerge.graphs.bench import Asked, table
+    from lcmmerge.graphs.bench import bench as run
 
     asked = Asked(**given)
     found = run(folder, asked, output)

@@ -23,7 +23,7 @@ def check(folder: Path, trt: bool, output: Output) -> None:
       lcmmerge check merged-onnx
       lcmmerge check merged-onnx --trt
     """
-    from lcmmerge.export.check import check as run
+    from lcmmerge.graphs.check import check as run
 
     report = run(folder, output, trt=trt)
     if output.as_json:

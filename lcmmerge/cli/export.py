@@ -8,13 +8,13 @@ from click.core import ParameterSource
 
 from lcmmerge.cli.common import ADAPTER_DTYPE, output_options
 from lcmmerge.cli.generate import Pixels
-from lcmmerge.export.names import NVIDIA
+from lcmmerge.graphs.names import NVIDIA
 from lcmmerge.output import Output, ratio, size
 from lcmmerge.sample import quiet_libraries
 
 if TYPE_CHECKING:
-    from lcmmerge.export.bundle import Exported
-    from lcmmerge.export.request import ExportRequest, Prepared
+    from lcmmerge.graphs.bundle import Exported
+    from lcmmerge.graphs.request import ExportRequest, Prepared
     from lcmmerge.merge.request import Request
 
 
@@ -74,8 +74,8 @@ def export(output: Output, **given: Any) -> None:
       lcmmerge export merged.safetensors --to tensorrt --static 768x512 -o export
     """
     quiet_libraries()
-    from lcmmerge.export.bundle import export
-    from lcmmerge.export.request import prepare
+    from lcmmerge.graphs.bundle import export
+    from lcmmerge.graphs.request import prepare
 
     request = _request(given)
     prepared = prepare(request)
@@ -84,7 +84,7 @@ def export(output: Output, **given: Any) -> None:
 
 
 def _request(given: dict[str, Any]) -> ExportRequest:
-    from lcmmerge.export.request import ExportRequest
+    from lcmmerge.graphs.request import ExportRequest
     from lcmmerge.merge.outcome import Settings
 
     return ExportRequest(

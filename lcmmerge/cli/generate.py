@@ -140,13 +140,13 @@ def _checkpoint(given: dict[str, Any], force: bool, output: Output) -> Opened:
 
 def _is_export(given: dict[str, Any]) -> bool:
     """A live merge into an export is one into its weights, which diffusers reads."""
-    from lcmmerge.export.manifest import is_export
+    from lcmmerge.graphs.manifest import is_export
 
     return is_export(Path(given["model"])) and not (given["style"] or given["lcm"])
 
 
 def _export(given: dict[str, Any], output: Output) -> Opened:
-    from lcmmerge.export.drawing import model_of, open_pipeline, origin_of
+    from lcmmerge.graphs.drawing import model_of, open_pipeline, origin_of
 
     for option in ("device", "dtype", "variant", "config_from"):
         if given[option]:

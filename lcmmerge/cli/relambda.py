@@ -9,7 +9,7 @@ from lcmmerge.cli.common import output_options
 from lcmmerge.output import Output, size
 
 if TYPE_CHECKING:
-    from lcmmerge.export.relambda import Rewritten
+    from lcmmerge.graphs.relambda import Rewritten
 
 
 @click.command(short_help="Give an export other λs: its weights are merged anew, its graphs stay.")
@@ -32,7 +32,7 @@ def relambda(
       lcmmerge relambda export --lambda 0.6 1.0
       lcmmerge relambda export --term papercut 0.7 --source loras
     """
-    from lcmmerge.export.relambda import relambda
+    from lcmmerge.graphs.relambda import relambda
     from lcmmerge.merge.outcome import Settings
 
     strengths = dict(terms)

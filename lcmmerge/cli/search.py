@@ -15,10 +15,10 @@ from lcmmerge.sample import quiet_libraries
 
 if TYPE_CHECKING:
     from lcmmerge.merge.request import Request
-    from lcmmerge.search.blocks import Factors
-    from lcmmerge.search.result import Result
-    from lcmmerge.search.score import Row
-    from lcmmerge.search.statistics import Estimate
+    from lcmmerge.studies.blocks import Factors
+    from lcmmerge.studies.result import Result
+    from lcmmerge.studies.score import Row
+    from lcmmerge.studies.statistics import Estimate
 
 FINEST = 10_000  # λs of one axis
 Range = tuple[float, float, tuple[float, ...]]  # the least factor, the largest, and those of a grid
@@ -165,8 +165,8 @@ def search(work: Path, force: bool, bake: Path | None, recipe: Path | None, outp
     quiet_libraries()
     from lcmmerge.merge.request import Request
     from lcmmerge.sample.jobs import read_prompts
-    from lcmmerge.search.request import SearchRequest
-    from lcmmerge.search.run import search
+    from lcmmerge.studies.request import SearchRequest
+    from lcmmerge.studies.run import search
 
     merge = Request(
         given["base"],
@@ -212,7 +212,7 @@ def _named(pairs: Sequence[tuple[str, Any]], option: str) -> Mapping[str, Any]:
 
 
 def _factors(pairs: Sequence[tuple[str, Mapping[str, Range]]]) -> Mapping[str, Mapping[str, Factors]]:
-    from lcmmerge.search.blocks import Factors
+    from lcmmerge.studies.blocks import Factors
 
     return {
         name: {span: Factors(*found) for span, found in spans.items()}
@@ -240,7 +240,7 @@ def _keep(result: Result, bake: Path | None, recipe: Path | None, force: bool, o
 
     from lcmmerge.merge.fuse import fuse
     from lcmmerge.merge.request import plan
-    from lcmmerge.search import winner
+    from lcmmerge.studies import winner
     from lcmmerge.tensors.staging import replace_with
 
     merge = result.merge
@@ -255,7 +255,7 @@ def _keep(result: Result, bake: Path | None, recipe: Path | None, force: bool, o
 
 
 def _show(result: Result, work: Path, output: Output) -> None:
-    from lcmmerge.search.results import files_of
+    from lcmmerge.studies.results import files_of
 
     names, scored = result.prepared.names, result.scored
     for sentence in scored.verdict:
@@ -297,7 +297,7 @@ def _show(result: Result, work: Path, output: Output) -> None:
 
 
 def _remark(row: Row, best: Row) -> str:
-    from lcmmerge.search.study import CELL, CONTROL
+    from lcmmerge.studies.study import CELL, CONTROL
 
     if row.kind != CELL:
         return f"{row.kind}, {row.manner}"

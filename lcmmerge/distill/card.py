@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from lcmmerge import __version__, refs
+from lcmmerge import refs
 from lcmmerge.distill.origin import Origin
+from lcmmerge.version import __version__
 
 TAGS = {"lcd": ["lcm"], "lcf": ["lcm"], "diffusion": []}
 

@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from lcmmerge import __version__
 from lcmmerge.archs import Architecture
 from lcmmerge.errors import NoEffectError, NumericError
 from lcmmerge.merge.outcome import Settings
@@ -23,6 +22,7 @@ from lcmmerge.tensors import DType
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.staging import Staging
 from lcmmerge.tensors.writer import Describe, TensorWriter
+from lcmmerge.version import __version__
 
 Item = TypeVar("Item")
 Shape = tuple[int, ...]

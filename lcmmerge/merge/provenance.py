@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lcmmerge import __version__
 from lcmmerge.archs import Model
 from lcmmerge.errors import AlreadyFusedError
 from lcmmerge.merge.plan import Plan
@@ -19,6 +18,7 @@ from lcmmerge.merge.terms import Checkpoint, Term
 from lcmmerge.refs import name_of
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.version import __version__
 
 RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
 HASH = "modelspec.hash_sha256"

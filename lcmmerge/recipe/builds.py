@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lcmmerge import __version__, refs
+from lcmmerge import refs
 from lcmmerge.accelerators import Accelerator
 from lcmmerge.archs import Model, identify
 from lcmmerge.errors import RecipeError
@@ -26,6 +26,7 @@ from lcmmerge.recipe.sources import Found, Sources
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 from lcmmerge.tensors.remote import open_reference
+from lcmmerge.version import __version__
 
 VERSION = 1  # of what a fuse step writes; a change makes finished steps stale
 

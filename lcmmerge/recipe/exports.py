@@ -19,9 +19,9 @@ def export(build: Build, section: Export, folder: Path, output: Output) -> tuple
 
     Raises RecipeError where a size makes no sense, and what ``export.bundle.export`` does.
     """
-    from lcmmerge.export.bundle import export as write
-    from lcmmerge.export.parity import figures
-    from lcmmerge.export.request import ExportRequest, prepare
+    from lcmmerge.graphs.bundle import export as write
+    from lcmmerge.graphs.parity import figures
+    from lcmmerge.graphs.request import ExportRequest, prepare
     from lcmmerge.sample import quiet_libraries
     from lcmmerge.sample.jobs import parse_size
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lcmmerge import __version__
 from lcmmerge.errors import FormatError
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.staging import Staging
+from lcmmerge.version import __version__
 
 NAME = "run.json"
 IMAGES, STUDIES, EXPORTS = "images", "search", "export"  # folders of every output's

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lcmmerge.accelerators import ACCELERATORS
-from lcmmerge.export.targets import targets
+from lcmmerge.graphs.targets import targets
 from lcmmerge.merge.outputs import DIFFUSERS, SINGLE_FILE
 from lcmmerge.output import parse_size
 from lcmmerge.sample import SAMPLERS

@@ -16,7 +16,7 @@ from lcmmerge.recipe.manifest import write_text
 from lcmmerge.recipe.schema import Search
 
 if TYPE_CHECKING:
-    from lcmmerge.search.request import Prepared, SearchRequest
+    from lcmmerge.studies.request import Prepared, SearchRequest
 
 VERSION = 1  # of what a study measures; a change makes finished ones stale
 INPUTS = "inputs.json"
@@ -32,9 +32,9 @@ def search(build: Build, section: Search, work: Path, output: Output) -> tuple[l
     from lcmmerge.sample import quiet_libraries
 
     quiet_libraries()
-    from lcmmerge.search.request import prepare
-    from lcmmerge.search.results import files_of
-    from lcmmerge.search.run import search_prepared
+    from lcmmerge.studies.request import prepare
+    from lcmmerge.studies.results import files_of
+    from lcmmerge.studies.run import search_prepared
 
     names = term_names(build)
     prepared = prepare(_request(build, section, work, names), output.warn)
@@ -71,8 +71,8 @@ def _begin(prepared: Prepared) -> None:
 def _request(build: Build, section: Search, work: Path, names: Mapping[str, str]) -> SearchRequest:
     """Raises RecipeError where the grid or the blocks speak of no term, or the size makes no sense."""
     from lcmmerge.sample.jobs import parse_size
-    from lcmmerge.search.blocks import Factors
-    from lcmmerge.search.request import SearchRequest
+    from lcmmerge.studies.blocks import Factors
+    from lcmmerge.studies.request import SearchRequest
 
     terms = build.cell.fuse.terms
     # Not their paths: what was baked before may have left the Hub's cache since.

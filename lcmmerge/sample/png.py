@@ -18,7 +18,6 @@ import diffusers
 import torch
 from PIL.PngImagePlugin import PngInfo
 
-from lcmmerge import __version__
 from lcmmerge.archs import Model
 from lcmmerge.errors import OutputError
 from lcmmerge.merge.plan import Plan
@@ -30,6 +29,7 @@ from lcmmerge.sample.presets import Preset
 from lcmmerge.tensors.blockio import output_error
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.staging import replace_with
+from lcmmerge.version import __version__
 
 # The web UI's names of diffusers' schedulers.
 SAMPLERS = {

@@ -40,11 +40,11 @@ class Stages:
 
 
 def unet(model: str, configs: str, dtype: str, out: str, cache: str) -> Found:
-    from lcmmerge.export.bundle import GRAPHS
-    from lcmmerge.export.cache import cached
-    from lcmmerge.export.link import check_link, link
-    from lcmmerge.export.request import ExportRequest, prepare
-    from lcmmerge.export.weights import header
+    from lcmmerge.graphs.bundle import GRAPHS
+    from lcmmerge.graphs.cache import cached
+    from lcmmerge.graphs.link import check_link, link
+    from lcmmerge.graphs.request import ExportRequest, prepare
+    from lcmmerge.graphs.weights import header
     from lcmmerge.merge.execute import execute
     from lcmmerge.merge.request import Request
     from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
@@ -69,7 +69,7 @@ def unet(model: str, configs: str, dtype: str, out: str, cache: str) -> Found:
 
 
 def link(graph: str, weights: str) -> Found:
-    from lcmmerge.export.link import check_link, link
+    from lcmmerge.graphs.link import check_link, link
 
     data = Path(graph).read_bytes()
     return {
@@ -90,8 +90,8 @@ def _median(run: Callable[[], object]) -> float:
 
 
 def parity(folder: str, *names: str) -> Found:
-    from lcmmerge.export.manifest import read_manifest
-    from lcmmerge.export.parity import parity
+    from lcmmerge.graphs.manifest import read_manifest
+    from lcmmerge.graphs.parity import parity
     from lcmmerge.output import Output
 
     manifest = read_manifest(Path(folder))
@@ -100,8 +100,8 @@ def parity(folder: str, *names: str) -> Found:
 
 
 def parse(*graphs: str) -> Found:
-    from lcmmerge.export import rtx
-    from lcmmerge.export.check import check
+    from lcmmerge.graphs import rtx
+    from lcmmerge.graphs.check import check
     from lcmmerge.output import Output
 
     found = {}

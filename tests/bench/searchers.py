@@ -27,10 +27,10 @@ from lcmmerge.sample.encode import Encoder
 from lcmmerge.sample.jobs import jobs_of
 from lcmmerge.sample.load import Pipeline, load_pipeline, native_size
 from lcmmerge.sample.presets import choose
-from lcmmerge.search import cost
-from lcmmerge.search.drawing import LATENTS, Drawing, OneByOne, Together, Way
-from lcmmerge.search.field import Field, reached
-from lcmmerge.search.order import Strengths, ordered
+from lcmmerge.studies import cost
+from lcmmerge.studies.drawing import LATENTS, Drawing, OneByOne, Together, Way
+from lcmmerge.studies.field import Field, reached
+from lcmmerge.studies.order import Strengths, ordered
 
 SIDE = (0.2, 0.4, 0.6, 0.8, 1.0)
 ROWS = len(SIDE)

@@ -1,4 +1,4 @@
-"""The ground truth of a grid of λ on the embedded model: ``python tests/bench/truth.py tests/search/truth.json``.
+"""The ground truth of a grid of λ on the embedded model: ``python tests/bench/truth.py tests/studies/truth.json``.
 
 A search tries to come near the style model's many-step pictures. How near a cell truly comes is measured with many
 pictures of other noise, in the features of the judge (lcmmerge/zoo/digits), which a search never sees. Beside it

@@ -12,7 +12,7 @@ from fusing import Files
 from recipefile import contents, due, recipe, run
 
 from lcmmerge.errors import QualityError, RecipeError, VerificationError
-from lcmmerge.export.manifest import read_manifest
+from lcmmerge.graphs.manifest import read_manifest
 from lcmmerge.recipe.manifest import read_manifest as read_run
 from lcmmerge.recipe.verify import verify_run
 

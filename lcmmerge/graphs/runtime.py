@@ -1,0 +1,238 @@
+"""An export's graphs as sessions: on ONNX Runtime's providers, or node by node on torch.
+
+A session is called with name → tensor and gives name → tensor, on its provider's device; in ONNX Runtime they are
+bound where they lie, so that nothing is copied through the CPU. Providers:
+https://onnxruntime.ai/docs/execution-providers/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
+from lcmmerge.graphs.interpret import Interpreter
+from lcmmerge.graphs.link import check_link
+from lcmmerge.graphs.manifest import Manifest, read_manifest
+from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+
+TORCH = "torch"  # the interpreter
+ORT = {"tensorrt": "TensorrtExecutionProvider", "cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+PROVIDERS = (*ORT, TORCH)
+VARIANTS = ("fused", "plain")
+INSTALL = "install onnxruntime-gpu with its CUDA and TensorRT libraries, or leave --provider away"
+NO_MEMORY = "Failed to allocate memory"
+
+
+class Session(Protocol):
+    """A graph to be called; tensors may lie anywhere, and come out on the session's device."""
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """An export and how it is run. ``dtypes``: component → that of its graph's floating inputs."""
+
+    folder: Path
+    manifest: Manifest
+    provider: str
+    device: torch.device
+    sessions: Mapping[str, Session]
+    dtypes: Mapping[str, torch.dtype]
+    variants: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, component: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run a component's graph; floating inputs are cast to its dtype."""
+        dtype = self.dtypes[component]
+        cast = {name: item.to(dtype) if item.is_floating_point() else item for name, item in inputs.items()}
+        return self.sessions[component](cast)
+
+
+def open_export(
+    folder: Path,
+    provider: str | None = None,
+    *,
+    variant: str | None = None,
+    components: Callable[[str], bool] = lambda name: name != "vae_encoder",
+    say: Callable[[str], None] = lambda text: None,
+) -> Runtime:
+    """Open an export's graphs, each after its link is checked.
+
+    ``provider``: of PROVIDERS, by default the fastest that is usable here, which ``say`` is told. ``variant``: of
+    VARIANTS, by default the fused where it is there and its provider takes it. Raises NotFoundError, FormatError,
+    IncompatibleError, LcmMergeError (no such provider here).
+    """
+    manifest = read_manifest(folder)
+    dtypes = {name: str(item["dtype"]) for name, item in manifest.components.items() if components(name)}
+    chosen = choose_provider(provider, set(dtypes.values()), say)
+    sessions, variants = {}, {}
+    for name in dtypes:
+        graphs = manifest.components[name]["graphs"]
+        variants[name] = _variant(graphs, variant, chosen, dtypes[name])
+        sessions[name] = open_session(folder / graphs[variants[name]]["path"], chosen, _options(folder, name, chosen))
+    types = {name: OUTPUT_DTYPES[dtype].torch for name, dtype in dtypes.items()}
+    return Runtime(folder, manifest, chosen, device_of(chosen), sessions, types, variants)
+
+
+def choose_provider(asked: str | None, dtypes: set[str], say: Callable[[str], None] = lambda text: None) -> str:
+    """``asked``, or the first that is usable, for graphs of these ``dtypes``. Raises LcmMergeError."""
+    able = [name for name in PROVIDERS if _usable(name) and not (name == "cpu" and "bf16" in dtypes)]
+    if asked and asked not in able:
+        raise _absent(asked, able)
+    gpu = torch.cuda.is_available()
+    order = ("tensorrt", "cuda", TORCH, "cpu") if gpu else ("tensorrt", "cuda", "cpu", TORCH)
+    chosen = asked or next(name for name in order if name in able)
+    reason = "" if asked or chosen in ("tensorrt", "cuda") else f": {_why_not(gpu, dtypes)}"
+    say(f"running on {describe(chosen)}{reason}")
+    return chosen
+
+
+def _why_not(gpu: bool, dtypes: set[str]) -> str:
+    if gpu:
+        return "ONNX Runtime's CUDA provider is not usable here"
+    return "ONNX Runtime takes no bf16 on the CPU" if "bf16" in dtypes else "no GPU that ONNX Runtime could use"
+
+
+def _absent(asked: str, able: list[str]) -> LcmMergeError:
+    if asked == "cpu":
+        return IncompatibleError("ONNX Runtime's CPU provider takes no bf16 graphs", "export --dtype fp32 or fp16")
+    have = ", ".join(able)
+    return LcmMergeError(f"provider {asked!r}: is not usable here; usable are {have}", INSTALL)
+
+
+def describe(provider: str) -> str:
+    by = "torch, node by node" if provider == TORCH else f"ONNX Runtime's {ORT[provider]}"
+    return f"{device_of(provider)} by {by}"
+
+
+def device_of(provider: str) -> torch.device:
+    gpu = torch.cuda.is_available() if provider == TORCH else provider != "cpu"
+    return torch.device("cuda", 0) if gpu else torch.device("cpu")
+
+
+def _variant(graphs: Mapping[str, Any], asked: str | None, provider: str, dtype: str) -> str:
+    """TensorRT refuses fused attention in float32."""
+    if asked and asked not in graphs:
+        asked = "plain"  # a VAE has no other
+    refused = provider == "tensorrt" and dtype == "fp32"
+    return asked or next(name for name in VARIANTS if name in graphs and not (name == "fused" and refused))
+
+
+def _options(folder: Path, component: str, provider: str) -> dict[str, str]:
+    """What ``export --to tensorrt`` wrote for ONNX Runtime's provider; its paths are from the export's folder."""
+    file = folder / "tensorrt" / "ort" / "dynamic.json"
+    if provider != "tensorrt" or not file.is_file():
+        return {}
+    options: dict[str, str] = json.loads(file.read_text("utf-8"))[component]
+    return {key: str(folder / value) if key.endswith("_path") else value for key, value in options.items()}
+
+
+def open_session(graph: Path, provider: str, options: Mapping[str, str] | None = None) -> Session:
+    """A graph of its own. Raises NotFoundError, FormatError, IncompatibleError."""
+    check_link(graph)
+    if provider == TORCH:
+        return Interpreter(graph, device_of(provider))
+    return OrtSession(graph, provider, options or {})
+
+
+class OrtSession:
+    """ONNX Runtime's, with as many threads as torch has."""
+
+    def __init__(self, graph: Path, provider: str, options: Mapping[str, str]) -> None:
+        import onnxruntime
+
+        self.graph, self.device = graph, device_of(provider)
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        settings.intra_op_num_threads = torch.get_num_threads()
+        providers = [(ORT[provider], dict(options)), *([ORT["cuda"]] if provider == "tensorrt" else [])]
+        with _quiet():
+            try:
+                self._session = onnxruntime.InferenceSession(graph, settings, providers=providers)
+            except Exception as error:  # its kinds have no common base but Exception
+                raise _translated(graph, error) from None
+        if (given := self._session.get_providers()[0]) != ORT[provider]:
+            raise LcmMergeError(f"{graph}: ONNX Runtime took {given} in place of {ORT[provider]}", INSTALL)
+        self.inputs = tuple(item.name for item in self._session.get_inputs())
+        self.outputs = tuple(item.name for item in self._session.get_outputs())
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        binding, place = self._session.io_binding(), (self.device.type, self.device.index or 0)
+        held = {name: inputs[name].to(self.device).contiguous() for name in self.inputs}
+        for name, tensor in held.items():
+            binding.bind_input(name, *place, ELEMENTS[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
+        for name in self.outputs:
+            binding.bind_output(name, *place)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()  # ONNX Runtime has a stream of its own
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise _translated(self.graph, error) from None
+        binding.synchronize_outputs()
+        return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+ELEMENTS = {
+    torch.float32: onnx.TensorProto.FLOAT,
+    torch.float16: onnx.TensorProto.FLOAT16,
+    torch.bfloat16: onnx.TensorProto.BFLOAT16,
+    torch.int64: onnx.TensorProto.INT64,
+}
+
+
+def _translated(graph: Path, error: Exception) -> Exception:
+    text = " ".join(str(error).split())
+    if NO_MEMORY in text:
+        return MemoryError(text)
+    return FormatError(f"{graph}: ONNX Runtime refuses it: {text[:300]}", "`lcmmerge check` says what is wrong with it")
+
+
+@cache
+def _usable(provider: str) -> bool:
+    """Whether it runs here, not merely whether ONNX Runtime was built with it."""
+    if provider == TORCH:
+        return True
+    try:
+        import onnxruntime
+
+        if provider != "cpu":
+            ctypes.CDLL("libcuda.so.1")
+    except (ImportError, OSError):
+        return False
+    if ORT[provider] not in onnxruntime.get_available_providers():
+        return False
+    with _quiet():
+        session = onnxruntime.InferenceSession(_identity(), providers=[ORT[provider]])
+    return bool(session.get_providers()[0] == ORT[provider])
+
+
+def _identity() -> bytes:
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "identity", ends[:1], ends[1:])
+    opset = onnx.helper.make_opsetid("", 18)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """ONNX Runtime logs a library that it cannot load, and prints to stdout that it falls back."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+    with contextlib.redirect_stdout(None):
+        yield
+    onnxruntime.set_default_logger_severity(2)

@@ -1,0 +1,51 @@
+"""The cache of graphs: what is made once, and what is made anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from onnxfile import configs, make
+
+from lcmmerge.graphs.cache import cached, default_folder
+from lcmmerge.graphs.components import Component, components_of
+
+
+@pytest.fixture(scope="module")
+def component(tmp_path_factory: pytest.TempPathFactory) -> Component:
+    folder = tmp_path_factory.mktemp("configs")
+    return components_of(configs("text_encoder", make("text_encoder"), folder))[0]
+
+
+def test_a_graph_is_made_once_with_its_variant(component: Component, tmp_path: Path) -> None:
+    made = cached(component, torch.float32, "plain", tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name.rpartition("-")[0] for file in files] == ["text_encoder-fused", "text_encoder-plain"]
+    assert files[1].read_bytes() == made
+    files[1].write_bytes(b"from the cache")
+    assert cached(component, torch.float32, "plain", tmp_path) == b"from the cache"
+
+
+def test_another_config_or_dtype_is_another_graph(component: Component, tmp_path: Path) -> None:
+    cached(component, torch.float32, "fused", tmp_path)
+    cached(component, torch.float16, "fused", tmp_path)
+    cached(replace(component, config=component.config | {"hidden_act": "gelu"}), torch.float32, "fused", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+    origin = replace(component, folder=tmp_path / "elsewhere")  # not what a graph depends on
+    cached(origin, torch.float32, "fused", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(component: Component, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert cached(component, torch.float32, "plain", tmp_path / "file" / "cache")
+
+
+def test_the_default_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_folder() == tmp_path / "lcmmerge" / "graphs"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_folder() == tmp_path / ".cache" / "lcmmerge" / "graphs"
