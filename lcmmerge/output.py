@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HOUR = 3600  # seconds
+LETTERS = 6
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -40,9 +42,13 @@ class Output:
             _console(sys.stdout).print(text, markup=False, highlight=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int = 0) -> None:
-        """A table for people; the last ``numbers`` columns are set flush right."""
+        """A table for people; the last ``numbers`` columns are set flush right. On a narrow terminal, a list."""
         if rows and not self.as_json:
-            _console(sys.stdout).print(_table(title, columns, rows, numbers))
+            console = _console(sys.stdout)
+            if _narrowest(columns, rows, numbers) <= console.width:
+                console.print(_table(title, columns, rows, numbers))
+            else:
+                console.print(_listed(title, columns, rows), markup=False, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         if not self.quiet:
@@ -125,6 +131,15 @@ class Output:
             yield done
 
 
+class Warnings(Output):
+    """For a caller in Python: what a person would be warned of is a ``UserWarning``."""
+
+    __slots__ = ()
+
+    def warn(self, text: str) -> None:
+        warnings.warn(text, stacklevel=2)
+
+
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int) -> Table:
     """The last ``numbers`` columns are set flush right."""
     from rich import box
@@ -138,6 +153,24 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], nu
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     return table
+
+
+def _narrowest(columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int) -> int:
+    """The width at which a table can still be read: its numbers whole, six letters of a word beside each other."""
+    widths = []
+    for index, cells in enumerate(zip(columns, *rows, strict=True)):
+        right = index >= len(columns) - numbers
+        widths.append(max(len(str(cell)) if right else min(len(str(cell)), LETTERS) for cell in cells))
+    return sum(widths) + 3 * len(widths)
+
+
+def _listed(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Each row as lines of a column and its value."""
+    wide = max(map(len, columns))
+    blocks = [
+        "\n".join(f"{name:{wide}}  {cell}".rstrip() for name, cell in zip(columns, row, strict=True)) for row in rows
+    ]
+    return "\n\n".join(filter(None, [title, *blocks])) + "\n"
 
 
 def _console(stream: Any) -> Console:
