@@ -1,8 +1,9 @@
 """The Python API: six functions, named as the commands are, with their options as keywords.
 
 They print nothing. What a command would warn of is a Python warning (``UserWarning``), what a command would refuse is
-an ``lcmmerge.LcmMergeError`` with the same message, and results are plain data with ``as_dict()``. References are paths
-or ``hf://owner/repo[@revision]/file``, as on the command line. torch is imported when the first weight is.
+an ``lcmmerge.LcmMergeError`` with the same message, and results are plain data with ``as_dict()``. References are as on
+the command line: a path, ``hf://owner/repo[@revision]/file``, or ``zoo:…`` for what ships with lcmmerge. torch is
+imported when the first weight is read.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Terms(TypedDict, total=False):
 
     ``lcm``: the acceleration LoRA, by reference or by name (``hyper-8steps``); without it the architecture's official
     LCM-LoRA. ``accelerator``: what kind a file of ``lcm`` is. ``adapters``: further terms, each with its λ.
-    ``style_base``: what a style that is a checkpoint was tuned from, else the base. ``block_weights``: term → factors
+    ``tuned_from``: what a style that is a checkpoint was tuned from, else the base. ``block_weights``: term → factors
     on its λ per U-Net block, ``IN00-IN05=0.5,M00=0``. ``variant``: of a diffusers folder's weights, ``fp16``.
     ``config_from``: whose configs, scheduler and tokenizers a single file takes.
     """
@@ -42,7 +43,7 @@ class Terms(TypedDict, total=False):
     lcm: Reference
     accelerator: str
     adapters: Sequence[tuple[Reference, float]]
-    style_base: Reference
+    tuned_from: Reference
     block_weights: Mapping[str, str]
     variant: str
     config_from: Reference
@@ -51,23 +52,23 @@ class Terms(TypedDict, total=False):
 class Written(Terms, total=False):
     """How the checkpoint is written.
 
-    ``format``: the base's own where none is given. ``dtype``: fp32, fp16, bf16, fp8_e4m3fn, fp8_e5m2; each tensor's own
-    where none is given. ``max_shard_bytes``: split files above it. ``drop_ema``: leave out an EMA copy.
+    ``layout``: the base's own where none is given. ``dtype``: fp32, fp16, bf16, fp8_e4m3fn, fp8_e5m2; each tensor's own
+    where none is given. ``max_shard_size``: split files above it. ``drop_ema``: leave out an EMA copy.
     ``allow_unmatched``: merge what fits; ``Plan.unmatched`` and ``Report.unmatched`` list the rest.
     """
 
-    format: Literal["single-file", "diffusers"]
+    layout: Literal["single-file", "diffusers"]
     dtype: str
-    max_shard_bytes: int
+    max_shard_size: int
     drop_ema: bool
     allow_unmatched: bool
 
 
 class Drawing(TypedDict, total=False):
-    """How a search draws. ``seeds``: images per prompt. ``guidance``: of the many-step teacher. ``size``: in pixels."""
+    """How a search draws. ``count``: images per prompt. ``guidance``: of the many-step teacher. ``size``: in pixels."""
 
     steps: int
-    seeds: int
+    count: int
     seed: int
     size: Size
     batch: int
@@ -88,8 +89,7 @@ def plan(
 
     Raises NotFoundError, FormatError, and IncompatibleError for a term that finds no home.
 
-    >>> from lcmmerge.zoo import DIGITS
-    >>> found = lcmmerge.plan(DIGITS / "base", DIGITS / "neon.safetensors", lcm=DIGITS / "lcm.safetensors")
+    >>> found = lcmmerge.plan("zoo:digits/base", "zoo:digits/neon.safetensors", lcm="zoo:digits/lcm.safetensors")
     >>> [(term.name, term.strength) for term in found.terms], found.base.arch.title
     ([('style', 1.0), ('lcm', 1.0)], 'Stable Diffusion 1')
     """
@@ -119,10 +119,9 @@ def fuse(
     has ‖Δ‖/‖θ‖ of each term and sha256 of each file. Raises what ``plan`` does, OutputError, NumericError,
     NoEffectError, AlreadyFusedError.
 
-    >>> from lcmmerge.zoo import DIGITS
     >>> report = lcmmerge.fuse(
-    ...     DIGITS / "base", DIGITS / "neon.safetensors", lambdas=(0.8, 1.0),
-    ...     lcm=DIGITS / "lcm.safetensors", accelerator="lcm", output="neon-lcm",
+    ...     "zoo:digits/base", "zoo:digits/neon.safetensors", lambdas=(0.8, 1.0),
+    ...     lcm="zoo:digits/lcm.safetensors", accelerator="lcm", output="neon-lcm",
     ... )
     >>> [(row.term, row.strength) for row in report.rows]
     [('style', 0.8), ('lcm', 1.0)]
@@ -145,8 +144,7 @@ def inspect(reference: Reference, *, variant: str | None = None) -> Inspection:
 
     Raises NotFoundError, FormatError.
 
-    >>> from lcmmerge.zoo import DIGITS
-    >>> lcmmerge.inspect(DIGITS / "neon.safetensors").as_dict()["kind"]
+    >>> lcmmerge.inspect("zoo:digits/neon.safetensors").as_dict()["kind"]
     'adapter'
     """
     from lcmmerge.merge.inspection import inspect as look
@@ -173,9 +171,8 @@ def search(
     the rows, the best cell and the verdict against what a merge must beat; ``Result.merge`` is the request at the λs
     found, ``Result.command`` the command that bakes it. Raises what ``plan`` does, and LcmMergeError.
 
-    >>> from lcmmerge.zoo import DIGITS
     >>> found = lcmmerge.search(
-    ...     DIGITS / "base", DIGITS / "neon.safetensors", lcm=DIGITS / "lcm.safetensors", accelerator="lcm",
+    ...     "zoo:digits/base", "zoo:digits/neon.safetensors", lcm="zoo:digits/lcm.safetensors", accelerator="lcm",
     ...     prompts=["a one", "a two"], grid={"style": [0.6, 1.0]}, output="study",
     ...     drawing={"steps": 1, "guidance": 2.5},
     ... )
@@ -200,7 +197,7 @@ def export(
     lambdas: tuple[float, float] = (1.0, 1.0),
     to: str = "onnx",
     dtype: Literal["fp32", "fp16", "bf16"] = "fp16",
-    sizes: Sequence[Size] = (),
+    static: Sequence[Size] = (),
     fused: bool = True,
     parity: bool = False,
     force: bool = False,
@@ -208,12 +205,11 @@ def export(
 ) -> Exported:
     """Write ONNX graphs over the weights of a model, or of a merge made on the way, as one folder.
 
-    A model alone gets no LCM-LoRA. ``to``: ``tensorrt`` adds profiles, with static ones for ``sizes``. ``fused``: also
+    A model alone gets no LCM-LoRA. ``to``: ``tensorrt`` adds profiles, also ``static`` ones. ``fused``: also
     graphs with Attention nodes. ``parity``: compare every graph with its torch module. Needs ``lcmmerge[export]``.
     Raises what ``fuse`` does.
 
-    >>> from lcmmerge.zoo import DIGITS
-    >>> found = lcmmerge.export(DIGITS / "base", output="graphs", fused=False)
+    >>> found = lcmmerge.export("zoo:digits/base", output="graphs", fused=False)
     >>> sorted(path.parent.name for path in found.folder.glob("*/model.onnx"))
     ['text_encoder', 'unet', 'vae_decoder', 'vae_encoder']
     """
@@ -223,7 +219,7 @@ def export(
 
     strengths = lambdas if style or "lcm" in terms else (1.0, 0.0)
     merge = _merge(model, style, strengths, output, terms)
-    asked = ExportRequest(merge, to, dtype, statics=tuple(sizes), fused=fused, parity=parity, force=force)
+    asked = ExportRequest(merge, to, dtype, statics=tuple(static), fused=fused, parity=parity, force=force)
     prepared = prepare(asked)
     _warn(prepared.plan.doubts)
     return run_export(prepared, Warnings(quiet=True))
@@ -239,10 +235,14 @@ def run(
     QualityError once everything is written, and what the steps raise.
 
     >>> from pathlib import Path
-    >>> from lcmmerge.zoo import DIGITS
-    >>> sources = f"{{base: {DIGITS}/base, style: {DIGITS}/neon.safetensors, lcm: {DIGITS}/lcm.safetensors}}"
-    >>> text = f"version: 1\\nsources: {sources}\\nfuse: {{base: base, terms: {{style: 0.8, lcm: 1}}}}\\n"
-    >>> _ = Path("neon.yaml").write_text(text)
+    >>> _ = Path("neon.yaml").write_text('''
+    ... version: 1
+    ... sources:
+    ...   base: zoo:digits/base
+    ...   style: zoo:digits/neon.safetensors
+    ...   lcm: zoo:digits/lcm.safetensors
+    ... fuse: {base: base, terms: {style: 0.8, lcm: 1}}
+    ... ''')
     >>> list(lcmmerge.run("neon.yaml", "out").steps)
     ['fuse neon', 'card neon']
     """
@@ -267,9 +267,9 @@ def _written(
         raise LcmMergeError(f"dtype {dtype!r}: unknown", f"one of {', '.join(OUTPUT_DTYPES)}")
     wanted = Options(
         OUTPUT_DTYPES[dtype] if dtype else None,
-        options.get("format"),
+        options.get("layout"),
         options.get("drop_ema", False),
-        options.get("max_shard_bytes"),
+        options.get("max_shard_size"),
         options.get("allow_unmatched", False),
     )
     return replace(_merge(base, style, lambdas, output, options), options=wanted)
@@ -290,7 +290,7 @@ def _merge(
         lambdas,
         text(terms.get("lcm")),
         tuple((os.fspath(reference), strength) for reference, strength in terms.get("adapters", ())),
-        text(terms.get("style_base")),
+        text(terms.get("tuned_from")),
         terms.get("block_weights", {}),
         terms.get("variant"),
         text(terms.get("config_from")),

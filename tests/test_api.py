@@ -12,12 +12,11 @@ import pytest
 
 import lcmmerge
 from lcmmerge import api
-from lcmmerge.zoo import DIGITS
 
 FUNCTIONS = ("export", "fuse", "inspect", "plan", "run", "search")
 HEAVY = {"click", "diffusers", "numpy", "onnx", "optuna", "pydantic", "rich", "torch", "transformers"}
-MERGE = {"lambdas": (0.8, 1.0), "lcm": DIGITS / "lcm.safetensors", "accelerator": "lcm"}
-BASE, NEON = DIGITS / "base", DIGITS / "neon.safetensors"
+BASE, NEON, CHALK = "zoo:digits/base", "zoo:digits/neon.safetensors", "zoo:digits/chalk.safetensors"
+MERGE = {"lambdas": (0.8, 1.0), "lcm": "zoo:digits/lcm.safetensors", "accelerator": "lcm"}
 
 
 def test_names():
@@ -48,8 +47,8 @@ def test_its_doctest(name, tmp_path, monkeypatch, capfd):
 
 def test_fuse_is_the_command(tmp_path, cli, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    report = lcmmerge.fuse(BASE, NEON, output="called", format="single-file", dtype="fp16", **MERGE)
-    options = ["--lambda", "0.8", "1.0", "--lcm", MERGE["lcm"], "--accelerator", "lcm", "--format", "single-file"]
+    report = lcmmerge.fuse(BASE, NEON, output="called", layout="single-file", dtype="fp16", **MERGE)
+    options = ["--lambda", "0.8", "1.0", "--lcm", MERGE["lcm"], "--accelerator", "lcm", "--layout", "single-file"]
     assert cli("fuse", BASE, NEON, *options, "--dtype", "fp16", "-o", "typed").code == 0
     assert Path("called.safetensors").read_bytes() == Path("typed.safetensors").read_bytes()
     assert report.as_dict()["output"] == "called.safetensors"
@@ -57,7 +56,7 @@ def test_fuse_is_the_command(tmp_path, cli, monkeypatch):
 
 def test_plan_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = lcmmerge.plan(BASE, NEON, adapters=[(DIGITS / "chalk.safetensors", 0.5)], **MERGE)
+    found = lcmmerge.plan(BASE, NEON, adapters=[(CHALK, 0.5)], **MERGE)
     assert [(term.name, term.strength) for term in found.terms] == [("style", 0.8), ("lcm", 1.0), ("chalk", 0.5)]
     assert not list(tmp_path.iterdir())
 
@@ -75,7 +74,7 @@ def test_a_refusal_is_an_error_with_the_commands_words(tmp_path, cli):
 def test_a_warning_is_pythons(tmp_path, capfd):
     (tmp_path / "neon.yaml").write_text(
         "version: 1\n"
-        f"sources: {{base: {BASE}, style: {NEON}, lcm: {MERGE['lcm']}, chalk: {DIGITS}/chalk.safetensors}}\n"
+        f"sources: {{base: {BASE}, style: {NEON}, lcm: {MERGE['lcm']}, chalk: {CHALK}}}\n"
         "fuse: {base: base, terms: {style: 0.8, lcm: 1}}\n"
     )
     with pytest.warns(UserWarning, match="the source chalk is used by nothing"):

@@ -158,6 +158,14 @@ def test_what_is_no_reference_to_a_model(reference: str) -> None:
     assert refs.HUB_FORM in caught.value.hint
 
 
+def test_what_ships_with_lcmmerge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (refs.resolve("zoo:digits/base") / "model_index.json").is_file()
+    assert refs.parse("zoo:digits/neon.safetensors").name == "neon.safetensors"
+    with pytest.raises(NotFoundError, match="'zoo:digits/none': no such file or folder"):
+        refs.parse("zoo:digits/none")
+
+
 @pytest.mark.parametrize(
     "reference",
     [

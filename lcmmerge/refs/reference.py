@@ -11,6 +11,8 @@ from lcmmerge.errors import NotFoundError
 
 HUB = "hf://"
 HUB_FORM = "hf://owner/repo[@revision][/path/in/repo]"
+EMBEDDED = "zoo:"
+_ZOO = Path(__file__).parents[1] / "zoo"
 _URL = re.compile(r"hf://|https?://|(huggingface|hf)\.co/")
 _LIKE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)+")
 
@@ -43,10 +45,12 @@ class Reference:
 def parse(reference: str, subject: str = "file") -> Reference:
     """An existing path, ``hf://owner/repo[@revision][/path]``, or a page's URL pasted from the Hub.
 
-    A missing ``owner/repo`` is never guessed to be on the Hub. ``subject`` is what messages call the thing ("base",
-    "adapter"). Raises NotFoundError.
+    ``zoo:digits/base`` is a path in the models that ship with lcmmerge, wherever that is installed. A missing
+    ``owner/repo`` is never guessed to be on the Hub. ``subject`` is what messages call the thing ("base", "adapter").
+    Raises NotFoundError.
     """
-    path = Path(reference)
+    embedded = reference.startswith(EMBEDDED)
+    path = _ZOO / reference.removeprefix(EMBEDDED) if embedded else Path(reference)
     if not reference.startswith(HUB) and path.exists():
         return Reference(reference, "local", path)
     if _URL.match(reference):
