@@ -50,10 +50,11 @@ class Extra:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A folder that we write to; ``free``: bytes on its disk."""
+    """A folder that we write to. Bytes: ``held``, of a cache, else None; ``free``, on its disk."""
 
     what: str
     path: Path
+    held: int | None
     free: int
 
 
@@ -136,6 +137,19 @@ def _providers() -> tuple[str, ...] | None:
 def _places() -> Iterator[Place]:
     from huggingface_hub import constants
 
-    for what, path in (("downloads", Path(constants.HF_HUB_CACHE)), ("outputs, unless said otherwise", Path.cwd())):
-        there = next(folder for folder in (path, *path.parents) if folder.exists())
-        yield Place(what, path, shutil.disk_usage(there).free)
+    from lcmmerge.graphs.cache import default_folder
+
+    yield _place("downloads", Path(constants.HF_HUB_CACHE), cache=True)
+    yield _place("graphs of exports", Path(os.environ.get("LCMMERGE_CACHE") or default_folder()), cache=True)
+    yield _place("outputs, unless said otherwise", Path.cwd(), cache=False)
+
+
+def _place(what: str, path: Path, *, cache: bool) -> Place:
+    there = next(folder for folder in (path, *path.parents) if os.access(folder, os.F_OK))
+    return Place(what, path, _held(path) if cache else None, shutil.disk_usage(there).free)
+
+
+def _held(folder: Path) -> int:
+    """A link counts as one, so that what the Hub's snapshots lead to is counted once."""
+    names = ((root, name) for root, _, files in os.walk(folder) for name in files)
+    return sum(os.lstat(Path(root, name)).st_size for root, name in names)

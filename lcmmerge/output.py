@@ -62,7 +62,7 @@ class Output:
         """One line with the cause, one for each detail, one with the cure."""
         lines = [f"Error: {error.message}", *(f"  {detail}" for detail in error.details)]
         lines += [f"Hint: {error.hint}"] if error.hint else []
-        sys.stderr.write("\n".join(line.replace("\n", " ") for line in lines) + "\n")
+        sys.stderr.write("\n".join(map(_plain, lines)) + "\n")
 
     @contextmanager
     def progress(self, title: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
@@ -153,6 +153,12 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], nu
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     return table
+
+
+def _plain(text: str) -> str:
+    """One line with no control characters: names come from files, and a terminal obeys them."""
+    shown = (letter if letter.isprintable() else " " if letter.isspace() else ascii(letter)[1:-1] for letter in text)
+    return "".join(shown)
 
 
 def _narrowest(columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int) -> int:

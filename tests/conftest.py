@@ -8,12 +8,16 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import forked
 import pytest
 import torch
+from forked import Child, command
 from fusing import Files
 from hub import Hub
 
 from lcmmerge.cli import main
+
+LONGEST = ("tests/test_readme.py", "recipe/test_hub.py", "studies/test_selector.py")
 
 
 def pytest_configure() -> None:
@@ -23,6 +27,11 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The modules of the longest tests begin, lest all but one of xdist's workers wait for them in the end."""
+    items.sort(key=lambda item: not str(item.path).endswith(LONGEST))
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
     """How a command ended and what it said."""
@@ -30,6 +39,14 @@ class Ran:
     code: int
     out: str
     err: str
+
+    def assert_fault(self, code: int, words: str) -> None:
+        """One line with these words, and its cure."""
+        assert (self.code, self.out) == (code, "")
+        first, second = self.err.splitlines()
+        assert first.startswith("Error: ")
+        assert second.startswith("Hint: ")
+        assert words in first
 
 
 @pytest.fixture(scope="session")
@@ -65,28 +82,26 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def start() -> Callable[..., subprocess.Popen[str]]:
+def start() -> Callable[..., Child]:
     """``start("fuse", base, …, HF_HUB_OFFLINE="1")``: the command line in a process of its own."""
 
-    def run(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "lcmmerge", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | environment,
-        )
+    def run(*arguments: object, **environment: str) -> Child:
+        return Child(command, *map(str, arguments), env=os.environ | environment)
 
     return run
 
 
 @pytest.fixture
-def process(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Ran]:
-    """As ``start``, to its end."""
+def process() -> Callable[..., Ran]:
+    """As ``start``, to its end; in an interpreter of its own, where it or torch is told something as it begins."""
 
     def run(*arguments: object, **environment: str) -> Ran:
-        with start(*arguments, **environment) as child:
-            out, err = child.communicate(timeout=120)
-        return Ran(child.returncode, out, err)
+        words, env = tuple(map(str, arguments)), os.environ | environment
+        if any(name.startswith(("OMP_", "PYTHON")) and os.environ.get(name) != env[name] for name in environment):
+            line = [sys.executable, "-m", "lcmmerge", *words]
+            done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=120, check=False)
+        else:
+            done = forked.run(command, *words, env=env)
+        return Ran(done.returncode, done.stdout, done.stderr)
 
     return run

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from filelock import FileLock
 from fusing import Files
 
 from lcmmerge.graphs.bundle import Exported, export
+from lcmmerge.graphs.relambda import relambda
 from lcmmerge.graphs.request import ExportRequest, prepare
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.request import Request
@@ -54,3 +57,8 @@ def exported(factory: pytest.TempPathFactory, files: Files) -> Path:
         if not folder.exists():
             write(merge(files, folder), graphs(factory), to="tensorrt", statics=((128, 64),), parity=True)
     return folder
+
+
+def rewrite_copy(folder: Path, copy: Path, strengths: Mapping[str, float], sources: Sequence[Path]) -> None:
+    """Another λ for a copy of an export."""
+    relambda(shutil.copytree(folder, copy), strengths, [str(source) for source in sources], Output(quiet=True))

@@ -41,50 +41,45 @@ TIME_IDS = 8
 
 DOWN, CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
 UP, CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
-SD = {
-    "block_out_channels": (8, 16, 32, 32),
-    "down_block_types": (CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, DOWN),
-    "up_block_types": (UP, CROSS_UP, CROSS_UP, CROSS_UP),
-}
-XL = {
-    "block_out_channels": (8, 16, 32),
-    "down_block_types": (DOWN, CROSS_DOWN, CROSS_DOWN),
-    "up_block_types": (CROSS_UP, CROSS_UP, UP),
-    "cross_attention_dim": HIDDEN["clip_l"] + HIDDEN["clip_g"],
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": TIME_IDS,
-    "projection_class_embeddings_input_dim": 6 * TIME_IDS + PROJECTION,
-}
-UNETS = {
-    "sd1": SD | {"cross_attention_dim": HIDDEN["clip_l"]},
-    "sd1-inpainting": SD | {"cross_attention_dim": HIDDEN["clip_l"], "in_channels": 9},
-    "sd2": SD | {"cross_attention_dim": HIDDEN["clip_h"], "use_linear_projection": True},
-    "sdxl": XL | {"transformer_layers_per_block": (1, 2, 10)},
-    "sdxl_refiner": XL
-    | {
-        "block_out_channels": (8, 16, 32, 32),
-        "down_block_types": (DOWN, CROSS_DOWN, CROSS_DOWN, DOWN),
-        "up_block_types": (UP, CROSS_UP, CROSS_UP, UP),
-        "cross_attention_dim": HIDDEN["clip_g"],
-        "transformer_layers_per_block": 4,
-        "projection_class_embeddings_input_dim": 5 * TIME_IDS + PROJECTION,
-    },
-    "ssd1b": XL
-    | {
-        "transformer_layers_per_block": (1, 2, 4),
-        "reverse_transformer_layers_per_block": ((4, 4, 10), (2, 1, 1), 1),
-        "mid_block_type": "UNetMidBlock2D",
-    },
-}
-PIPELINES = {
-    "sd1": StableDiffusionPipeline,
-    "sd1-inpainting": StableDiffusionInpaintPipeline,
-    "sd2": StableDiffusionPipeline,
-    "sdxl": StableDiffusionXLPipeline,
-    "sdxl_refiner": StableDiffusionXLImg2ImgPipeline,
-    "ssd1b": StableDiffusionXLPipeline,
-}
+
+
+def unet_config(arch: Architecture) -> dict[str, object]:
+    """Of a UNet2DConditionModel with the structure that the architecture tells."""
+    down, up, mid = arch.unet.down, arch.unet.up, arch.unet.mid
+    depths = [level[0] for level in down]
+    depths[-1] = depths[-1] or mid
+    config: dict[str, object] = {
+        "block_out_channels": (8, 16, 32, 32)[: len(down)],
+        "layers_per_block": len(down[0]),
+        "down_block_types": tuple(CROSS_DOWN if level[0] else DOWN for level in down),
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if mid else "UNetMidBlock2D",
+        "up_block_types": tuple(CROSS_UP if level[0] else UP for level in up),
+        "transformer_layers_per_block": tuple(depth or 1 for depth in depths),
+        "use_linear_projection": arch.unet.linear_projection,
+        "cross_attention_dim": sum(HIDDEN[encoder.comfy] for encoder in arch.text_encoders),
+    }
+    if any(set(level) - {0, depth} for level, depth in zip(up, reversed(depths), strict=True)):
+        config["reverse_transformer_layers_per_block"] = tuple(level if level[0] else 1 for level in up)
+    if arch.unet.added:  # the sizes, and the refiner's one score in the place of two of them
+        numbers = 6 if len(arch.text_encoders) > 1 else 5
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": TIME_IDS,
+            "projection_class_embeddings_input_dim": numbers * TIME_IDS + PROJECTION,
+        }
+    return config
+
+
+def pipeline_class(arch: Architecture) -> type[DiffusionPipeline]:
+    if not arch.unet.added:
+        return StableDiffusionPipeline
+    return StableDiffusionXLPipeline if len(arch.text_encoders) > 1 else StableDiffusionXLImg2ImgPipeline
+
+
+UNETS = {name: unet_config(arch) for name, arch in architectures().items()}
+UNETS["sd1-inpainting"] = UNETS["sd1"] | {"in_channels": 9}
+PIPELINES = {name: pipeline_class(arch) for name, arch in architectures().items()}
+PIPELINES["sd1-inpainting"] = StableDiffusionInpaintPipeline
 PICOS = tuple(UNETS)
 STYLE_TARGETS = tuple(
     f".{leaf}.weight"

@@ -103,6 +103,7 @@ def whole(ask: Ask) -> Ask:
     return replace(ask, halving=0)
 
 
-if __name__ == "__main__":
-    found = run(Path(sys.argv[1]), GRID, Planted(Path(sys.argv[2]), seconds=0.05))
+def planted(work: Path, log: Path) -> None:
+    """For a process of its own: it takes its time, and prints what it found."""
+    found = run(work, GRID, Planted(log, seconds=0.05))
     sys.stdout.write(json.dumps(found.as_dict()))

@@ -1,6 +1,6 @@
 """The real models' parameters, name and shape, from diffusers and transformers on the meta device: no weights.
 
-Structures are the picos'; widths are those of the published configs (each repository's unet/config.json …).
+Structures and widths are those of the published configs (each repository's unet/config.json …).
 """
 
 from __future__ import annotations
@@ -9,32 +9,44 @@ from functools import cache
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from pico import UNETS, canonical_state
+from pico import CROSS_DOWN, CROSS_UP, DOWN, UP, canonical_state
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lcmmerge.archs import architectures
 
 SD = {"block_out_channels": (320, 640, 1280, 1280)}
-XL = {
+XL_MICRO = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "use_linear_projection": True}
+XL = XL_MICRO | {
     "block_out_channels": (320, 640, 1280),
+    "down_block_types": (DOWN, CROSS_DOWN, CROSS_DOWN),
+    "up_block_types": (CROSS_UP, CROSS_UP, UP),
     "attention_head_dim": (5, 10, 20),
     "cross_attention_dim": 2048,
-    "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-UNET_WIDTHS = {
+UNETS = {
     "sd1": SD | {"attention_head_dim": 8, "cross_attention_dim": 768},
-    "sd2": SD | {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024},
-    "sdxl": XL,
-    "sdxl_refiner": {
+    "sd2": SD
+    | {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024, "use_linear_projection": True},
+    "sdxl": XL | {"transformer_layers_per_block": (1, 2, 10)},
+    "sdxl_refiner": XL_MICRO
+    | {
         "block_out_channels": (384, 768, 1536, 1536),
+        "down_block_types": (DOWN, CROSS_DOWN, CROSS_DOWN, DOWN),
+        "up_block_types": (UP, CROSS_UP, CROSS_UP, UP),
+        "transformer_layers_per_block": 4,
         "attention_head_dim": (6, 12, 24, 24),
         "cross_attention_dim": 1280,
-        "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2560,
     },
-    "ssd1b": XL,
+    "ssd1b": XL
+    | {
+        "transformer_layers_per_block": (1, 2, 4),
+        "reverse_transformer_layers_per_block": ((4, 4, 10), (2, 1, 1), 1),
+        "mid_block_type": "UNetMidBlock2D",
+    },
 }
+PUBLISHED = tuple(UNETS)
 # hidden size, heads
 TEXT_WIDTHS = {"clip_l": (768, 12), "clip_h": (1024, 16), "clip_g": (1280, 20)}
 
@@ -45,7 +57,7 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
     arch = architectures()[name]
     with torch.device("meta"):
         parts: dict[str, torch.nn.Module] = {
-            "unet": UNet2DConditionModel(**(UNETS[name] | UNET_WIDTHS[name])),
+            "unet": UNet2DConditionModel(**UNETS[name]),
             "vae": AutoencoderKL(
                 block_out_channels=(128, 256, 512, 512),
                 down_block_types=("DownEncoderBlock2D",) * 4,

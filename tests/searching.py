@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,5 +125,12 @@ def state(pipeline: Pipeline, components: tuple[str, ...] = ("unet", "vae", "tex
 def requested(inputs: Files, folder: Path, **fields: Any) -> SearchRequest:
     """The smallest search of a pico: two prompts, one step, four cells."""
     merge = Request(str(inputs.folder("fp32")), style=str(inputs.style), lcm=str(inputs.lcm), accelerator="lcm")
-    asked = {"axes": {"style": (0.5, 1.0), "lcm": (0.5, 1.0)}, "steps": 1, "seeds": 1, "size": (64, 64), "guidance": 1}
+    asked = {"axes": {"style": (0.5, 1.0), "lcm": (0.5, 1.0)}, "steps": 1, "count": 1, "size": (64, 64), "guidance": 1}
     return SearchRequest(merge, folder / "work", ("a fox", "a hat"), **(asked | fields))  # type: ignore[arg-type]
+
+
+def searched(asked: SearchRequest) -> None:
+    """For a process of its own: it prints how many rows it found."""
+    from lcmmerge.studies.run import search
+
+    sys.stdout.write(f"{len(search(asked).scored.rows)}\n")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
+from exporting import cache_home
+from forked import commands
 from pico import lcm_lora, pico, style_lora
 from PIL import Image
 
@@ -22,13 +25,6 @@ RECIPE = """
 version: 1
 sources: {base: base.safetensors, style: style.safetensors, lcm: lcm.safetensors}
 fuse: {base: base, terms: {style: 0.8, lcm: 1.0}}
-"""
-RUN = """
-import shlex, sys
-from lcmmerge.cli import cli
-for line in sys.stdin.read().splitlines():
-    print("$", line)
-    cli.main(shlex.split(line, comments=True)[1:], standalone_mode=False)
 """
 
 
@@ -72,61 +68,74 @@ def studio(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *command: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"HF_HOME": str(folder), "XDG_CACHE_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, *command], cwd=folder, env=env, input=text, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result
+@pytest.fixture
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """``run(folder, function, …)``: in a process with that folder, offline; what it printed."""
+
+    def run(folder: Path, function: Callable[..., object], *arguments: object) -> str:
+        cache = str(cache_home(tmp_path_factory))  # graphs that other tests made serve here, too
+        env = os.environ | {"HF_HOME": str(folder), "XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1"}
+        ended = forked.run(function, *arguments, cwd=folder, env=env)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    return run
 
 
-def test_the_main_job(tmp_path: Path) -> None:
+@pytest.fixture
+def lcmmerge(run: Callable[..., str]) -> Callable[..., str]:
+    """``lcmmerge(folder, line, …)``: README's commands, one after another."""
+    return lambda folder, *lines: run(folder, commands, *(shlex.split(line, comments=True)[1:] for line in lines))
+
+
+def test_the_main_job(lcmmerge: Callable[..., str], tmp_path: Path) -> None:
     command = next(block for block in blocks("sh") if "digits.yaml" in block).splitlines()[1]
     command = command.removeprefix(".venv/bin/").replace("recipes/", f"{ROOT}/recipes/")
-    shown = run(tmp_path, "-c", RUN, text=command).stdout
+    shown = lcmmerge(tmp_path, command)
     table, found, verdict = shown.partition("search digits: λ")
-    printed = [line.rstrip() for line in table.splitlines()[1:] if line.strip()]
+    printed = [line.rstrip() for line in table.splitlines() if line.strip()]
     assert "\n".join(printed) in "\n".join(line.rstrip() for line in README.splitlines() if line.strip())
     assert found and "DPM-Solver++" in verdict  # what it says of it may differ between machines
 
 
-def test_a_recipe_in_ci(folder: Path) -> None:
-    commands = next(block for block in blocks("sh") if "--locked" in block)
-    assert "$ lcmmerge verify out" in run(folder, "-c", RUN, text=commands).stdout
+def test_a_recipe_in_ci(lcmmerge: Callable[..., str], folder: Path) -> None:
+    lines = next(block for block in blocks("sh") if "--locked" in block).splitlines()
+    assert any("verify out" in line for line in lines)
+    lcmmerge(folder, *lines)
 
 
-def test_your_own_files(folder: Path) -> None:
-    commands = next(block for block in blocks("sh") if "--dry-run" in block)
-    shown = run(folder, "-c", RUN, text=commands).stdout
-    assert shown.count("$ lcmmerge") == len(commands.splitlines()) > 5
+def test_your_own_files(lcmmerge: Callable[..., str], folder: Path) -> None:
+    lines = next(block for block in blocks("sh") if "--dry-run" in block).splitlines()
+    assert len(lines) > 5
+    lcmmerge(folder, *lines)
 
 
-def test_drawing_searching_and_distilling(studio: Path) -> None:
+def test_drawing_searching_and_distilling(lcmmerge: Callable[..., str], studio: Path) -> None:
     """Trainings of two steps."""
-    commands = next(block for block in blocks("sh") if "train-style" in block).splitlines()
+    lines = next(block for block in blocks("sh") if "train-style" in block).splitlines()
     short = " --steps 2 --batch 2 --rank 2 --resolution 64 --device cpu"
-    trained = [line for line in commands if "--data" in line]
-    lines = [line.partition("#")[0] + short if line in trained else line for line in commands]
-    shown = run(studio, "-c", RUN, text="\n".join(lines)).stdout
-    assert shown.count("$ lcmmerge") == len(commands)
+    lcmmerge(studio, *(line.partition("#")[0] + short if "--data" in line else line for line in lines))
     written = ("own-lcm.safetensors", "own-style.safetensors", "study/report.html", "images/0000-0.png")
     assert all((studio / name).is_file() for name in written)
 
 
-def test_exporting(studio: Path) -> None:
+def test_exporting(lcmmerge: Callable[..., str], studio: Path) -> None:
     """Without torch.compile, which takes a minute to begin."""
-    commands = next(block for block in blocks("sh") if "relambda" in block).splitlines()
+    lines = next(block for block in blocks("sh") if "relambda" in block).splitlines()
     short = {"bench": " --no-compile --repeats 1 --warmup 0"}
-    lines = [line.partition("#")[0] + short.get(line.split()[1], "") for line in commands]
-    shown = run(studio, "-c", RUN, text="\n".join(lines)).stdout
-    assert shown.count("$ lcmmerge") == len(commands)
+    lcmmerge(studio, *(line.partition("#")[0] + short.get(line.split()[1], "") for line in lines))
     assert all((studio / name).is_file() for name in ("graphs/unet/model.onnx", "from-graphs/0000-0.png"))
 
 
-def test_the_result_draws(folder: Path) -> None:
-    command = next(line for line in README.splitlines() if "--format diffusers" in line)
-    run(folder, "-c", RUN, text=f"{command} --force")
-    (code,) = blocks("python")
+def test_the_result_draws(lcmmerge: Callable[..., str], run: Callable[..., str], folder: Path) -> None:
+    command = next(line for line in README.splitlines() if "--layout diffusers" in line)
+    lcmmerge(folder, f"{command} --force")
+    code = next(block for block in blocks("python") if "diffusers" in block)
     check = "assert image.size[0] > 8 and type(pipe.scheduler).__name__ == 'LCMScheduler'"
-    run(folder, "-c", f"{code}\n{check}")
+    run(folder, exec, f"{code}\n{check}", {})
+
+
+def test_in_python(run: Callable[..., str], folder: Path) -> None:
+    code = next(block for block in blocks("python") if "import lcmmerge" in block)
+    assert "style" in run(folder, exec, code, {})
+    assert (folder / "merged.safetensors").is_file()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
-
-from lcmmerge.adapters.base import Adapter, Dense, Dependent, Factored, Patch, Update
+from lcmmerge.adapters.base import Adapter, Dense, Dependent, Example, Factored, Patch, Update, algorithms
 from lcmmerge.adapters.grammar import AdapterFile, read_adapter
 from lcmmerge.errors import FormatError
-from lcmmerge.registry import entries
 
 __all__ = [
     "Adapter",
     "AdapterFile",
     "Dense",
     "Dependent",
+    "Example",
     "Factored",
     "Patch",
     "Update",
@@ -21,11 +19,6 @@ __all__ = [
     "algorithms",
     "read_adapter",
 ]
-
-
-def algorithms() -> dict[str, Adapter]:
-    """Every registered algorithm by name, in name order."""
-    return {name: cast(Adapter, adapter) for name, adapter in entries("lcmmerge.adapters", "ADAPTER").items()}
 
 
 def algorithm(patch: Patch) -> tuple[str, Adapter]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from lcmmerge.registry import entries
 from lcmmerge.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Shape = tuple[int, ...]
+SHARED = ""  # the grammar of what several spell alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +77,26 @@ Update = Factored | Dense | Dependent
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """Shapes that go together: a parameter's and, by role, its tensors'; ``config`` as in Patch."""
+
+    parameter: Shape
+    tensors: Mapping[str, Shape]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """One algorithm. ``claims`` decides by the roles present, ``fit`` by shapes alone, before any read.
 
     ``rank(patch)`` is the rank it was trained at, or None where the word means nothing. ``fit(patch, shape)``
     returns "" when the patch fits a parameter of that shape, else one phrase that says what does not.
     ``update`` gets the patch's tensors by role as stored.
+
+    ``names``: grammar → how a tensor's name ends → its role; what stands before the ending is the module. In the
+    grammar ``peft`` the adapter's name may follow the ending's first word (``lora_A.default.weight``). ``examples``:
+    each combination of roles that a file may hold; the conformance tests try them. ``together``: roles that mean
+    nothing without each other. ``peft_type``: of the PEFT configuration that speaks of these tensors.
     """
 
     title: str
@@ -89,3 +105,12 @@ class Adapter:
     rank: Callable[[Patch], int | None]
     fit: Callable[[Patch, Shape], str]
     update: Callable[[Patch, Mapping[str, Tensor], Shape], Update]
+    names: Mapping[str, Mapping[str, str]]
+    examples: tuple[Example, ...]
+    together: tuple[tuple[str, ...], ...] = ()
+    peft_type: str = ""
+
+
+def algorithms() -> dict[str, Adapter]:
+    """Every registered algorithm by name, in name order."""
+    return {name: cast(Adapter, adapter) for name, adapter in entries("lcmmerge.adapters", "ADAPTER").items()}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lcmmerge.adapters.algebra import columns, dims, no_matrix
-from lcmmerge.adapters.base import Adapter, Dependent, Patch, Shape
+from lcmmerge.adapters.base import Adapter, Dependent, Example, Patch, Shape
 from lcmmerge.adapters.oft import rescale_misfit, rescaled_delta
 from lcmmerge.adapters.rotation import cayley_minus_identity, constrained
 
@@ -88,4 +88,14 @@ def _turned(rows: Tensor, turn: Tensor, period: tuple[int, int, int]) -> Tensor:
     return rows + moved.reshape(permuted.shape).transpose(1, 2).reshape(rows.shape)
 
 
-ADAPTER = Adapter("BOFT", "https://arxiv.org/abs/2311.06243", claims, rank, fit, update)
+ADAPTER = Adapter(
+    "BOFT", "https://arxiv.org/abs/2311.06243", claims, rank, fit, update,
+    names={"peft": {"boft_R": "boft_R", "boft_s": "boft_s"}},  # LyCORIS' are OFT's, told apart by their shape
+    examples=(
+        Example((8, 12), {"boft_blocks": (3, 4, 2, 2)}),
+        Example((8, 12, 3, 3), {"boft_blocks": (2, 2, 4, 4), "rescale": (8, 1, 1, 1)}),
+        Example((8, 12), {"boft_R": (2, 6, 2, 2), "boft_s": (8, 1)}),
+    ),
+    together=(("boft_R", "boft_s"),),
+    peft_type="BOFT",
+)  # fmt: skip

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from lcmmerge.adapters import loha, lokr, lora
 from lcmmerge.adapters.algebra import dims
-from lcmmerge.adapters.base import Adapter, Dense, Dependent, Factored, Patch, Shape
+from lcmmerge.adapters.base import SHARED, Adapter, Dense, Dependent, Example, Factored, Patch, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,4 +85,18 @@ def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Depende
     return Dependent(lambda weight: rows_of(weight, slice(None)), rows_of if axis == 0 else None)
 
 
-ADAPTER = Adapter("DoRA", "https://arxiv.org/abs/2402.09353", claims, rank, fit, update)
+LOHA = {"hada_w1_a": (8, 3), "hada_w1_b": (3, 12), "hada_w2_a": (8, 3), "hada_w2_b": (3, 12)}
+ADAPTER = Adapter(
+    "DoRA", "https://arxiv.org/abs/2402.09353", claims, rank, fit, update,
+    names={
+        SHARED: {"dora_scale": "dora_scale"},
+        "peft": {"lora_magnitude_vector": "magnitude", "lora_magnitude_vector.weight": "magnitude"},
+    },
+    examples=(
+        Example((8, 12), {"up": (8, 3), "down": (3, 12), "magnitude": (8,)}),
+        Example((8, 12, 3, 3), {"up": (8, 3), "down": (3, 108), "dora_scale": (1, 12, 1, 1)}),
+        Example((8, 12), {**LOHA, "dora_scale": (8, 1)}),
+        Example((8, 12), {"lokr_w1": (2, 3), "lokr_w2": (4, 4), "dora_scale": (8, 1)}),
+    ),
+    peft_type="LORA",
+)  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lcmmerge.adapters.algebra import dims
-from lcmmerge.adapters.base import Adapter, Dense, Patch, Shape
+from lcmmerge.adapters.base import Adapter, Dense, Example, Patch, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,4 +36,8 @@ def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Dense:
     return Dense(tensors[role].float().reshape(shape))
 
 
-ADAPTER = Adapter("full difference", "https://github.com/KohakuBlueleaf/LyCORIS", claims, rank, fit, update)
+ADAPTER = Adapter(
+    "full difference", "https://github.com/KohakuBlueleaf/LyCORIS", claims, rank, fit, update,
+    names={"lycoris": {"diff": "diff", "diff_b": "diff_b"}},
+    examples=(Example((8, 12), {"diff": (8, 12, 1, 1)}), Example((8,), {"diff_b": (8,)})),
+)  # fmt: skip

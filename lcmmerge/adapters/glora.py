@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lcmmerge.adapters.algebra import columns, flat, ill_shaped, leading, misfit, scale
-from lcmmerge.adapters.base import Adapter, Dependent, Patch, Shape
+from lcmmerge.adapters.base import Adapter, Dependent, Example, Patch, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,4 +40,12 @@ def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Depende
     return Dependent(delta_of)
 
 
-ADAPTER = Adapter("GLoRA", "https://arxiv.org/abs/2306.07967", claims, rank, fit, update)
+FACTORS = ("a1", "a2", "b1", "b2")
+ADAPTER = Adapter(
+    "GLoRA", "https://arxiv.org/abs/2306.07967", claims, rank, fit, update,
+    names={"lycoris": {f"{role}.weight": role for role in FACTORS}},
+    examples=(
+        Example((8, 12, 3, 3), {"a1": (12, 3, 1, 1), "a2": (3, 12, 1, 1), "b1": (8, 3, 1, 1), "b2": (3, 12, 3, 3)}),
+    ),
+    together=(FACTORS,),
+)  # fmt: skip

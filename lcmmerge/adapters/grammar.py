@@ -6,28 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lcmmerge.adapters.base import Patch
-from lcmmerge.adapters.names import SHARED, Name, parse_name
+from lcmmerge.adapters.base import SHARED, Patch, algorithms
+from lcmmerge.adapters.names import PEFT, Name, parse_name
 from lcmmerge.adapters.peft_config import FILE_NAME, Config, module_config, read_configs, scales_input
 from lcmmerge.errors import FormatError
 from lcmmerge.tensors import TensorInfo, TensorSource
 
 EMBEDDING_PREFIX = "bundle_emb."
 
-# Tensors that mean nothing without each other.
-FAMILIES = (
-    ("up", "down"),
-    ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
-    ("hada_t1", "hada_t2"),
-    ("lokr_w1_a", "lokr_w1_b"),
-    ("lokr_w2_a", "lokr_w2_b"),
-    ("a1", "a2", "b1", "b2"),
-    ("boft_R", "boft_s"),
-    ("weight", "on_input"),
-)
-# By the tensors present, the ``peft_type`` of the configuration that speaks of them.
-PEFT_TYPES = {"down": "LORA", "hada_w1_b": "LOHA", "oft_R": "OFT", "boft_R": "BOFT", "ia3_l": "IA3"}
-PEFT_TYPES |= dict.fromkeys(("lokr_w1", "lokr_w1_b"), "LOKR")
 OFT_SETTINGS = ("coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms")
 
 
@@ -122,7 +108,7 @@ def _patches(key: str, module: _Module, configs: Mapping[str, Config]) -> Iterat
 
 
 def _check_complete(key: str, roles: Mapping[str, TensorInfo]) -> None:
-    for family in FAMILIES:
+    for family in (family for adapter in algorithms().values() for family in adapter.together):
         missing = [role for role in family if role not in roles]
         if missing and len(missing) < len(family):
             present = [role for role in family if role in roles]
@@ -134,7 +120,11 @@ def _check_complete(key: str, roles: Mapping[str, TensorInfo]) -> None:
 
 def _matching(config: Config, roles: Mapping[str, TensorInfo]) -> Config:
     """The configuration if it is one for this kind of adapter, else none: it may belong to another file."""
-    wanted = {kind for role, kind in PEFT_TYPES.items() if role in roles}
+    wanted = {
+        adapter.peft_type
+        for adapter in algorithms().values()
+        if not roles.keys().isdisjoint(adapter.names.get(PEFT, {}).values())
+    }
     return config if config.get("peft_type", "LORA") in wanted else {}
 
 

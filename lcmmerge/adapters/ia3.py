@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from lcmmerge.adapters.algebra import dims
-from lcmmerge.adapters.base import Adapter, Dependent, Patch, Shape
+from lcmmerge.adapters.base import Adapter, Dependent, Example, Patch, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,4 +44,15 @@ def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Depende
     return Dependent(lambda weight: weight * shift)
 
 
-ADAPTER = Adapter("(IA)³", "https://arxiv.org/abs/2205.05638", claims, rank, fit, update)
+ADAPTER = Adapter(
+    "(IA)³", "https://arxiv.org/abs/2205.05638", claims, rank, fit, update,
+    names={"lycoris": {"on_input": "on_input"}, "peft": {"ia3_l": "ia3_l"}},
+    examples=(
+        Example((8, 12), {"scale_in": (1, 12)}),
+        Example((8,), {"scale_out": (8, 1)}),
+        Example((8, 12, 3, 3), {"shift_in": (1, 12, 1, 1)}),
+        Example((8, 12), {"shift_out": (8,)}),
+    ),
+    together=(("weight", "on_input"),),
+    peft_type="IA3",
+)  # fmt: skip

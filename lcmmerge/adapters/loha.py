@@ -15,7 +15,7 @@ from lcmmerge.adapters.algebra import (
     scale,
     tucker_right,
 )
-from lcmmerge.adapters.base import Adapter, Dense, Patch, Shape
+from lcmmerge.adapters.base import Adapter, Dense, Example, Patch, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,4 +58,17 @@ def _half(tensors: Mapping[str, Tensor], half: str) -> Tensor:
     return a @ b if core is None else a.T @ tucker_right(core, b)
 
 
-ADAPTER = Adapter("LoHa", "https://arxiv.org/abs/2108.06098", claims, rank, fit, update)
+NAMES = {role: role for role in FACTORS | CORES}
+ADAPTER = Adapter(
+    "LoHa", "https://arxiv.org/abs/2108.06098", claims, rank, fit, update,
+    names={"lycoris": NAMES, "peft": NAMES},
+    examples=(
+        Example((8, 12), {"hada_w1_a": (8, 3), "hada_w1_b": (3, 12), "hada_w2_a": (8, 3), "hada_w2_b": (3, 12)}),
+        Example((8, 12, 3, 3), {
+            "hada_w1_a": (3, 8), "hada_w1_b": (3, 12), "hada_t1": (3, 3, 3, 3),
+            "hada_w2_a": (3, 8), "hada_w2_b": (3, 12), "hada_t2": (3, 3, 3, 3),
+        }),
+    ),
+    together=(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), ("hada_t1", "hada_t2")),
+    peft_type="LOHA",
+)  # fmt: skip

@@ -18,7 +18,7 @@ from lcmmerge.adapters.algebra import (
     scale,
     tucker_right,
 )
-from lcmmerge.adapters.base import Adapter, Dense, Patch, Shape
+from lcmmerge.adapters.base import Adapter, Dense, Example, Patch, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,4 +88,18 @@ def _product(tensors: Mapping[str, Tensor], half: str) -> Tensor:
     return a @ b if core is None else a.T @ tucker_right(core, b)
 
 
-ADAPTER = Adapter("LoKr", "https://arxiv.org/abs/2309.14859", claims, rank, fit, update)
+NAMES = {role: role for role in set[str]().union(*LEFT, *RIGHT)}
+ADAPTER = Adapter(
+    "LoKr", "https://arxiv.org/abs/2309.14859", claims, rank, fit, update,
+    names={"lycoris": NAMES, "peft": NAMES},
+    examples=(
+        Example((8, 12), {"lokr_w1": (2, 3), "lokr_w2": (4, 4)}),
+        Example((8, 12, 3, 3), {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 3), "lokr_w2": (4, 4, 3, 3)}),
+        Example((8, 12, 3, 3), {"lokr_w1": (2, 3), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 36)}),
+        Example((8, 12, 3, 3), {
+            "lokr_w1": (2, 3), "lokr_w2_a": (2, 4), "lokr_w2_b": (2, 4), "lokr_t2": (2, 2, 3, 3),
+        }),
+    ),
+    together=(("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b")),
+    peft_type="LOKR",
+)  # fmt: skip

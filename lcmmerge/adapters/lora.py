@@ -15,7 +15,7 @@ from lcmmerge.adapters.algebra import (
     scale,
     tucker_right,
 )
-from lcmmerge.adapters.base import Adapter, Factored, Patch, Shape
+from lcmmerge.adapters.base import Adapter, Example, Factored, Patch, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,4 +49,21 @@ def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Factore
     return Factored(up * scale(patch, tensors, rank(patch)), down)
 
 
-ADAPTER = Adapter("LoRA / LoCon", "https://arxiv.org/abs/2106.09685", claims, rank, fit, update)
+ADAPTER = Adapter(
+    "LoRA / LoCon", "https://arxiv.org/abs/2106.09685", claims, rank, fit, update,
+    names={
+        "kohya": {"lora_up.weight": "up", "lora_down.weight": "down", "lora_mid.weight": "mid"},
+        "diffusers": {
+            "lora.up.weight": "up", "lora.down.weight": "down",
+            "lora_linear_layer.up.weight": "up", "lora_linear_layer.down.weight": "down",
+        },
+        "peft": {"lora_A.weight": "down", "lora_B.weight": "up"},
+    },
+    examples=(
+        Example((8, 12), {"up": (8, 3), "down": (3, 12)}),
+        Example((8, 12, 3, 3), {"up": (8, 3, 1, 1), "down": (3, 12, 3, 3), "scalar": ()}),
+        Example((8, 12, 3, 3), {"up": (8, 3, 1, 1), "mid": (3, 3, 3, 3), "down": (3, 12, 1, 1)}),
+    ),
+    together=(("up", "down"),),
+    peft_type="LORA",
+)  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lcmmerge.adapters.algebra import dims, leading, scale
-from lcmmerge.adapters.base import Adapter, Dense, Patch, Shape
+from lcmmerge.adapters.base import Adapter, Dense, Example, Patch, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,5 +32,9 @@ def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Dense:
     return Dense(tensors["up_bias"].float() * scale(patch, tensors, rank(patch)))
 
 
-SOURCE = "https://huggingface.co/docs/peft/package_reference/lora"
-ADAPTER = Adapter("LoRA bias", SOURCE, claims, rank, fit, update)
+ADAPTER = Adapter(
+    "LoRA bias", "https://huggingface.co/docs/peft/package_reference/lora", claims, rank, fit, update,
+    names={"peft": {"lora_B.bias": "up_bias"}},
+    examples=(Example((8,), {"up_bias": (8,), "down": (3, 12)}),),
+    peft_type="LORA",
+)  # fmt: skip

@@ -6,6 +6,7 @@
     processor  ….attn1.processor.to_q_lora.down.weight        older diffusers
     lycoris    ….hada_w1_a, ….lokr_w1, ….oft_blocks, ….diff
 
+Each algorithm says which endings are its own; here is what they have in common.
 Sources: kohya-ss/sd-scripts networks/lora.py; huggingface/peft utils/save_and_load.py; huggingface/diffusers
 utils/state_dict_utils.py; KohakuBlueleaf/LyCORIS modules/.
 """
@@ -13,42 +14,15 @@ utils/state_dict_utils.py; KohakuBlueleaf/LyCORIS modules/.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
 
-SHARED = ""  # the grammar of a suffix that several use
+from lcmmerge.adapters.base import SHARED, algorithms
 
-HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
-LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
-WHOLE = ("diff", "diff_b", "w_norm", "b_norm")
-
-SUFFIXES: dict[str, tuple[str, str]] = {
-    "alpha": (SHARED, "alpha"),
-    "dora_scale": (SHARED, "dora_scale"),
-    "scalar": (SHARED, "scalar"),
-    "lora_up.weight": ("kohya", "up"),
-    "lora_down.weight": ("kohya", "down"),
-    "lora_mid.weight": ("kohya", "mid"),
-    "lora.up.weight": ("diffusers", "up"),
-    "lora.down.weight": ("diffusers", "down"),
-    "lora_linear_layer.up.weight": ("diffusers", "up"),
-    "lora_linear_layer.down.weight": ("diffusers", "down"),
-    **{f"{role}.weight": ("lycoris", role) for role in ("a1", "a2", "b1", "b2")},
-    **{role: ("lycoris", role) for role in (*HADA, *LOKR, *WHOLE, "oft_blocks", "rescale", "on_input")},
-}
-
-PEFT_ROLES: dict[tuple[str, str | None], str] = {
-    ("lora_A", "weight"): "down",
-    ("lora_B", "weight"): "up",
-    ("lora_B", "bias"): "up_bias",
-    ("lora_magnitude_vector", None): "magnitude",
-    ("lora_magnitude_vector", "weight"): "magnitude",
-    ("oft_R", "weight"): "oft_R",
-    **{(role, None): role for role in ("boft_R", "boft_s", "ia3_l", *HADA, *LOKR)},
-}
-PEFT = re.compile(
-    rf"(?P<key>.+)\.(?P<root>{'|'.join(sorted({root for root, _ in PEFT_ROLES}, reverse=True))})"
-    r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(?P<kind>weight|bias))?"
-)
+SCALES = {"alpha": (SHARED, "alpha"), "scalar": (SHARED, "scalar")}  # of every algorithm
+PEFT = "peft"
 PROCESSOR = re.compile(r"(?P<attention>.+?)(?:\.processor)?\.to_(?P<name>q|k|v|out)_lora\.(?P<role>up|down)\.weight")
 PEFT_PREFIX = "base_model.model."
 
@@ -64,16 +38,48 @@ def parse_name(name: str) -> Name | None:
     """None for a name of no grammar."""
     parts = name.removeprefix(PEFT_PREFIX).split(".")
     for length in range(min(3, len(parts) - 1), 0, -1):
-        if found := SUFFIXES.get(".".join(parts[-length:])):
-            grammar = "peft" if name.startswith(PEFT_PREFIX) else found[0]
+        if found := _endings().get(".".join(parts[-length:])):
+            grammar = PEFT if name.startswith(PEFT_PREFIX) else found[0]
             return Name(grammar, ".".join(parts[:-length]), found[1])
     return _peft(name) or _processor(name)
 
 
+@cache
+def _endings() -> Mapping[str, tuple[str, str]]:
+    """How a name may end → its grammar and the tensor's role, for all grammars but PEFT's."""
+    spelled = [adapter.names for adapter in algorithms().values()]
+    return MappingProxyType(
+        SCALES
+        | {
+            ending: (grammar, role)
+            for names in spelled
+            for grammar in names.keys() - {PEFT}
+            for ending, role in names[grammar].items()
+        }
+    )
+
+
+@cache
+def _peft_endings() -> Mapping[str, str]:
+    """``lora_B.bias`` → ``up_bias``."""
+    spelled = (adapter.names.get(PEFT, {}) for adapter in algorithms().values())
+    return MappingProxyType({ending: role for names in spelled for ending, role in names.items()})
+
+
+@cache
+def _peft_pattern() -> re.Pattern[str]:
+    """``KEY.lora_B.bias``, ``KEY.lora_B.default.bias``, ``KEY.hada_w1_a.default``."""
+    roots = sorted({ending.partition(".")[0] for ending in _peft_endings()}, reverse=True)  # hada_w1_a before hada_w1
+    return re.compile(
+        rf"(?P<key>.+)\.(?P<root>{'|'.join(map(re.escape, roots))})"
+        r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?P<kind>\.(?:weight|bias))?"
+    )
+
+
 def _peft(name: str) -> Name | None:
-    match = PEFT.fullmatch(name)
-    role = PEFT_ROLES.get((match["root"], match["kind"])) if match else None
-    return Name("peft", match["key"].removeprefix(PEFT_PREFIX), role) if match and role else None
+    match = _peft_pattern().fullmatch(name)
+    role = _peft_endings().get(match["root"] + (match["kind"] or "")) if match else None
+    return Name(PEFT, match["key"].removeprefix(PEFT_PREFIX), role) if match and role else None
 
 
 def _processor(name: str) -> Name | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lcmmerge.adapters.algebra import dims
-from lcmmerge.adapters.base import Adapter, Dense, Patch, Shape
+from lcmmerge.adapters.base import Adapter, Dense, Example, Patch, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,4 +32,8 @@ def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Dense:
     return Dense(tensors[role].float())
 
 
-ADAPTER = Adapter("norm difference", "https://github.com/KohakuBlueleaf/LyCORIS", claims, rank, fit, update)
+ADAPTER = Adapter(
+    "norm difference", "https://github.com/KohakuBlueleaf/LyCORIS", claims, rank, fit, update,
+    names={"lycoris": {"w_norm": "w_norm", "b_norm": "b_norm"}},
+    examples=(Example((8,), {"w_norm": (8,)}), Example((8,), {"b_norm": (8,)})),
+)  # fmt: skip

@@ -13,7 +13,7 @@ from math import isqrt, sqrt
 from typing import TYPE_CHECKING
 
 from lcmmerge.adapters.algebra import columns, dims, no_matrix
-from lcmmerge.adapters.base import Adapter, Dependent, Patch, Shape
+from lcmmerge.adapters.base import Adapter, Dependent, Example, Patch, Shape
 from lcmmerge.adapters.rotation import cayley_minus_identity, constrained, neumann_minus_identity
 
 if TYPE_CHECKING:
@@ -113,4 +113,14 @@ def _input_turn(patch: Patch, triangles: Tensor) -> Tensor:
     return cayley_minus_identity(-skew)
 
 
-ADAPTER = Adapter("OFT", "https://arxiv.org/abs/2306.07280", claims, rank, fit, update)
+SETTINGS = {"coft": False, "eps": 1e-4, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5}
+ADAPTER = Adapter(
+    "OFT", "https://arxiv.org/abs/2306.07280", claims, rank, fit, update,
+    names={"lycoris": {"oft_blocks": "oft_blocks", "rescale": "rescale"}, "peft": {"oft_R.weight": "oft_R"}},
+    examples=(
+        Example((8, 12, 3, 3), {"oft_blocks": (4, 2, 2), "rescale": (8, 1, 1, 1)}),
+        Example((8, 12), {"oft_blocks": (4, 2, 2)}),
+        Example((8, 12), {"oft_R": (3, 6)}, SETTINGS),
+    ),
+    peft_type="OFT",
+)  # fmt: skip

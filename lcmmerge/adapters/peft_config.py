@@ -50,7 +50,7 @@ def read_configs(source: TensorSource, sidecar: Config | None) -> dict[str, Conf
 def _json(text: str, where: str) -> Config:
     try:
         config = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise FormatError(f"{where} is not a JSON object", "take it again from where it came")

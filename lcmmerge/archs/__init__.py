@@ -1,8 +1,9 @@
 """Architectures, one file each: how to recognise one, its components, and its names, canonical ↔ stored."""
 
 from lcmmerge.archs.aliases import aliases, guess_architecture, kohya_name, likely_architectures, spellings
-from lcmmerge.archs.base import Architecture, Model, Parameter, is_ema
-from lcmmerge.archs.identify import architectures, identify
+from lcmmerge.archs.base import Architecture, Model, Parameter, architectures, is_ema
+from lcmmerge.archs.foreign import supported
+from lcmmerge.archs.identify import identify
 from lcmmerge.archs.keymap import KeyMap, Slot
 from lcmmerge.archs.targets import lora_parameters, lora_targets
 
@@ -22,4 +23,5 @@ __all__ = [
     "lora_parameters",
     "lora_targets",
     "spellings",
+    "supported",
 ]

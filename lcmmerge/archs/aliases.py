@@ -18,10 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
 
-from lcmmerge.archs.base import Architecture, Model
+from lcmmerge.archs.base import Architecture, Model, architectures
 from lcmmerge.archs.clip import TextEncoder
 from lcmmerge.archs.foreign import guess_family
-from lcmmerge.archs.identify import architectures
 from lcmmerge.archs.keymap import Slot
 from lcmmerge.archs.unet import LDM
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from types import MappingProxyType
+from typing import cast
 
 from lcmmerge.archs.clip import TextEncoder, text_encoder_slots
 from lcmmerge.archs.keymap import KeyMap, Shape, Slot
 from lcmmerge.archs.unet import UNet, unet_slots
 from lcmmerge.archs.vae import vae_slots
+from lcmmerge.registry import entries
 from lcmmerge.tensors import TensorInfo, TensorSource
 
 
@@ -19,6 +22,7 @@ class Architecture:
 
     ``name`` is the registered one (the module's). ``hub`` is the repository whose configs, tokenizers and
     scheduler are its reference, ``modelspec`` its id in the metadata of https://github.com/Stability-AI/ModelSpec.
+    ``from_image``: it draws from an image, and not from a text alone.
     """
 
     title: str
@@ -26,6 +30,7 @@ class Architecture:
     modelspec: str
     unet: UNet
     text_encoders: tuple[TextEncoder, ...]
+    from_image: bool = False
     name: str = ""
 
     @property
@@ -35,6 +40,13 @@ class Architecture:
     def keymap(self, layout: str) -> KeyMap:
         """The names in the layout ``single-file`` (LDM's) or ``diffusers`` (as canonical)."""
         return _keymap(self, layout)
+
+
+@cache
+def architectures() -> Mapping[str, Architecture]:
+    """Every architecture by its registered name."""
+    found = cast("Mapping[str, Architecture]", entries("lcmmerge.archs", "ARCHITECTURE"))
+    return MappingProxyType({name: replace(arch, name=name) for name, arch in found.items()})
 
 
 @cache

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from lcmmerge.archs.base import Architecture
+from lcmmerge.archs.base import Architecture, architectures
 from lcmmerge.errors import UnknownArchitectureError
 from lcmmerge.tensors import TensorSource
-
-SUPPORTED = "supported are Stable Diffusion 1, 2 and XL, the XL refiner, and SSD-1B"
 
 QUANTISED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".quant_state", ".absmax")
 ADAPTER = (
@@ -58,16 +56,16 @@ def explain_unknown(
 ) -> UnknownArchitectureError:
     """The error for a source without a U-Net of ours: what it looks like, or lacks to be the ``nearest``."""
     if family := guess_family(source.tensors):
-        return UnknownArchitectureError(f"{source.path}: this looks like {family}", SUPPORTED)
+        return UnknownArchitectureError(f"{source.path}: this looks like {family}", supported())
     if nearest:
         return UnknownArchitectureError(
             f"{source.path}: a U-Net of no known structure; to be {nearest.title}, which is the nearest, "
             f"it lacks {len(missing)} tensors, the first of them {missing[0]!r}",
-            SUPPORTED,
+            supported(),
         )
     if part := _find(PARTS, source.tensors):
         return UnknownArchitectureError(f"{source.path}: this is {part}", "give a whole checkpoint, or its U-Net")
-    return UnknownArchitectureError(f"{source.path}: no architecture has these names", SUPPORTED)
+    return UnknownArchitectureError(f"{source.path}: no architecture has these names", supported())
 
 
 def guess_family(names: Iterable[str]) -> str | None:
@@ -82,6 +80,11 @@ def _find(table: Mapping[str, str], names: Collection[str]) -> str | None:
         if any(part in name or flat in name for name in names):
             return meaning
     return None
+
+
+def supported() -> str:
+    """The end of an error about anything else: a hint."""
+    return f"supported are {', '.join(arch.title for arch in architectures().values())}"
 
 
 def _any(source: TensorSource, parts: tuple[str, ...]) -> bool:

@@ -8,16 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
-from functools import cache
 from types import MappingProxyType
-from typing import cast
 
-from lcmmerge.archs.base import Architecture, Model, Parameter, is_required
+from lcmmerge.archs.base import Architecture, Model, Parameter, architectures, is_required
 from lcmmerge.archs.foreign import explain_unknown, refuse_foreign
 from lcmmerge.archs.keymap import KeyMap, Slot
 from lcmmerge.archs.unet import LDM
 from lcmmerge.errors import FormatError
-from lcmmerge.registry import entries
 from lcmmerge.tensors import TensorInfo, TensorSource
 
 
@@ -44,13 +41,6 @@ VARIANTS = {4: "base", 5: "depth", 8: "instruct-pix2pix", 9: "inpainting"}
 TEXT_MODEL = re.compile(r"^(text_encoder(?:_2)?|.+\.transformer)\.(embeddings|encoder|final_layer_norm)\.")
 VAE_ATTENTION = re.compile(r"^(vae\..+\.attentions\.\d+)\.(query|key|value|proj_attn)\.")
 VAE_MODERN = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-@cache
-def architectures() -> Mapping[str, Architecture]:
-    """Every architecture by its registered name."""
-    found = cast("Mapping[str, Architecture]", entries("lcmmerge.archs", "ARCHITECTURE"))
-    return MappingProxyType({name: replace(arch, name=name) for name, arch in found.items()})
 
 
 def identify(source: TensorSource) -> Model:

@@ -23,4 +23,5 @@ ARCHITECTURE = Architecture(
             projection=True,
         ),
     ),
+    from_image=True,
 )

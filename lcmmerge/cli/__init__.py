@@ -6,15 +6,18 @@ not match; 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
 import click
 
+from lcmmerge.cli import candidates
 from lcmmerge.cli.accelerators import accelerators
 from lcmmerge.cli.bench import bench
 from lcmmerge.cli.check import check
 from lcmmerge.cli.combine import combine
+from lcmmerge.cli.completion import completion
 from lcmmerge.cli.distill import distill
 from lcmmerge.cli.doctor import doctor
 from lcmmerge.cli.export import export
@@ -26,6 +29,7 @@ from lcmmerge.cli.lock import lock
 from lcmmerge.cli.relambda import relambda
 from lcmmerge.cli.run import run
 from lcmmerge.cli.search import search
+from lcmmerge.cli.sections import Map
 from lcmmerge.cli.train_style import train_style
 from lcmmerge.cli.verify import verify
 from lcmmerge.errors import LcmMergeError
@@ -33,9 +37,32 @@ from lcmmerge.output import Output
 from lcmmerge.version import __version__
 
 INTERRUPTED = 130
+BUG = "please report it, with what -v prints in its place"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+SECTIONS = {
+    "Merge": (inspect, accelerators, fuse, verify),
+    "Draw, and find the λs": (generate, search),
+    "Train": (train_style, distill),
+    "Export to ONNX and TensorRT": (export, relambda, check, bench),
+    "Recipes, for CI": (lock, run),
+    "LoRA files": (extract, combine),
+    "This machine": (doctor, completion),
+}
+EXAMPLES = (
+    "lcmmerge fuse base.safetensors style.safetensors",
+    'lcmmerge generate base-style-lcm.safetensors --prompt "a fox" -o images',
+    "lcmmerge search base style.safetensors --prompts prompts.txt -o study",
+    "lcmmerge distill base --data photos -o own-lcm.safetensors",
+    "lcmmerge export base-style-lcm.safetensors -o export",
+    "lcmmerge run recipe.yaml -o out",
+    "lcmmerge fuse --help",
+)
+
+
+@click.command(
+    cls=Map, sections=SECTIONS, examples=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, "-V", "--version", message="lcmmerge %(version)s")
 def cli() -> None:
     """Merge style and acceleration LoRAs into one standalone few-step Stable Diffusion checkpoint.
@@ -44,16 +71,14 @@ def cli() -> None:
     """
 
 
-for command in (
-    *(run, lock, fuse, generate, search, distill, train_style),
-    *(export, relambda, check, bench),
-    *(inspect, extract, combine, verify, accelerators, doctor),
-):
-    cli.add_command(command)
+for command in cli.commands.values():
+    candidates.attach(command)
 
 
 def main() -> None:
     """Run the command line; every foreseen error is one line and an exit code, never a traceback."""
+    # OpenMP's threads spin for each other by default: on cores that others use too, that is many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's way to say Ctrl-C
     try:
         cli.main(standalone_mode=False)
@@ -71,5 +96,14 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        Output.error(LcmMergeError(f"{error.filename}: {error.strerror}", "check the path, and that you may use it"))
+        where = error.filename or "standard output"
+        Output.error(LcmMergeError(f"{where}: {error.strerror or error}", "check the path, and that you may use it"))
+        sys.exit(1)
+    except MemoryError:
+        Output.error(LcmMergeError("out of memory", "use a machine with more, or smaller inputs"))
+        sys.exit(1)
+    except Exception as error:
+        if {"-v", "--verbose"} & {*sys.argv}:
+            raise
+        Output.error(LcmMergeError(f"a bug of lcmmerge: {type(error).__name__}: {error}", BUG))
         sys.exit(1)

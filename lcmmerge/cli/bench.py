@@ -12,7 +12,7 @@ from lcmmerge.sample import quiet_libraries
 
 
 @click.command(short_help="Time an export's graphs beside torch.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--provider", type=PROVIDERS, help="[default: the fastest that is usable here]")
 @click.option("--size", "sizes", type=Pixels(), multiple=True, metavar="WxH", help="[default: the model's own]")
 @click.option("--component", "components", multiple=True, metavar="NAME", help="Such as unet.  [default: all]")
@@ -22,7 +22,7 @@ from lcmmerge.sample import quiet_libraries
 @click.option("--compile/--no-compile", "compiled", default=True, help="Compare with torch.compile.  [default: yes]")
 @output_options
 def bench(folder: Path, output: Output, **given: Any) -> None:
-    """Time each graph of the export DIR beside torch eager and torch.compile, with the same weights and inputs.
+    """Time each graph of the export FOLDER beside torch eager and torch.compile, with the same weights and inputs.
 
     All take turns in one run, on one device and as many threads as torch has; the median counts.
 

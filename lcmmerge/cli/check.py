@@ -9,11 +9,11 @@ from lcmmerge.output import Output, size
 
 
 @click.command(short_help="Check an export's graphs without running them.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--trt", is_flag=True, help="Have TensorRT-RTX parse and build them too; it needs no GPU.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--tensorrt", "trt", is_flag=True, help="Have TensorRT-RTX parse and build them too; it needs no GPU.")
 @output_options
 def check(folder: Path, trt: bool, output: Output) -> None:
-    """Check the graphs of DIR: an export, any folder of ONNX files, or one file.
+    """Check the graphs of FOLDER: an export, any folder of ONNX files, or one file.
 
     Every graph is valid ONNX; its parameters are where it says, in its own folder, under their names; it has no
     operator that we do not emit, no control flow, no sequence, no float64, no number that int32 does not hold; and the
@@ -21,7 +21,7 @@ def check(folder: Path, trt: bool, output: Output) -> None:
 
     \b
       lcmmerge check merged-onnx
-      lcmmerge check merged-onnx --trt
+      lcmmerge check merged-onnx --tensorrt
     """
     from lcmmerge.graphs.check import check as run
 

@@ -51,7 +51,7 @@ LORA_RATE, FULL_RATE = 1e-4, 1e-6
 @section(
     "Instead of training",
     option("--encode-only", is_flag=True, help="Write latents and encoded captions to the folder -o, to train on."),
-    option("--count", "counting", is_flag=True, help="Print how many parameters a LoRA of --rank has."),
+    option("--count-parameters", "counting", is_flag=True, help="Print how many parameters a LoRA of --rank has."),
 )
 @output_options
 def distill(
@@ -68,7 +68,7 @@ def distill(
       lcmmerge distill base --data images -o encoded --encode-only
       lcmmerge distill base --data encoded -o lcm.safetensors --precision fp16 --gradient-checkpointing
       lcmmerge distill lcm-folder --finetune --data images -o tuned.safetensors
-      lcmmerge distill base.safetensors --count
+      lcmmerge distill base.safetensors --count-parameters
     """
     if counting:
         _count(base, given["variant"], given["rank"], output)

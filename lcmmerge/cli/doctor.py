@@ -28,7 +28,8 @@ def doctor(output: Output) -> None:
     providers = ", ".join(found.providers) if found.providers else "not installed: see the extra export"
     output.text(f"ONNX Runtime: {providers}")
     for place in found.places:
-        output.text(f"{place.what}: {place.path}, {size(place.free)} free")
+        held = "" if place.held is None else f"{size(place.held)} there, "
+        output.text(f"{place.what}: {place.path}, {held}{size(place.free)} free")
     output.table(
         "",
         ("package", "wanted", "found"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lcmmerge.merge.request import Request
 
 
-@click.command(short_help="Write ONNX graphs over the weights of a model, or of a merge made on the way.")
+@click.command(short_help="Write ONNX graphs over the weights of a model or a merge.")
 @click.argument("model")
 @click.argument("style", required=False)
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), required=True, help="The export's folder.")
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--lcm", metavar="REF|NAME", help="The acceleration LoRA to merge, as in `lcmmerge fuse`.")
 @click.option("--accelerator", metavar="NAME", help="Which of `lcmmerge accelerators` MODEL or --lcm is drawn as.")
 @click.option("--adapter", "adapters", type=(str, float), multiple=True, metavar="REF λ", help="One more term.")
-@click.option("--style-base", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: MODEL]")
+@click.option("--tuned-from", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: MODEL]")
 @click.option("--static", "statics", type=Pixels(), multiple=True, metavar="WxH", help="A size to build an engine for.")
 @click.option("--fused/--no-fused", default=True, show_default=True, help="Also graphs with Attention nodes, opset 23.")
 @click.option("--config-from", metavar="REF", help="Configs, scheduler and tokenizers for a single file.")
@@ -120,7 +120,7 @@ def _merge(given: dict[str, Any]) -> Request:
         strengths,
         given["lcm"],
         given["adapters"],
-        given["style_base"],
+        given["tuned_from"],
         variant=given["variant"],
         config_from=given["config_from"],
         accelerator=given["accelerator"],

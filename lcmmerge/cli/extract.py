@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lcmmerge.merge.extract import Extracted
 
 
-@click.command(short_help="Turn a fine-tuned checkpoint into a LoRA: τ = θ_ft − θ_base at low rank.")
+@click.command(short_help="Turn a fine-tuned checkpoint into a LoRA: τ = θ_ft − θ_base.")
 @click.argument("tuned")
 @click.argument("base")
 @target_options

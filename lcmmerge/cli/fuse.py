@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype keeps little of a term
 
 
-@click.command(short_help="Merge adapters into a checkpoint: θ′ = θ_pre + λ1·τ′ + λ2·τ_LCM.")
+@click.command(short_help="Merge a style and an acceleration LoRA into a checkpoint.")
 @click.argument("base")
 @click.argument("style", required=False)
 @click.option(
@@ -32,18 +32,18 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 )
 @click.option("--accelerator", metavar="NAME", help="Which of `lcmmerge accelerators` the file of --lcm is.")
 @click.option("--adapter", "adapters", type=(str, float), multiple=True, metavar="REF λ", help="One more term.")
-@click.option("--style-base", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: BASE]")
+@click.option("--tuned-from", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: BASE]")
 @click.option(
     "--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC",
     help="Factors on a term's λ per U-Net block: `style IN00-IN05=0.5,M00=0`, or one number per block. "
     "TERM: style, lcm, or an adapter's file name without its suffix.",
 )
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: BASE-STYLE-lcm, here]")
-@click.option("--format", "layout", type=click.Choice(["single-file", "diffusers"]), help="[default: the base's]")
+@click.option("--layout", type=click.Choice(["single-file", "diffusers"]), help="[default: the base's]")
 @click.option("--dtype", type=DTYPE, help="[default: each tensor's own]")
 @click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), default="nearest", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the stochastic rounding.")
-@click.option("--config-from", metavar="REF", help="Configs, scheduler, tokenizers for --format diffusers.")
+@click.option("--config-from", metavar="REF", help="Configs, scheduler, tokenizers for --layout diffusers.")
 @click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
 @click.option("--max-shard-size", "shard", type=Bytes(), help="Split files above this size, such as 5GB.")
 @click.option("--drop-ema", is_flag=True, help="Leave out a checkpoint's EMA copy.")
@@ -65,7 +65,7 @@ def fuse(target: Path | None, force: bool, dry_run: bool, output: Output, **give
       lcmmerge fuse base.safetensors style.safetensors --lambda 0.8 1.0
       lcmmerge fuse base.safetensors style.safetensors --lcm hyper-8steps
       lcmmerge fuse base.safetensors --lcm hyper.safetensors --accelerator hyper-8steps -o fast.safetensors
-      lcmmerge fuse base.safetensors style.safetensors --format diffusers --dtype fp16
+      lcmmerge fuse base.safetensors style.safetensors --layout diffusers --dtype fp16
     """
     from lcmmerge.merge import request
     from lcmmerge.merge.fuse import check_output, fuse
@@ -107,7 +107,7 @@ def _request(target: Path | None, given: dict[str, Any]) -> Request:
         given["lambdas"],
         given["lcm"],
         given["adapters"],
-        given["style_base"],
+        given["tuned_from"],
         weights,
         given["variant"],
         given["config_from"],

@@ -40,7 +40,7 @@ class Pixels(click.ParamType["tuple[int, int]"]):
             self.fail(str(error), param, ctx)
 
 
-@click.command(short_help="Draw images with a checkpoint, or with a merge that is not baked.")
+@click.command(short_help="Draw images with a checkpoint, a live merge or an export.")
 @click.argument("model")
 @click.option("--prompt", "prompts", multiple=True, help="What to draw; may be given more than once.")
 @click.option("--prompts", "prompt_file", type=click.Path(path_type=Path), help="A file with one prompt a line.")
@@ -85,7 +85,7 @@ def generate(
       lcmmerge generate base --live style.safetensors --lcm lcm --lambda 0.8 1.0 --prompt "a paper fox" -o live
     """
     quiet_libraries()
-    from lcmmerge.sample import load, png, presets
+    from lcmmerge.sample import drawable, png, presets
     from lcmmerge.sample.jobs import jobs_of, read_prompts
 
     texts = [*prompts, *(read_prompts(prompt_file) if prompt_file else [])]
@@ -102,7 +102,7 @@ def generate(
     )
     if given["negative"] and preset.guidance <= 1:
         output.warn("guidance is off, so --negative has no effect")
-    size = given["size"] or load.native_size(opened.configs)
+    size = given["size"] or drawable.native_size(opened.configs)
     jobs = jobs_of(texts, size, negative=given["negative"], seed=given["seed"], count=given["count"])
     png.check_folder(folder, png.names_of(jobs), force=force)
     pipeline = opened.load()
@@ -122,7 +122,7 @@ class Opened:
 
 
 def _checkpoint(given: dict[str, Any], force: bool, output: Output) -> Opened:
-    from lcmmerge.sample import live, load
+    from lcmmerge.sample import drawable, live, load
     from lcmmerge.sample.png import Origin
 
     if given["provider"]:
@@ -130,7 +130,7 @@ def _checkpoint(given: dict[str, Any], force: bool, output: Output) -> Opened:
     device, dtype = load.pick_device(given["device"], given["dtype"])
     plan = _plan(given, force, output)
     model = plan.base if plan else load.open_model(given["model"], given["variant"])
-    configs = load.configs_of(model, given["config_from"])
+    configs = drawable.configs_of(model, given["config_from"])
     origin = Origin.of(model, plan, dtype, device)
     if plan is None:
         return Opened(model, configs, origin, lambda: load.load_pipeline(model, configs, dtype, device))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lcmmerge.graphs.relambda import Rewritten
 
 
-@click.command(short_help="Give an export other λs: its weights are merged anew, its graphs stay.")
+@click.command(short_help="Give an export other λs; its graphs stay.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--lambda", "lambdas", nargs=2, type=float, metavar="λ1 λ2", help="Of the terms style and lcm.")
 @click.option("--term", "terms", type=(str, float), multiple=True, metavar="TERM λ", help="Of any other term.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FEW = 3  # files that are named one by one
 
 
-@click.command(short_help="Make what a recipe says, or the part of it that is not made yet.")
+@click.command(short_help="Make what a recipe says, as far as it is not made yet.")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="The folder for it all.")
 @click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change the recipe: lambda.style=0.7.")

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from lcmmerge.cli.common import ADAPTER_DTYPE, output_options
 from lcmmerge.cli.generate import SEEDS, Pixels
+from lcmmerge.cli.shells import words_of
 from lcmmerge.output import Output, ratio
 from lcmmerge.sample import quiet_libraries
 
@@ -91,6 +93,14 @@ class GridCommand(click.Command):
             spread += ["--grid", word] if follows and "=" in word and not word.startswith("-") else [word]
         return super().parse_args(ctx, spread)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """A further axis, where the last word is one."""
+        words = words_of(ctx)
+        options = [word for word in words if word.startswith("-")]
+        follows = options[-1:] == ["--grid"] and "=" in words[-1]
+        axis = next(param for param in self.params if "--grid" in param.opts)
+        return [*(axis.shell_complete(ctx, incomplete) if follows else []), *super().shell_complete(ctx, incomplete)]
+
 
 @click.command(cls=GridCommand, short_help="Find the λs: draw a grid of them, and measure each cell.")
 @click.argument("base")
@@ -117,19 +127,20 @@ class GridCommand(click.Command):
 @click.option("--lcm", metavar="REF|NAME", help="The acceleration LoRA, as in `lcmmerge fuse`.")
 @click.option("--accelerator", metavar="NAME", help="Which of `lcmmerge accelerators` the file of --lcm is.")
 @click.option("--adapter", "adapters", multiple=True, metavar="REF", help="One more term.")
-@click.option("--style-base", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: BASE]")
+@click.option("--tuned-from", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: BASE]")
 @click.option("--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC", help="As in `lcmmerge fuse`.")
 @click.option(
     "--objective", default="teacher", show_default=True, metavar="NAME[=WEIGHTS]",
     help="What makes a cell good: teacher, style; clip, clip-image, dino, fid, kid, lpips look at the images with a "
     "network, which is downloaded, or of WEIGHTS: a path or hf://….",
 )
-@click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="Images per prompt.")
+@click.option("--count", type=click.IntRange(1), default=2, show_default=True, help="Images per prompt.")
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Of each prompt's first image.")
 @click.option("--size", type=Pixels(), metavar="WxH", help="[default: the size that the model was trained at]")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images drawn at once.")
 @click.option(
-    "--guidance", type=click.FloatRange(0), help="Of the many-step teacher.  [default: what is usual for the model]"
+    "--guidance", type=click.FloatRange(0),
+    help="Of the teacher and of the baseline.  [default: what is usual for the model]",
 )
 @click.option(
     "--storage", metavar="URL",
@@ -159,7 +170,7 @@ def search(work: Path, force: bool, bake: Path | None, recipe: Path | None, outp
     \b
       lcmmerge search base style.safetensors --grid style=0.2:1.2:0.2 lcm=0.4:1.2:0.2 --prompts prompts.txt -o study
       lcmmerge search base style.safetensors --optimize 24 --prompts prompts.txt -o study --bake fast.safetensors
-      lcmmerge search … -o study --storage postgresql+psycopg://me@server/studies
+      lcmmerge search base style.safetensors --prompts prompts.txt -o study --storage postgresql+psycopg://me@db/s
       optuna-dashboard sqlite:///study/study.db
     """
     quiet_libraries()
@@ -173,14 +184,14 @@ def search(work: Path, force: bool, bake: Path | None, recipe: Path | None, outp
         style=given["style"],
         lcm=given["lcm"],
         adapters=tuple((reference, 1.0) for reference in given["adapters"]),
-        style_base=given["style_base"],
+        tuned_from=given["tuned_from"],
         block_weights=_named(given["weights"], "--block-weights"),
         variant=given["variant"],
         config_from=given["config_from"],
         accelerator=given["accelerator"],
     )
     _check(merge, bake, recipe, force)
-    drawing = ("steps", "guidance", "seeds", "seed", "size", "batch", "dtype", "device")
+    drawing = ("steps", "guidance", "count", "seed", "size", "batch", "dtype", "device")
     fields = (*drawing, "objective", "front", "storage", "ray")
     asked = SearchRequest(
         merge,

@@ -112,7 +112,7 @@ def progress_options(command: Decorated) -> Decorated:
         option("--validate-every", type=click.IntRange(0), default=500, show_default=True, metavar="STEPS",
                help="The best network is what is written."),
         option("--checkpoint-every", type=COUNT, default=500, show_default=True, metavar="STEPS"),
-        option("--work", type=click.Path(path_type=Path), metavar="DIR",
+        option("--work", type=click.Path(path_type=Path), metavar="FOLDER",
                help="Checkpoints, log, curve, sheets.  [default: OUTPUT.training]"),
         option("--resume", is_flag=True, help="Go on from the last checkpoint, if there is one."),
         option("--force", is_flag=True, help="Begin anew, and replace the output; with --resume only the latter."),

@@ -17,7 +17,8 @@ from lcmmerge.distill.conditioning import Encoder
 from lcmmerge.distill.data.latents import full_precision
 from lcmmerge.distill.noise import Noise
 from lcmmerge.merge.tensors import stored
-from lcmmerge.sample.load import configs_of, load_components
+from lcmmerge.sample.drawable import configs_of
+from lcmmerge.sample.load import load_components
 from lcmmerge.tensors.digest import sha256_of
 
 

@@ -12,8 +12,6 @@ from torch import nn
 from lcmmerge.errors import LcmMergeError
 
 PRECISIONS = ("no", "fp16", "bf16")
-OPTIMIZERS = ("adamw", "adamw-8bit")
-DECAYS = ("constant", "cosine")
 OF_THE_RUN = ("steps", "checkpoint_every", "validate_every", "keep", "gradient_checkpointing")
 
 

@@ -101,6 +101,8 @@ class Trainer:
                 if self._is_due(done, self.settings.checkpoint_every, last) or at_best:
                     self._save(checkpoints, done, optimizer, best)
                     saved = done
+                    with _told(accelerator, saved):
+                        accelerator.wait_for_everyone()
                 if stopped():
                     raise KeyboardInterrupt
         if best and best.step != self.settings.steps:
@@ -173,7 +175,6 @@ class Trainer:
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else {}}
             checkpoints.save(Checkpoint(done, self.networks.state(), state, self._identity(), best))
             self.watch.saved(done)
-        self.accelerator.wait_for_everyone()
 
     def _resume(self, checkpoints: Checkpoints, optimizer: Any) -> tuple[int, Best | None]:
         steps = checkpoints.steps()

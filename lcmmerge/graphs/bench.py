@@ -23,8 +23,8 @@ from lcmmerge.graphs.components.base import parameter_name
 from lcmmerge.graphs.manifest import Manifest, read_manifest, versions
 from lcmmerge.graphs.runtime import TORCH, Session, choose_provider, device_of, open_session
 from lcmmerge.output import Output
+from lcmmerge.sample.drawable import native_size
 from lcmmerge.sample.jobs import Size
-from lcmmerge.sample.load import native_size
 from lcmmerge.tensors import open_source
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 

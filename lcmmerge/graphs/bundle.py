@@ -24,7 +24,7 @@ from lcmmerge.graphs.origin import references_of
 from lcmmerge.graphs.profiles import as_dict, whole_shapes
 from lcmmerge.graphs.request import Prepared
 from lcmmerge.graphs.tokenizers import write_tokenizer
-from lcmmerge.graphs.weights import VAE_PARTS, header
+from lcmmerge.graphs.weights import VAE_PARTS, described, header
 from lcmmerge.merge.configs import OPTIONAL, set_scheduler
 from lcmmerge.merge.execute import execute
 from lcmmerge.merge.fuse import check_output
@@ -64,12 +64,10 @@ def export(prepared: Prepared, output: Output) -> Exported:
         folder = staging.folder / plan.target.name
         _write_small_files(prepared, folder)
         with output.progress("weights", plan.nbytes) as progress:
-            outcome = execute(plan, folder, header, request.settings, progress)
+            outcome = execute(plan, folder, header, request.settings, progress, whole_files=True)
         merged = rows(plan, {layer.name: layer for layer in outcome.layers}.values())
-        with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
-            written = pool.submit(manifests.described, folder, [folder / file.path for file in plan.files])
-            _write_graphs(prepared, folder, output)
-        weights = written.result()
+        _write_graphs(prepared, folder, output)
+        weights = described(plan, outcome, folder)
         manifest = replace(_manifest(prepared, hashes()), files=weights, whole=_write_whole(prepared, folder))
         if request.nvidia:
             plain = {component.name: f"{component.name}/{GRAPHS['plain']}" for component in prepared.components}
@@ -178,7 +176,7 @@ def _write_whole(prepared: Prepared, folder: Path) -> dict[str, Any]:
 def _manifest(prepared: Prepared, hashes: Mapping[str, str]) -> Manifest:
     request, plan, base = prepared.request, prepared.plan, prepared.plan.base.source
     recorded = base.metadata.get(RECIPE) if not plan.terms else None  # a model that was merged says of what
-    recipe = recorded or metadata(plan, request.settings.stochastic_seed, hashes, "")[RECIPE]
+    recipe = recorded or metadata(plan, request.settings.rounding_seed, hashes, "")[RECIPE]
     return Manifest(
         model={"name": name_of(base.path), "sha256": hashes["base"]},
         architecture=plan.base.arch.name,

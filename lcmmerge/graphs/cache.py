@@ -1,6 +1,7 @@
-"""Graphs once made, kept by what they depend on: the config, the dtype, the libraries and this package's sources.
+"""Graphs once made, and their parameters' shapes, kept by what they depend on: the config, the dtype, the libraries
+and this package's sources.
 
-In ``$XDG_CACHE_HOME/lcmmerge/graphs``, else ``~/.cache/lcmmerge/graphs``; each is about a megabyte and may be
+In ``$XDG_CACHE_HOME/lcmmerge/graphs``, else ``~/.cache/lcmmerge/graphs``; a graph is about a megabyte, and each may be
 deleted at any time.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from lcmmerge.errors import OutputError
 from lcmmerge.graphs.components import Component
 from lcmmerge.graphs.graph import graphs_of, opset_of
+from lcmmerge.tensors.kept import user_cache
 from lcmmerge.tensors.staging import replace_with
 
 if TYPE_CHECKING:
@@ -28,8 +30,7 @@ LIBRARIES = ("diffusers", "onnx", "onnx-ir", "torch", "transformers")
 
 
 def default_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "lcmmerge" / "graphs"
+    return user_cache("graphs")
 
 
 def cached(component: Component, dtype: torch.dtype, variant: str, folder: Path | None = None) -> bytes:
@@ -42,11 +43,25 @@ def cached(component: Component, dtype: torch.dtype, variant: str, folder: Path 
         return _path(folder, component, dtype, variant).read_bytes()
     variants = {variant, "plain", "fused"} if component.fused else {variant, "plain"}
     graphs = {name: serialise(graph) for name, graph in graphs_of(component, dtype, sorted(variants)).items()}
-    with suppress(OSError, OutputError):  # a cache that cannot be written costs time, and is no error
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, graph in graphs.items():
-            replace_with(_path(folder, component, dtype, name), graph)
+    _keep({_path(folder, component, dtype, name): graph for name, graph in graphs.items()})
     return graphs[variant]
+
+
+def parameters(component: Component, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
+    """``component.parameters()``, kept likewise: to make the module loads diffusers, which takes seconds."""
+    path = (default_folder() if folder is None else folder) / f"{component.name}-{_key(component)}.json"
+    with suppress(OSError):
+        return {name: tuple(shape) for name, shape in json.loads(path.read_bytes()).items()}
+    found = component.parameters()
+    _keep({path: json.dumps(found).encode()})
+    return found
+
+
+def _keep(contents: Mapping[Path, bytes]) -> None:
+    with suppress(OSError, OutputError):  # a cache that cannot be written costs time, and is no error
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_with(path, content)
 
 
 def serialise(graph: ir.Model) -> bytes:
@@ -57,17 +72,20 @@ def serialise(graph: ir.Model) -> bytes:
 
 
 def _path(folder: Path, component: Component, dtype: torch.dtype, variant: str) -> Path:
-    """Named by a hash of all that a graph depends on."""
+    key = _key(component, dtype=str(dtype), opset=opset_of(variant, dtype))
+    return folder / f"{component.name}-{variant}-{key}.onnx"
+
+
+def _key(component: Component, **more: object) -> str:
+    """A hash of all that a module, and with ``more`` its graph, depend on."""
     facts = {
         "component": component.name,
         "config": dict(component.config),
-        "dtype": str(dtype),
         "libraries": {name: version(name) for name in LIBRARIES},
-        "opset": opset_of(variant, dtype),
         "sources": _sources(),
+        **more,
     }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    return folder / f"{component.name}-{variant}-{key}.onnx"
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @cache

@@ -50,7 +50,8 @@ def build_engines(folder: Path, manifest: Manifest, names: Sequence[str], output
             # Fused attention has kernels for the usual widths of a head alone.
             built = next(filter(None, (_build(trt, folder / path, shapes) for path in graphs)), None)
             if built is None:
-                raise LcmMergeError(f"{component}: TensorRT builds no engine of it", "`lcmmerge check --trt` says why")
+                cure = "`lcmmerge check --tensorrt` says why"
+                raise LcmMergeError(f"{component}: TensorRT builds no engine of it", cure)
             (folder / engine(component, name)).write_bytes(built)
             progress(1)
 

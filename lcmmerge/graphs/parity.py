@@ -60,12 +60,12 @@ def image_parity(folder: Path, manifest: Manifest) -> dict[str, Any]:
     256 × 256 at most: a larger one would say no more, and take minutes on a CPU.
     """
     from lcmmerge.graphs.drawing import model_of, open_pipeline
-    from lcmmerge.sample import load, presets
+    from lcmmerge.sample import drawable, load, presets
     from lcmmerge.sample.draw import draw
     from lcmmerge.sample.jobs import jobs_of
 
     model, preset = model_of(folder), presets.choose(model_of(folder), folder)
-    width, height = (min(side, MOST_PIXELS) for side in load.native_size(folder))
+    width, height = (min(side, MOST_PIXELS) for side in drawable.native_size(folder))
     jobs = jobs_of([PROMPT], (width, height), seed=SEED)
     halves = any(item["dtype"] == "bf16" for item in manifest.components.values())
     pipelines = (

@@ -21,7 +21,7 @@ from lcmmerge.graphs.extra import GRAPHS, check_installed
 from lcmmerge.graphs.link import check_link
 from lcmmerge.graphs.manifest import Manifest, read_manifest
 from lcmmerge.graphs.targets import named
-from lcmmerge.graphs.weights import header, plan_weights, source_of
+from lcmmerge.graphs.weights import described, header, plan_weights, source_of
 from lcmmerge.merge.execute import execute
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan
@@ -70,13 +70,13 @@ def relambda(
         before = _hashed(before, _plan(before, recipe, folder, places), folder)
     terms = tuple(replace(term, strength=strengths.get(term.name, term.strength)) for term in recipe.terms)
     plan = _plan(before, replace(recipe, terms=terms), folder, places)
-    settings = replace(settings, stochastic_seed=recipe.stochastic_seed)
+    settings = replace(settings, rounding_seed=recipe.rounding_seed)
     plan.fetch()
     with Staging(folder) as staging:
         for file in plan.files:
             (staging.folder / file.path.parent).mkdir()
         with output.progress("weights", plan.nbytes) as progress:
-            outcome = execute(plan, staging.folder, header, settings, progress)
+            outcome = execute(plan, staging.folder, header, settings, progress, whole_files=True)
         found = rows(plan, {layer.name: layer for layer in outcome.layers}.values())
         for file in plan.files:
             _check_header(staging.folder / file.path, folder / file.path)
@@ -84,7 +84,7 @@ def relambda(
         _replace(replace(manifest, unfinished=True), staging.folder, folder)
         for file in plan.files:
             (staging.folder / file.path).replace(folder / file.path)
-        manifest, removed = _describe(manifest, folder, [folder / file.path for file in plan.files])
+        manifest, removed = _describe(manifest, folder, described(plan, outcome, folder))
         _replace(manifest, staging.folder, folder)
     return Rewritten(manifest, tuple(file.path.as_posix() for file in plan.files), removed, found)
 
@@ -152,9 +152,11 @@ def _changed(manifest: Manifest, strengths: Mapping[str, float]) -> Manifest:
     return replace(manifest, recipe={**manifest.recipe, "terms": terms}, parity={}, image_parity={}, unfinished=False)
 
 
-def _describe(manifest: Manifest, folder: Path, written: Sequence[Path]) -> tuple[Manifest, tuple[str, ...]]:
+def _describe(
+    manifest: Manifest, folder: Path, written: Mapping[str, Mapping[str, Any]]
+) -> tuple[Manifest, tuple[str, ...]]:
     """The new manifest, after the target's files, some of which are named for the weights."""
-    files = {**manifest.files, **manifests.described(folder, written)}
+    files = {**manifest.files, **written}
     removed = named(manifest.target).write(folder, replace(manifest, files=files))
     weights = {name: said for name, said in files.items() if name.endswith(".safetensors")}
     return replace(manifest, files=manifests.described(folder, manifests.contents(folder), weights)), removed

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lcmmerge.archs import Model
+from lcmmerge.graphs.cache import parameters
 from lcmmerge.graphs.components import Component, components_of
 from lcmmerge.graphs.extra import GRAPHS, RUNS, check_installed
 from lcmmerge.graphs.names import check_names
@@ -84,14 +85,14 @@ class Prepared:
 
 
 def prepare(request: ExportRequest) -> Prepared:
-    """Raises LcmMergeError for an unknown target, and as ``merge.request.plan`` and ``sample.load`` do."""
-    from lcmmerge.sample import load, presets
+    """Raises LcmMergeError for an unknown target, and as ``merge.request.plan`` and ``sample.drawable`` do."""
+    from lcmmerge.sample import drawable, presets
 
     target = named(request.to)
     check_installed(*GRAPHS, *(RUNS if request.parity else ()))
     merge, _ = plan_merge(replace(request.merge, options=replace(request.merge.options, layout=None)))
-    load.check_drawable(merge.base)
-    configs = load.configs_of(merge.base, request.merge.config_from)
+    drawable.check_drawable(merge.base)
+    configs = drawable.configs_of(merge.base, request.merge.config_from)
     accelerator = merge.accelerator.name if merge.accelerator else request.merge.accelerator
     preset = presets.choose(merge.base, configs, accelerator=accelerator)
     components = components_of(configs)
@@ -99,7 +100,7 @@ def prepare(request: ExportRequest) -> Prepared:
     chosen["vae"] = request.vae_dtype or vae_dtype(merge.base, configs, request.dtype)
     plan = plan_weights(merge, request.folder, {name: OUTPUT_DTYPES[dtype] for name, dtype in chosen.items()})
     dtypes = {component.name: chosen[source_of(component.name)] for component in components}
-    _check(plan, components, dtypes, configs)
+    _check(plan, components, configs, request.cache)
     if request.nvidia:
         check_names(request.to, components)
     loop = _loop(configs, replace(preset, steps=request.whole)) if request.whole else None
@@ -136,15 +137,14 @@ def tokens_of(components: Iterable[Component]) -> int:
     return length
 
 
-def _check(plan: Plan, components: tuple[Component, ...], dtypes: Mapping[str, str], configs: Path) -> None:
+def _check(plan: Plan, components: tuple[Component, ...], configs: Path, cache: Path | None) -> None:
     files = {file.path.parent.name: file for file in plan.files}
     for component in components:
-        dtype = OUTPUT_DTYPES[dtypes[component.name]].torch
-        check_fit(files[component.name], component.parameters(dtype), configs)
+        check_fit(files[component.name], parameters(component, cache), configs)
 
 
 def _facts(configs: Path, components: tuple[Component, ...], preset: Preset) -> Facts:
-    from lcmmerge.sample.load import native_size
+    from lcmmerge.sample.drawable import native_size
 
     ports = {component.name: {port.name: port.dims for port in component.inputs} for component in components}
     blocks = read_json(local_tree(configs), "vae/config.json")["block_out_channels"]

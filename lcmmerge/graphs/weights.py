@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lcmmerge.archs import Model
 from lcmmerge.errors import ShapeMismatchError
 from lcmmerge.merge.configs import CURE
+from lcmmerge.merge.outcome import Outcome
 from lcmmerge.merge.outputs import DIFFUSERS, weights_stem
 from lcmmerge.merge.plan import Piece, Plan, PlannedFile, PlannedTensor, plan_fuse
 from lcmmerge.tensors import DType
@@ -85,6 +87,14 @@ def _planned(name: str, piece: Piece, dtype: DType) -> PlannedTensor:
 def header(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:
     """``merge.execute``'s Metadata: the same for every file."""
     return HEADER
+
+
+def described(plan: Plan, outcome: Outcome, folder: Path) -> dict[str, Mapping[str, Any]]:
+    """What the manifest says of the plan's files, whose whole hashes the outcome has."""
+    return {
+        file.path.as_posix(): {"bytes": (folder / file.path).stat().st_size, "sha256": sha256}
+        for file, sha256 in zip(plan.files, outcome.sha256, strict=True)
+    }
 
 
 def check_fit(file: PlannedFile, parameters: Mapping[str, tuple[int, ...]], configs: Path) -> None:

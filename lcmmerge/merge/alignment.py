@@ -15,6 +15,7 @@ from lcmmerge.archs import (
     kohya_name,
     likely_architectures,
     spellings,
+    supported,
 )
 from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
 from lcmmerge.tensors import TensorSource
@@ -78,7 +79,7 @@ def common_architecture(terms: Sequence[Term]) -> Architecture:
         if not found:
             guess = guess_architecture(keys)
             made_for = f"looks made for {guess}" if guess else "names no module that we know"
-            raise IncompatibleError(f"{term.path}: {made_for}", "supported are Stable Diffusion 1, 2, XL, and SSD-1B")
+            raise IncompatibleError(f"{term.path}: {made_for}", supported())
         if common and not set(found) & set(common):
             others = f"the adapters before it for {common[0].title}"
             raise IncompatibleError(

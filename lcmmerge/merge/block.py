@@ -52,8 +52,8 @@ def _any_transposed(piece: Piece) -> bool:
 class Computer:
     """Computes blocks, one after another; each worker has its own."""
 
-    def __init__(self, inputs: Files, device: str, stochastic_seed: int | None) -> None:
-        self._inputs, self._device, self._seed = inputs, device, stochastic_seed
+    def __init__(self, inputs: Files, device: str, rounding_seed: int | None) -> None:
+        self._inputs, self._device, self._seed = inputs, device, rounding_seed
         self._stored, self._spare = Buffer(0), Buffer(0)
         self._floats = torch.empty(0)
 

@@ -86,7 +86,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: not a JSON object", CURE)

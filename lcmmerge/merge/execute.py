@@ -70,15 +70,18 @@ def execute(
     settings: Settings,
     progress: Callable[[int], None],
     open_writer: Callable[[Path, int], Writer] = BlockWriter,
+    *,
+    whole_files: bool = False,
 ) -> Outcome:
     """Write the plan's files under ``folder``.
 
     ``progress`` is called with the number of bytes that became final, ``open_writer`` with a file's path and size.
+    ``whole_files``: the outcome's hashes are of these, and not of the tensor bytes; ``metadata`` then must not tell it.
     Raises NumericError, OutputError, FormatError.
     """
     _check_device(settings.device)
     with one_thread_each(), ExitStack() as stack:
-        return _Execution(plan, folder, metadata, settings, progress, open_writer, stack).run()
+        return _Execution(plan, folder, metadata, settings, progress, open_writer, stack, whole_files).run()
 
 
 def _check_device(device: str) -> None:
@@ -98,6 +101,7 @@ class _Execution:
         progress: Callable[[int], None],
         open_writer: Callable[[Path, int], Writer],
         stack: ExitStack,
+        whole_files: bool,
     ) -> None:
         self.plan, self.metadata, self.settings, self.progress = plan, metadata, settings, progress
         self.inputs = stack.enter_context(Files(keep=settings.keep_inputs))
@@ -109,7 +113,10 @@ class _Execution:
             stack.enter_context(open_writer(folder / file.path, layout.size))
             for file, layout in zip(plan.files, self.layouts, strict=True)
         ]
-        self.hashes = [hashlib.sha256() for _ in plan.files]
+        self.hashes = [
+            hashlib.sha256(layout.header(metadata(file, "", final=True)) if whole_files else b"")
+            for file, layout in zip(plan.files, self.layouts, strict=True)
+        ]
         self.layers: list[Layer] = []
         self.in_flight = settings.workers * 2 + 2
         self.buffers = [Buffer(UNIT) for _ in range(self.in_flight)]
@@ -168,7 +175,7 @@ class _Execution:
 
     def _start_worker(self) -> None:
         torch.set_num_threads(1)
-        self.local.computer = Computer(self.inputs, self.settings.device, self.settings.stochastic_seed)
+        self.local.computer = Computer(self.inputs, self.settings.device, self.settings.rounding_seed)
 
     def _compute(self, unit: Unit) -> None:
         assert unit.buffer is not None

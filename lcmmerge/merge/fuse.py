@@ -88,7 +88,7 @@ def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int
 
         def metadata(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:
             hashes = {key: future.result() for key, future in hashing.items()} if final else known
-            return provenance.metadata(plan, settings.stochastic_seed, hashes, sha256)
+            return provenance.metadata(plan, settings.rounding_seed, hashes, sha256)
 
         try:
             from lcmmerge.merge.execute import execute

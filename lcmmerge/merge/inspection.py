@@ -151,7 +151,7 @@ class Inspection:
         """The recorded merge recipe, where it is readable."""
         try:
             recipe = json.loads(self.source.metadata.get(RECIPE, "null"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return recipe if isinstance(recipe, dict) else None
 

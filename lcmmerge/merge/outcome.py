@@ -9,7 +9,7 @@ from math import inf, sqrt
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``threads``: workers (0: one per core, four at most); ``stochastic_seed``: None rounds to nearest.
+    """``threads``: workers (0: one per core, four at most); ``rounding_seed``: None rounds to nearest.
 
     ``hash_base``: record the base's sha256 too. Where nobody knows it yet, that costs about a third of a merge.
     ``keep_inputs``: leave what is read in the page cache, since a merge of the same files follows.
@@ -17,7 +17,7 @@ class Settings:
 
     threads: int = 0
     device: str = "cpu"
-    stochastic_seed: int | None = None
+    rounding_seed: int | None = None
     hash_base: bool = True
     keep_inputs: bool = False
 
@@ -72,7 +72,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``layers``: one per parameter, in order; ``sha256``: of each file's tensor bytes, in the plan's order."""
+    """``layers``: one per parameter; ``sha256``: of each file's tensor bytes, or of it whole; in the plan's order."""
 
     layers: tuple[Layer, ...]
     sha256: tuple[str, ...]

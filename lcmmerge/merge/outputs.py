@@ -34,7 +34,7 @@ def drafts(base: Model, layout: str, *, drop_ema: bool) -> tuple[list[Draft], tu
     if layout == base.layout:
         return _as_it_is(base, drop_ema=drop_ema)
     if base.layout == "component":
-        raise FormatError(f"{base.source.path}: the U-Net alone makes no whole model", "leave --format away")
+        raise FormatError(f"{base.source.path}: the U-Net alone makes no whole model", "leave --layout away")
     _refuse_strangers(base)
     return _to_diffusers(base) if layout == DIFFUSERS else _to_single_file(base)
 
@@ -45,7 +45,7 @@ def _refuse_strangers(base: Model) -> None:
         if name.startswith((LDM, "unet.")):
             raise FormatError(
                 f"{base.source.path}: {name!r} belongs to its U-Net and has no name in the other layout",
-                "leave --format away: it keeps every tensor",
+                "leave --layout away: it keeps every tensor",
             )
 
 

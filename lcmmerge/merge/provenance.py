@@ -35,7 +35,7 @@ def placeholders(sources: Iterable[str]) -> dict[str, str]:
 
 
 def metadata(
-    plan: Plan, stochastic_seed: int | None, hashes: Mapping[str, str], sha256: str
+    plan: Plan, rounding_seed: int | None, hashes: Mapping[str, str], sha256: str
 ) -> dict[str, str]:
     """A file's metadata. ``hashes``: of the plan's sources, as far as known; ``sha256``: of the file's tensor bytes."""
     names = [name_of(plan.base.source.path), *(name_of(term.path) for term in plan.terms)]
@@ -48,7 +48,7 @@ def metadata(
         "modelspec.title": " + ".join(Path(name).stem for name in names),
         "modelspec.merged_from": ", ".join(names),
         HASH: f"0x{sha256}",
-        RECIPE: canonical_json(_recipe(plan, stochastic_seed, hashes)),
+        RECIPE: canonical_json(_recipe(plan, rounding_seed, hashes)),
         MODELS: canonical_json(_models(plan, hashes)),
     }
 
@@ -57,7 +57,7 @@ def _architecture(base: Model) -> str:
     return base.arch.modelspec + ("" if base.variant == "base" else f"/{base.variant}")
 
 
-def _recipe(plan: Plan, stochastic_seed: int | None, hashes: Mapping[str, str]) -> dict[str, Any]:
+def _recipe(plan: Plan, rounding_seed: int | None, hashes: Mapping[str, str]) -> dict[str, Any]:
     options = plan.options
     return {
         "type": "lcmmerge",
@@ -68,7 +68,7 @@ def _recipe(plan: Plan, stochastic_seed: int | None, hashes: Mapping[str, str]) 
         "layout": plan.layout,
         "drop_ema": options.drop_ema,
         "allow_unmatched": options.allow_unmatched,
-        "stochastic_seed": stochastic_seed,
+        "rounding_seed": rounding_seed,
         "sampling": plan.accelerator.sampling.as_dict() if plan.accelerator else None,
         **({"recipe_sha256": options.recipe} if options.recipe else {}),
     }
@@ -101,7 +101,7 @@ def recorded_models(source: TensorSource) -> dict[str, Any]:
     """The models that a checkpoint's metadata says it was made of; empty where it says nothing readable."""
     try:
         recorded = json.loads(source.metadata.get(MODELS, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return recorded if isinstance(recorded, dict) else {}
 

@@ -55,7 +55,7 @@ class Recipe:
     base: Named
     terms: tuple[RecordedTerm, ...]
     options: Options
-    stochastic_seed: int | None
+    rounding_seed: int | None
 
 
 def read_recipe(source: TensorSource) -> Recipe:
@@ -72,7 +72,7 @@ def read_recipe(source: TensorSource) -> Recipe:
         dtype = DTYPES[recorded["dtype"]] if recorded["dtype"] else None
         options = Options(dtype, recorded["layout"], bool(recorded["drop_ema"]), None, recorded["allow_unmatched"])
         terms = tuple(RecordedTerm.of(term) for term in recorded["terms"])
-        return Recipe(recorded["version"], Named.of(recorded["base"]), terms, options, recorded["stochastic_seed"])
+        return Recipe(recorded["version"], Named.of(recorded["base"]), terms, options, recorded["rounding_seed"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise FormatError(f"{source.path}: its merge recipe is damaged", "get the file again") from None
 

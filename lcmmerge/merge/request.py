@@ -42,7 +42,7 @@ class Request:
     strengths: tuple[float, float] = (1.0, 1.0)
     lcm: str | None = None
     adapters: tuple[tuple[str, float], ...] = ()
-    style_base: str | None = None
+    tuned_from: str | None = None
     block_weights: Mapping[str, str] = field(default_factory=dict)
     variant: str | None = None
     config_from: str | None = None
@@ -76,7 +76,7 @@ def _terms(request: Request, base: Model, lcm: str | None, opened: Open) -> list
     if strangers := sorted(request.block_weights.keys() - set(names)):
         raise LcmMergeError(f"block weights for {strangers[0]!r}: no such term", f"the terms are {', '.join(names)}")
     weights = {name: parse_block_weights(text, base) for name, text in request.block_weights.items()}
-    origin = opened(request.style_base, "style base") if request.style_base else None
+    origin = opened(request.tuned_from, "style base") if request.tuned_from else None
     return [
         term_of(name, opened(reference, name), strength, base, origin=origin, weights=weights.get(name))
         for name, reference, strength in wanted

@@ -41,7 +41,7 @@ def merged(plan: Plan, device: str = "cpu") -> Iterator[Read]:
         for piece in tensor.pieces
     }
     with Files() as files, one_thread_each():
-        computer = Computer(files, device, stochastic_seed=None)
+        computer = Computer(files, device, rounding_seed=None)
         yield lambda name: _compute(pieces[name], computer, device)
 
 

@@ -159,7 +159,7 @@ def verify(
             replace(plan, files=tuple(planned)),
             Path(),
             lambda file, sha256, *, final: {},
-            replace(settings, stochastic_seed=recipe.stochastic_seed),
+            replace(settings, rounding_seed=recipe.rounding_seed),
             progress,
             open_writer,
         )

@@ -82,24 +82,24 @@ def _opened(item: Input) -> TensorSource:
 
 def _build(cell: Cell, base: Model, inputs: Mapping[str, Input], out: Path, settings: Settings) -> Build:
     fuse = cell.fuse
-    layout = fuse.format or base.layout
+    layout = fuse.layout or base.layout
     roles = _roles(fuse, inputs)
     configs = None
     if layout == DIFFUSERS != base.layout:
         if fuse.config_from is None:
             raise RecipeError(
-                f"{cell.name}: fuse.format is diffusers and the base is not: fuse.config_from is missing",
+                f"{cell.name}: fuse.layout is diffusers and the base is not: fuse.config_from is missing",
                 f"name a source with the configs, such as hf://{base.arch.hub}",
             )
         configs = roles["config_from"].path
         check_configs(configs, base)
-    settings = replace(settings, stochastic_seed=fuse.seed if fuse.rounding == "stochastic" else None)
+    settings = replace(settings, rounding_seed=fuse.seed if fuse.rounding == "stochastic" else None)
     kind = _accelerator(fuse, roles)
     target = out / cell.name / f"{cell.name}.safetensors" if layout != DIFFUSERS else out / cell.name
     terms = [_term(name, term, base, roles) for name, term in fuse.terms.items()]
     key = _key(cell, roles, layout, kind, settings)
     dtype = OUTPUT_DTYPES[fuse.dtype] if fuse.dtype else None
-    options = Options(dtype, fuse.format, fuse.drop_ema, fuse.max_shard_size, fuse.allow_unmatched, key)
+    options = Options(dtype, fuse.layout, fuse.drop_ema, fuse.max_shard_size, fuse.allow_unmatched, key)
     return Build(cell, plan_fuse(base, terms, target, options, kind), configs, settings, roles, key)
 
 
@@ -154,7 +154,7 @@ def _key(cell: Cell, roles: Mapping[str, Input], layout: str, kind: Accelerator 
         ],
         "options": fuse.model_dump(include={"dtype", "drop_ema", "max_shard_size", "allow_unmatched"}),
         "sampling": kind.sampling.as_dict() if kind else None,
-        "stochastic_seed": settings.stochastic_seed,
+        "rounding_seed": settings.rounding_seed,
         "device": settings.device.partition(":")[0],
     })  # fmt: skip
 

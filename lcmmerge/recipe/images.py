@@ -22,18 +22,18 @@ def generate(build: Build, section: Generate, baked: Path, folder: Path, output:
     NumericError.
     """
     from lcmmerge.archs import identify
-    from lcmmerge.sample import load, png, presets, quiet_libraries
+    from lcmmerge.sample import drawable, load, png, presets, quiet_libraries
     from lcmmerge.sample.draw import draw
     from lcmmerge.sample.jobs import jobs_of, parse_size
 
     quiet_libraries()
     model = identify(open_source(baked))
-    load.check_drawable(model)
+    drawable.check_drawable(model)
     configs = baked if (baked / "model_index.json").is_file() else _configs(build)
     device, dtype = load.pick_device(None if build.settings.device == "cpu" else build.settings.device, None)
     preset = presets.choose(model, configs, scheduler=section.scheduler, steps=section.steps, guidance=section.guidance)
     try:
-        size = parse_size(section.size) if section.size else load.native_size(configs)
+        size = parse_size(section.size) if section.size else drawable.native_size(configs)
     except ValueError as error:
         raise RecipeError(f"generate.size: {error}", "such as 512x512") from None
     jobs = jobs_of(section.prompts, size, negative=section.negative, seed=section.seed, count=section.count)

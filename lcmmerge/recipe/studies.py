@@ -92,7 +92,7 @@ def _request(build: Build, section: Search, work: Path, names: Mapping[str, str]
         references["base"],
         style=references[f"terms.{style}"] if style else None,
         lcm=references[f"terms.{lcm}"],
-        style_base=references.get(f"terms.{style}.tuned_from"),
+        tuned_from=references.get(f"terms.{style}.tuned_from"),
         block_weights={names[name]: spec for name, term in terms.items() if (spec := weights_text(term))},
         variant=build.inputs["base"].found.locked.variant,
         config_from=references.get("config_from"),
@@ -108,7 +108,7 @@ def _request(build: Build, section: Search, work: Path, names: Mapping[str, str]
     axes = {names[name]: tuple(sorted({*section.grid.get(name, ()), terms[name].strength})) for name in names}
     device = None if build.settings.device == "cpu" else build.settings.device
     fields = section.model_dump(include=FIELDS) | {"blocks": blocks, "size": size, "device": device}
-    return SearchRequest(merge, work, tuple(section.prompts), axes, seeds=section.count, **fields)
+    return SearchRequest(merge, work, tuple(section.prompts), axes, count=section.count, **fields)
 
 
 def term_names(build: Build) -> dict[str, str]:

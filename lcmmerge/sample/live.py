@@ -11,7 +11,8 @@ from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.request import Request
 from lcmmerge.merge.request import plan as plan_merge
 from lcmmerge.merge.tensors import merged
-from lcmmerge.sample.load import Pipeline, check_drawable, load_pipeline
+from lcmmerge.sample.drawable import check_drawable
+from lcmmerge.sample.load import Pipeline, load_pipeline
 
 
 def plan_live(request: Request, *, force: bool = False) -> Plan:

@@ -132,7 +132,7 @@ def _facts(result: Result) -> Iterable[tuple[str, str]]:
     yield "cells", ", ".join([str(len(cells)), *(f"{count} {how}" for how, count in lost.items() if count)])
     yield "tied with the best", str(len(result.scored.ties) - 1)
     yield "a cell", f"{cells[0].manner}, {cells[0].evaluations} evaluation{'s' if cells[0].evaluations > 1 else ''}"
-    yield "images of each", f"{len(request.prompts)} prompts × {request.seeds} seeds"
+    yield "images of each", f"{len(request.prompts)} prompts × {request.count} seeds"
     yield "teacher", f"the style model, {teacher.manner}"
 
 

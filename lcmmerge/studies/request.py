@@ -18,8 +18,9 @@ from lcmmerge.merge import provenance
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.request import Request
 from lcmmerge.merge.request import plan as plan_merge
+from lcmmerge.sample.drawable import check_drawable, configs_of, native_size
 from lcmmerge.sample.jobs import Job, Size
-from lcmmerge.sample.load import check_drawable, configs_of, native_size, pick_device
+from lcmmerge.sample.load import pick_device
 from lcmmerge.sample.presets import Preset, baseline, choose
 from lcmmerge.studies.blocks import BlockAxis, Factors, block_axes
 from lcmmerge.studies.objectives import Objective, objective, objectives
@@ -41,7 +42,7 @@ class SearchRequest:
 
     ``optimize``: how many cells Optuna chooses, between the least and the largest λ of each axis; with ``front`` for
     the style too, not only for the objective. ``blocks``: term → blocks → factors on its λ there. ``halving``: the
-    share of cells that are drawn further is 1 / ``halving``, again and again; 0 draws all whole. ``seeds``: images
+    share of cells that are drawn further is 1 / ``halving``, again and again; 0 draws all whole. ``count``: images
     per prompt. ``guidance``: of the teacher and of the baseline, None for what is usual for the model; the few steps
     have the accelerator's. ``storage``: a database's URL, None for SQLite in ``work``. ``ray``: a cluster's
     address.
@@ -54,7 +55,7 @@ class SearchRequest:
     optimize: int = 0
     steps: int | None = None
     guidance: float | None = None
-    seeds: int = 2
+    count: int = 2
     seed: int = 0
     size: Size | None = None
     batch: int = 8
@@ -137,7 +138,7 @@ class Prepared:
         jobs = [
             Job(prompt, "", request.seed + number * every + place, *self.size)
             for place, prompt in enumerate(request.prompts)
-            for number in range(request.seeds)
+            for number in range(request.count)
         ]
         accelerator = self.names.index(ACCELERATOR)
         blocks = tuple(axis.term for axis in self.blocks)
@@ -172,7 +173,7 @@ def prepare(request: SearchRequest, warn: Callable[[str], None]) -> Prepared:
         **_hashes(plan),
         "block weights": {term.name: dict(term.weights.factors) for term in plan.terms},
         "prompts": f"{len(request.prompts)}, sha256 {hashlib.sha256(repr(request.prompts).encode()).hexdigest()}",
-        "seeds": f"{request.seeds} a prompt from {request.seed}, each image its own",
+        "seeds": f"{request.count} a prompt from {request.seed}, each image its own",
         "size": f"{size[0]}x{size[1]}",
         "sampling": preset.as_dict(),
         "guidance": guidance,
@@ -218,16 +219,16 @@ def _check_axes(request: SearchRequest, plan: Plan) -> None:
         raise LcmMergeError(f"--grid {strangers[0]}: no such term", f"the terms are {', '.join(names)}")
     if not (request.axes or request.optimize or any(map(_has_grid, request.blocks.values()))):
         raise LcmMergeError("there is nothing to search", "give a --grid, or --optimize N")
-    if len(request.prompts) * request.seeds < 2:
-        raise LcmMergeError("one image alone shows no spread", "give more prompts, or more --seeds")
+    if len(request.prompts) * request.count < 2:
+        raise LcmMergeError("one image alone shows no spread", "give more prompts, or more --count")
     if request.front and not request.optimize:
         raise LcmMergeError("a front is for Optuna to seek", "give --optimize N with --front")
     if request.front and request.halving:
         raise LcmMergeError("halving knows one figure of a cell, and a front has two", "give --front or --halving")
-    if request.halving and len(request.prompts) * request.seeds < FEWEST * request.halving:
+    if request.halving and len(request.prompts) * request.count < FEWEST * request.halving:
         raise LcmMergeError(
-            f"{len(request.prompts) * request.seeds} images of a cell are too few to halve",
-            f"give more prompts, or more --seeds: {FEWEST * request.halving} images at least",
+            f"{len(request.prompts) * request.count} images of a cell are too few to halve",
+            f"give more prompts, or more --count: {FEWEST * request.halving} images at least",
         )
     for name, values in request.axes.items():
         if not values or not all(map(isfinite, values)):

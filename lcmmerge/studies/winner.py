@@ -40,7 +40,7 @@ def command(merge: Request) -> str:
     options = {
         "--lcm": merge.lcm,
         "--accelerator": merge.accelerator,
-        "--style-base": merge.style_base,
+        "--tuned-from": merge.tuned_from,
         "--variant": merge.variant,
         "--config-from": merge.config_from,
         "-o": str(merge.target) if merge.target else None,
@@ -64,8 +64,8 @@ def recipe(merge: Request, plan: Plan, path: Path) -> str:
         kind = merge.accelerator if term.name == "lcm" else None
         sources[term.name] = _source(reference, path, accelerator=kind)
         terms[term.name] = _term(strength, _factors(merge.block_weights.get(term.name, ""), term.weights.factors))
-    if merge.style and merge.style_base:
-        sources["style_base"] = _source(merge.style_base, path)
+    if merge.style and merge.tuned_from:
+        sources["style_base"] = _source(merge.tuned_from, path)
         terms["style"]["tuned_from"] = "style_base"
     content = {"version": 1, "sources": sources, "fuse": {"base": "base", "terms": terms}}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -19,6 +19,7 @@ from typing import Self
 from lcmmerge.errors import FormatError, OutputError
 
 PAGE = 4096
+COLD = 64 << 20  # bytes after one that the page cache lacked, for which it is not asked: that alone starts readahead
 _DIRECT = getattr(os, "O_DIRECT", 0)
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
@@ -53,6 +54,7 @@ class Files:
         self._keep = keep
         self._lock = threading.Lock()
         self._descriptors: dict[tuple[Path, int], int] = {}
+        self._cold: dict[Path, range] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -72,7 +74,7 @@ class Files:
 
     def read(self, path: Path, offset: int, into: memoryview, spare: Buffer) -> memoryview:
         """``len(into)`` bytes at ``offset``: in ``into``, or in ``spare`` where alignment wanted it there."""
-        if _NOWAIT and self._read_cached(path, offset, into):
+        if _NOWAIT and offset not in self._cold.get(path, ()) and self._read_cached(path, offset, into):
             return into
         if _DIRECT and not self._keep and (found := self._read_direct(path, offset, len(into), spare)) is not None:
             return found
@@ -86,9 +88,12 @@ class Files:
 
     def _read_cached(self, path: Path, offset: int, into: memoryview) -> bool:
         try:
-            return os.preadv(self._open(path, 0), [into], offset, _NOWAIT) == len(into)
+            if os.preadv(self._open(path, 0), [into], offset, _NOWAIT) == len(into):
+                return True
         except OSError:  # EAGAIN: not in the cache; EOPNOTSUPP: a file system without the flag
-            return False
+            pass
+        self._cold[path] = range(offset, offset + COLD)
+        return False
 
     def _read_direct(self, path: Path, offset: int, nbytes: int, spare: Buffer) -> memoryview | None:
         begin, end = page_floor(offset), page_ceil(offset + nbytes)

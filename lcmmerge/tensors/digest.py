@@ -11,6 +11,7 @@ from threading import Event
 from types import MappingProxyType
 
 from lcmmerge.tensors.blockio import Buffer, Files
+from lcmmerge.tensors.kept import keep, recall, record_of
 
 BLOCK = 8 << 20
 EMPTY: Mapping[Path, str] = MappingProxyType({})
@@ -19,7 +20,7 @@ EMPTY: Mapping[Path, str] = MappingProxyType({})
 def sha256_of(files: Iterable[Path], stop: Event | None = None, known: Mapping[Path, str] = EMPTY) -> str:
     """Of one file its sha256; of several the sha256 of what sha256sum prints of them, sorted by name.
 
-    Those that are ``known`` are not read. Raises CancelledError soon after ``stop`` is set.
+    Those that are ``known``, or were hashed before, are not read. Raises CancelledError soon after ``stop`` is set.
     """
     digests = sorted((path.name, known.get(path) or _sha256(path, stop or Event())) for path in files)
     if len(digests) == 1:
@@ -28,7 +29,8 @@ def sha256_of(files: Iterable[Path], stop: Event | None = None, known: Mapping[P
 
 
 def _sha256(path: Path, stop: Event) -> str:
-    if known := _blob_name(path):
+    record = record_of(path)
+    if known := _blob_name(path) or (record and recall(record)):
         return known
     digest, size = hashlib.sha256(), path.stat().st_size
     buffer, spare = Buffer(BLOCK), Buffer(BLOCK)
@@ -37,6 +39,8 @@ def _sha256(path: Path, stop: Event) -> str:
             if stop.is_set():
                 raise CancelledError
             digest.update(inputs.read(path, offset, buffer.memory[: min(BLOCK, size - offset)], spare))
+    if record and record == record_of(path):
+        keep(record, digest.hexdigest())
     return digest.hexdigest()
 
 

@@ -92,6 +92,8 @@ def read_source(
 
 def read_local(file: Path) -> Content:
     """A file's tensors and metadata. Raises NotFoundError, FormatError."""
+    if file.is_fifo():  # opening it would wait for a writer
+        raise FormatError(f"{file}: is a pipe, and weights are not read in order", "name a file")
     if file.suffix in PICKLES:
         from lcmmerge.tensors.pickles import read_pickle
 

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from lcmmerge.merge.request import Request, plan
 from lcmmerge.sample.draw import draw
+from lcmmerge.sample.drawable import native_size
 from lcmmerge.sample.encode import Encoder
 from lcmmerge.sample.jobs import jobs_of
-from lcmmerge.sample.load import Pipeline, load_pipeline, native_size
+from lcmmerge.sample.load import Pipeline, load_pipeline
 from lcmmerge.sample.presets import choose
 from lcmmerge.studies import cost
 from lcmmerge.studies.drawing import LATENTS, Drawing, OneByOne, Together, Way

@@ -69,17 +69,17 @@ def test_sdxl_learns_with_its_own_guidance(files: Callable[[str], Files], data: 
 def test_the_papers_table(name: str, modules: int, millions: float, cli: Cli, tmp_path: Path) -> None:
     """LCM-LoRA, arXiv 2311.05556, table 1, from the headers of a checkpoint of the real size."""
     base = hollow_model(tmp_path / "base.safetensors", name)
-    found = json.loads(cli("distill", base, "--count", "--json").out)
+    found = json.loads(cli("distill", base, "--count-parameters", "--json").out)
     assert found["modules"] == modules
     assert found["trainable_parameters"] / 1e6 == pytest.approx(millions, abs=0.005)
     assert sum(target["modules"] for target in found["targets"].values()) == modules
-    shown = cli("distill", base, "--count", "--rank", 32, "-v").out
+    shown = cli("distill", base, "--count-parameters", "--rank", 32, "-v").out
     assert f"{millions / 2:.2f}"[:4] in shown
     assert "time_emb_proj" in shown
 
 
 def test_counting_needs_no_torch(files: Callable[[str], Files], process: Callable[..., Ran]) -> None:
-    ran = process("distill", files("sd1").base(), "--count", PYTHONPROFILEIMPORTTIME="1")
+    ran = process("distill", files("sd1").base(), "--count-parameters", PYTHONPROFILEIMPORTTIME="1")
     assert ran.code == 0
     assert " torch\n" not in ran.err
     assert "Stable Diffusion 1" in ran.out

@@ -37,6 +37,18 @@ def test_json_holds_the_same(cli: Callable[..., Ran]) -> None:
     assert {extra["name"] for extra in found["extras"]} == GAINS.keys()
 
 
+def test_it_tells_what_the_graph_cache_holds(
+    cli: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "graph.onnx").write_bytes(bytes(2_000_000))
+    (tmp_path / "deep" / "link.onnx").symlink_to("graph.onnx")
+    monkeypatch.setenv("LCMMERGE_CACHE", str(tmp_path))
+    assert f"graphs of exports: {tmp_path}, 2.00 MB there, " in cli("doctor").out
+    places = {place["what"]: place for place in json.loads(cli("doctor", "--json").out)["places"]}
+    assert places["graphs of exports"]["held"] == 2_000_000 + len("graph.onnx")
+
+
 def test_every_extra_is_explained() -> None:
     extras = tomllib.loads(PROJECT.read_text("utf-8"))["project"]["optional-dependencies"]
     assert GAINS.keys() == extras.keys() - {"test"}

@@ -110,12 +110,7 @@ FAULTS = {
 @pytest.mark.parametrize("case", FAULTS)
 def test_faults_are_one_line_and_its_cure(case, inputs, out, cli):
     arguments, code, words = FAULTS[case]
-    done = cli("export", inputs.folder(), "-o", out, *arguments)
-    assert (done.code, done.out) == (code, "")
-    first, second = done.err.splitlines()
-    assert first.startswith("Error: ")
-    assert second.startswith("Hint: ")
-    assert words in first
+    cli("export", inputs.folder(), "-o", out, *arguments).assert_fault(code, words)
     assert not out.exists()
 
 

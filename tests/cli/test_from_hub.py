@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+from forked import command
 from fusing import Files, fuse, metadata
 from hub import Hub
 
-RUN = """
-import contextlib, io, json, sys
-from lcmmerge.cli import main
-for arguments in json.loads(sys.argv[1]):
-    sys.argv, code, error = ["lcmmerge", *arguments], 0, io.StringIO()
-    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-    print(json.dumps([code, error.getvalue()]))
-"""
 Said = list[tuple[int, str]]
 
 
 @pytest.fixture
 def remote(hub: Hub, tmp_path: Path) -> Callable[..., Said]:
-    """Commands, one after another in one process with a cache of its own: their codes and what they say of errors."""
+    """Commands, one after another with a cache of their own: their codes and what they say of errors."""
 
-    def run(*commands: tuple[object, ...]) -> Said:
-        arguments = json.dumps([[str(word) for word in command] for command in commands])
-        ended = subprocess.run(
-            [sys.executable, "-c", RUN, arguments],
-            env=hub.environment(tmp_path / "home"), cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert ended.returncode == 0, ended.stderr
-        return [tuple(json.loads(line)) for line in ended.stdout.splitlines()]
+    def run(*lines: tuple[object, ...]) -> Said:
+        where = {"env": hub.environment(tmp_path / "home"), "cwd": tmp_path}
+        ended = [forked.run(command, *map(str, line), **where) for line in lines]
+        return [(done.returncode, done.stderr) for done in ended]
 
     return run
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -198,7 +200,7 @@ def test_a_unet_alone_and_a_pickle_need_no_more(inputs, target, cli, tmp_path):
         ["base.safetensors", "--lambda", "1"],
         ["base.safetensors", "--lambda", "strong", "1"],
         ["base.safetensors", "--dtype", "fp12"],
-        ["base.safetensors", "--format", "gguf"],
+        ["base.safetensors", "--layout", "gguf"],
         ["base.safetensors", "--rounding", "up"],
         ["base.safetensors", "--max-shard-size", "big"],
         ["base.safetensors", "--max-shard-size", "0"],
@@ -227,9 +229,10 @@ def test_help_names_every_option(cli):
         assert option in done.out
 
 
-def test_stdout_that_closes_early_is_no_traceback(start, inputs, target):
+def test_stdout_that_closes_early_is_no_traceback(inputs, target):
     """lcmmerge fuse … | head -0."""
-    child = start("fuse", inputs.base(), "--lcm", inputs.lcm, "-o", target, "-v")
+    line = [sys.executable, "-m", "lcmmerge", "fuse", inputs.base(), "--lcm", inputs.lcm, "-o", target, "-v"]
+    child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     child.stdout.close()
     err = child.stderr.read()
     child.wait(timeout=60)

@@ -63,8 +63,8 @@ def test_the_recipe_of_a_merge_and_its_metadata(
     ran = cli("inspect", tmp_path / "merged.safetensors")
     assert f"Recipe: {sd1.base().name} + 0.8 × {sd1.style.name} + 1.0 × {sd1.lcm.name}" in ran.out
     assert "modelspec.architecture" in ran.out
-    assert "stochastic_seed" not in without_space(ran.out)  # far behind in a long value
-    assert "stochastic_seed" in without_space(cli("inspect", tmp_path / "merged.safetensors", "-v").out)
+    assert "rounding_seed" not in without_space(ran.out)  # far behind in a long value
+    assert "rounding_seed" in without_space(cli("inspect", tmp_path / "merged.safetensors", "-v").out)
     facts = json.loads(cli("inspect", tmp_path / "merged.safetensors", "--json").out)
     assert [term["lambda"] for term in facts["recipe"]["terms"]] == [0.8, 1.0]
 

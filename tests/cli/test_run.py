@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forked import Child
 from fusing import Files
 from recipefile import contents, recipe
 
@@ -54,7 +54,7 @@ def test_the_same_bytes_everywhere(files: Callable[[str], Files], process: Calla
 
 
 def test_two_runs_at_once(
-    files: Callable[[str], Files], start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    files: Callable[[str], Files], start: Callable[..., Child], tmp_path: Path
 ) -> None:
     path, out = recipe(tmp_path, files("sd1"), more="matrix: {lambda.style: [0.5, 1]}\n"), tmp_path / "out"
     both = [start("run", path, "-o", out) for _ in range(2)]

@@ -8,7 +8,7 @@ import yaml
 from fusing import canonical, fuse
 from PIL import Image
 
-FAST = ("--size", "64x64", "--steps", 1, "--seeds", 1, "--guidance", 1)
+FAST = ("--size", "64x64", "--steps", 1, "--count", 1, "--guidance", 1)
 
 
 @pytest.fixture(scope="module")

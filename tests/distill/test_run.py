@@ -28,6 +28,7 @@ from pathlib import Path
 from dataclasses import replace
 sys.path.insert(0, sys.argv[1])
 from distilling import job
+from forked import kill_at
 from lcmmerge.distill.run import run
 from lcmmerge.output import Output
 
@@ -35,14 +36,8 @@ def train(asked, last=None):
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]
-    left = last
-    def hook(event, arguments):
-        nonlocal left
-        if event == "os.rename" and last is not None:
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(hook)
+    if last is not None:
+        kill_at(last)
     run(asked, Output(quiet=True))
     os._exit(0)
 

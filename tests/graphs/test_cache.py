@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnxfile import configs, make
 
-from lcmmerge.graphs.cache import cached, default_folder
+from lcmmerge.graphs.cache import cached, default_folder, parameters
 from lcmmerge.graphs.components import Component, components_of
 
 
@@ -36,6 +36,14 @@ def test_another_config_or_dtype_is_another_graph(component: Component, tmp_path
     origin = replace(component, folder=tmp_path / "elsewhere")  # not what a graph depends on
     cached(origin, torch.float32, "fused", tmp_path)
     assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_parameters_are_kept_too(component: Component, tmp_path: Path) -> None:
+    assert parameters(component, tmp_path) == parameters(component, tmp_path) == component.parameters()
+    (file,) = tmp_path.iterdir()
+    file.write_text('{"from": [1, 2]}')
+    assert parameters(component, tmp_path) == {"from": (1, 2)}
+    assert parameters(replace(component, config=component.config | {"hidden_size": 16}), tmp_path) != {"from": (1, 2)}
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(component: Component, tmp_path: Path) -> None:

@@ -10,22 +10,11 @@ from pathlib import Path
 
 import onnx
 import pytest
-from exporting import exported
 from fusing import Files
 
 from lcmmerge.errors import FormatError, NotFoundError
 from lcmmerge.graphs.manifest import NAME, Manifest, is_export, read_manifest
 from lcmmerge.graphs.origin import hub_reference
-
-
-@pytest.fixture
-def folder(files: Callable[[str], Files], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(tmp_path_factory, files("sd1"))
-
-
-@pytest.fixture
-def manifest(folder: Path) -> Manifest:
-    return read_manifest(folder)
 
 
 def test_every_file_is_told_with_its_hash(folder: Path, manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ from sampling import drawn, one, pipeline, preset
 
 from lcmmerge.graphs.drawing import model_of, open_pipeline, origin_of
 from lcmmerge.graphs.pipeline import OnnxPipeline, guidance_embedding
-from lcmmerge.sample import load, presets
+from lcmmerge.sample import drawable, presets
 
 # Float32 on the CPU, with kernels that add in another order; guided random networks' latents reach 50.
 RELATIVE = 1e-5
@@ -47,15 +47,15 @@ def test_an_export_draws_as_diffusers_does(asked, ours, files):
 
 
 def test_sdxl_s_graphs(files, tmp_path_factory):
-    """At odd latents; without and with guidance, which SDXL gives zeros for an empty prompt."""
-    folder = files("sdxl").folder("fp32")
+    """SSD-1B's, of half as many blocks; at odd latents, without and with guidance: zeros for an empty prompt."""
+    folder = files("ssd1b").folder("fp32")
     ours, theirs = open_pipeline(plain(tmp_path_factory, folder), "cpu"), pipeline(folder)
     for scheduler in ("lcm", "unipc"):
         chosen = preset(folder, scheduler=scheduler)
         assert_same(drawn(ours, JOBS[2:], chosen), drawn(theirs, JOBS[2:], chosen))
 
 
-@pytest.mark.parametrize("name", ["sd2", "ssd1b"])
+@pytest.mark.parametrize("name", ["sd2", "sdxl"])
 @pytest.mark.parametrize("scheduler", ["lcm", "unipc"])
 def test_other_architectures(name, scheduler, files, export):
     """Their graphs are compared with torch's modules one by one, in test_graph."""
@@ -98,7 +98,7 @@ def test_an_export_is_drawn_as_its_manifest_says(ours, export):
     manifest = json.loads((export / "lcmmerge.json").read_text())
     found = presets.choose(model, export)
     assert found.as_dict() == manifest["sampling"] | {"name": "recorded"}
-    assert load.native_size(export) == (64, 64)
+    assert drawable.native_size(export) == (64, 64)
     facts = origin_of(model, ours.runtime).model
     assert (facts["provider"], facts["graph"]) == (ours.runtime.provider, "fused")
     assert ("onnxruntime" in facts) == (ours.runtime.provider == "cpu")

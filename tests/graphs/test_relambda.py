@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import numpy as np
 import onnxruntime
 import pytest
-from exporting import exported
+from exporting import exported, rewrite_copy
+from forked import killed_at_each_rename
 from fusing import Files, canonical, edited, fuse, load, raw
 from recipefile import contents
 
@@ -137,40 +137,11 @@ def test_a_base_that_nobody_hashed_is_told_by_its_weights(sd1: Files, folder: Pa
     assert read_manifest(folder).recipe["base"]["sha256"]  # from now on
 
 
-# A fork per rename: the N-th is never made, and nothing after it.
-KILLED = """
-import os, shutil, signal, sys
-from pathlib import Path
-from lcmmerge.graphs.relambda import relambda
-from lcmmerge.output import Output
-
-def until(left, folder, places):
-    def hook(event, arguments):
-        nonlocal left
-        if event == "os.rename":
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(hook)
-    relambda(folder, {"style": 0.3, "lcm": 0.9}, places, Output(quiet=True))
-
-export, folder, *places = sys.argv[1:]
-for last in range(100):
-    copy = Path(shutil.copytree(export, Path(folder, str(last), "export")))
-    child = os.fork()
-    if not child:
-        until(last, copy, places)
-        os._exit(0)
-    if os.waitpid(child, 0)[1] == 0:
-        break
-"""
-
-
 def test_killed_at_any_rename_and_run_again(sd1: Files, folder: Path, tmp_path: Path) -> None:
     """Two λs side by side are never taken for an export."""
     killed = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, folder, killed, *sources(sd1)]
-    subprocess.run(command, check=True, timeout=120)
+    calls = [(folder, killed / str(number) / "export", NEW, sources(sd1)) for number in range(100)]
+    assert forked.run(killed_at_each_rename, rewrite_copy, calls).returncode == 0
     before = contents(folder)
     change(folder, *sources(sd1))
     after = contents(folder)

@@ -110,7 +110,7 @@ def test_other_architectures(
         name = component.name.replace("vae_decoder", "vae").replace("vae_encoder", "vae")
         state = {canonical("", key)[1:]: value for key, value in getattr(pipeline, name).state_dict().items()}
         weights = tmp_path / component.name / component.weights
-        save_file({key: state[key].contiguous() for key in component.parameters(torch.float32)}, weights)
+        save_file({key: state[key].contiguous() for key in component.parameters()}, weights)
         graph = cached(component, torch.float32, "plain", graphs(tmp_path_factory))
         (tmp_path / component.name / "model.onnx").write_bytes(link(graph, weights))
         linked[component.name] = {"plain": f"{component.name}/model.onnx"}

@@ -211,7 +211,7 @@ def test_the_configs_are_never_replaced(files, place, cli):
     shutil.copytree(files("sd1").folder(), configs)
     before = digests(place)
     line = arguments(place, output=configs)
-    check(cli(*line, "--format", "diffusers", "--config-from", configs, "--force"), 1, "is an input of this run", "-o")
+    check(cli(*line, "--layout", "diffusers", "--config-from", configs, "--force"), 1, "is an input of this run", "-o")
     assert digests(place) == before
 
 
@@ -221,7 +221,7 @@ def test_a_folder_of_other_things_is_never_replaced(layout, files, place, cli):
     target.mkdir()
     (target / "thesis.tex").write_text("precious")
     line = arguments(place, output=target)
-    check(cli(*line, "--format", layout, "--config-from", files("sd1").folder(), "--force"), 1, "is a folder", "-o")
+    check(cli(*line, "--layout", layout, "--config-from", files("sd1").folder(), "--force"), 1, "is a folder", "-o")
     assert (target / "thesis.tex").read_text() == "precious"
 
 
@@ -229,7 +229,7 @@ def test_a_pipelines_folder_is_replaced_with_force(files, place, cli):
     target = place / "out" / "model"
     shutil.copytree(files("sd1").folder("fp32"), target)
     (target / "old.txt").write_text("of the old model")
-    line = (*arguments(place, output=target), "--format", "diffusers", "--config-from", files("sd1").folder())
+    line = (*arguments(place, output=target), "--layout", "diffusers", "--config-from", files("sd1").folder())
     check(cli(*line), 1, "exists already", "--force")
     assert cli(*line, "--force").code == 0
     assert not (target / "old.txt").exists()
@@ -313,7 +313,7 @@ def test_a_disk_that_is_full_beforehand(place):
 def test_a_file_that_grows_too_large_midway(layout, files, place):
     """A limit on the size of files, which no look at the disk shows."""
     before = digests(place)
-    line = [*arguments(place), "--format", layout, "--config-from", files("sd1").folder()]
+    line = [*arguments(place), "--layout", layout, "--config-from", files("sd1").folder()]
     done = subprocess.run(
         [sys.executable, "-m", "lcmmerge", *map(str, line)],
         check=False, capture_output=True, text=True,

@@ -239,7 +239,7 @@ def test_offline_without_configs_is_said_before_anything_is_read(files, process,
     """With a base whose data are damaged: the headers alone were read."""
     base = files("sd1").base()
     done = process(
-        "fuse", base, "--lcm", files("sd1").lcm, "--format", "diffusers", "-o", tmp_path / "fused",
+        "fuse", base, "--lcm", files("sd1").lcm, "--layout", "diffusers", "-o", tmp_path / "fused",
         HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "cache"),
     )  # fmt: skip
     assert done.code == 1

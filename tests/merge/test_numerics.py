@@ -172,7 +172,7 @@ def test_the_same_bytes_whatever_the_threads(seed, files, tmp_path):
     inputs = files("sd1")
     for threads in (1, 2, 3):
         target = tmp_path / f"{threads}.safetensors"
-        fuse(inputs.base(), target, inputs.style, inputs.lcm, settings=Settings(threads, stochastic_seed=seed))
+        fuse(inputs.base(), target, inputs.style, inputs.lcm, settings=Settings(threads, rounding_seed=seed))
     written = [path.read_bytes() for path in tmp_path.iterdir()]
     assert written[0] == written[1] == written[2]
 
@@ -233,7 +233,7 @@ def test_stochastic_fuse_repeats_with_its_seed_and_loses_less(dtype, files, tmp_
     base = save_as(inputs.base("fp32"), tmp_path / "base.safetensors", TORCH[dtype])
     found = {}
     for name, seed in (("nearest", None), ("zero", 0), ("again", 0), ("one", 1)):
-        settings = Settings(threads=2, stochastic_seed=seed)
+        settings = Settings(threads=2, rounding_seed=seed)
         fuse(base, tmp_path / f"{name}.safetensors", lcm=inputs.lcm, strengths=(0, 0.01), settings=settings)
         found[name] = canonical(tmp_path / f"{name}.safetensors")
     assert_same(found["zero"], found["again"])
@@ -309,7 +309,7 @@ def test_overflow_is_named(dtype, excess, seed, files, tmp_path):
     large.view(-1)[5] = -excess * torch.finfo(TORCH[dtype]).max
     base = edited(inputs.base("fp32"), tmp_path / "base.safetensors", **{UNTOUCHED: large})
     error = refused(
-        NumericError, base, tmp_path, inputs.style, inputs.lcm, dtype=dtype, settings=Settings(1, stochastic_seed=seed)
+        NumericError, base, tmp_path, inputs.style, inputs.lcm, dtype=dtype, settings=Settings(1, rounding_seed=seed)
     )
     assert "vae.decoder.conv_in.weight" in error.message
     assert "overflows" in error.message

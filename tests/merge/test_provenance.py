@@ -79,15 +79,15 @@ def test_inpainting_is_an_architecture_of_its_own(files, tmp_path):
 
 
 def test_seed_and_dtype_are_recorded(files, tmp_path):
-    settings = Settings(1, stochastic_seed=7)
+    settings = Settings(1, rounding_seed=7)
     fuse(files("sd1").base(), tmp_path / "fused.safetensors", lcm=files("sd1").lcm, dtype="bf16", settings=settings)
     recipe = json.loads(metadata(tmp_path / "fused.safetensors")["sd_merge_recipe"])
-    assert (recipe["stochastic_seed"], recipe["dtype"]) == (7, "BF16")
+    assert (recipe["rounding_seed"], recipe["dtype"]) == (7, "BF16")
 
 
 def test_the_base_of_a_tuned_style_is_recorded(files, tmp_path):
     style, start = pico("sd1", seed=1).single_file(tmp_path / "tuned.safetensors"), files("sd1").folder()
-    fuse(files("sd1").base(), tmp_path / "fused.safetensors", style, strengths=(0.5, 0), style_base=start)
+    fuse(files("sd1").base(), tmp_path / "fused.safetensors", style, strengths=(0.5, 0), tuned_from=start)
     (term,) = json.loads(metadata(tmp_path / "fused.safetensors")["sd_merge_recipe"])["terms"]
     assert term["tuned_from"]["name"] == start.name
     assert re.fullmatch("[0-9a-f]{64}", term["tuned_from"]["sha256"])

@@ -152,7 +152,7 @@ def test_a_fine_tuned_checkpoint_is_a_dense_term(name, layout, files, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["single-file", "diffusers"])
-def test_style_base_names_what_it_was_tuned_from(layout, files, tmp_path):
+def test_tuned_from_names_what_it_was_tuned_from(layout, files, tmp_path):
     tuned, origin = pico("sd2", seed=1), pico("sd2", seed=2)
     style = tuned.single_file(tmp_path / "tuned.safetensors", "fp32")
     start = (
@@ -162,7 +162,7 @@ def test_style_base_names_what_it_was_tuned_from(layout, files, tmp_path):
     )
     fuse(
         files("sd2").folder("fp32"), tmp_path / "fused", style, files("sd2").lcm, (0.6, 1.0),
-        style_base=start, block_weights={"style": "BASE=0,IN00-OUT11=0.5"},
+        tuned_from=start, block_weights={"style": "BASE=0,IN00-OUT11=0.5"},
     )  # fmt: skip
     fuse(files("sd2").folder("fp32"), tmp_path / "lcm", lcm=files("sd2").lcm)
     before, end, begin = canonical(tmp_path / "lcm"), tuned.state(), origin.state()

@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
+from forked import killed_at_each_rename
 from fusing import Files
 from recipefile import contents, recipe, run
 
 from lcmmerge.errors import OutputError
 from lcmmerge.recipe.manifest import read_manifest
-
-# A fork per commit: the N-th rename is never made, and nothing after it. Every output is committed by a rename.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from lcmmerge.merge import execute  # torch, once for all
-from lcmmerge.output import Output
-from lcmmerge.recipe import runner
-from lcmmerge.recipe.loader import load
-
-def until(last, path, out):
-    left = last
-    def hook(event, arguments):
-        nonlocal left
-        if event == "os.rename":
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(hook)
-    runner.run(load(path), runner.Asked(out), Output(quiet=True))
-
-path, folder = Path(sys.argv[1]), Path(sys.argv[2])
-for last in range(100):
-    child = os.fork()
-    if not child:
-        until(last, path, folder / str(last))
-        os._exit(0)
-    if os.waitpid(child, 0)[1] == 0:
-        break
-"""
 
 
 @pytest.mark.parametrize("layout", ["single-file", "diffusers"])
@@ -56,7 +27,8 @@ def test_killed_and_resumed(files: Callable[[str], Files], tmp_path: Path, layou
         run(path, tmp_path / str(number), *changed)
     killed = tmp_path / "killed"
     killed.mkdir()
-    subprocess.run([sys.executable, "-c", KILLED, path, killed], check=True, timeout=120)
+    calls = [(path, killed / str(number)) for number in range(100)]
+    assert forked.run(killed_at_each_rename, run, calls).returncode == 0
     outs = sorted(killed.iterdir(), key=lambda out: int(out.name))
     assert len({frozenset(read_manifest(out).steps) for out in outs}) == 3  # nothing done, the weights, the card too
     assert len(outs) > 6

@@ -7,11 +7,12 @@ import json
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forked
 import pytest
+from forked import command
 from fusing import Files
 from hub import Fault, Handler, Hub
 from recipefile import contents, recipe, run
@@ -93,10 +94,7 @@ def published(hub: UploadHub, number: int) -> dict[str, bytes]:
 
 
 def lcmmerge(hub: UploadHub, home: Path, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lcmmerge", *map(str, arguments)],
-        env=hub.environment(home, **more), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return forked.run(command, *map(str, arguments), env=hub.environment(home, **more))
 
 
 def test_publish(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_layouts_follow_each_other(sd1: Files, tmp_path: Path, layouts: tuple[st
     path = recipe(tmp_path, sd1)
     path.write_text(path.read_text().replace("sources:", f"sources:\n  configs: {sd1.folder()}"))
     sets = [
-        (f"fuse.format={layout}", "fuse.config_from=configs", f"lambda.lcm={index}")
+        (f"fuse.layout={layout}", "fuse.config_from=configs", f"lambda.lcm={index}")
         for index, layout in enumerate(layouts)
     ]
     run(path, tmp_path / "out", *sets[0])
@@ -151,7 +151,7 @@ def test_a_diffusers_output_loads_with_its_scheduler(sd1: Files, tmp_path: Path)
 
 def test_diffusers_of_a_single_file_needs_configs(sd1: Files, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="config_from is missing"):
-        run(recipe(tmp_path, sd1), tmp_path / "out", "fuse.format=diffusers")
+        run(recipe(tmp_path, sd1), tmp_path / "out", "fuse.layout=diffusers")
 
 
 def test_outputs_that_were_touched_are_made_again(sd1: Files, tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_block_weights_and_shards_and_rounding(sd1: Files, tmp_path: Path) -> No
     manifest = run(path, tmp_path / "out")
     fuse(
         sd1.base(), tmp_path / "pico.safetensors", sd1.style, sd1.lcm, dtype="bf16", shard=500_000,
-        block_weights={"style": "IN00-IN05=0.5,M00=0"}, settings=Settings(threads=1, stochastic_seed=7),
+        block_weights={"style": "IN00-IN05=0.5,M00=0"}, settings=Settings(threads=1, rounding_seed=7),
     )  # fmt: skip
     names = {Path(name).name for name in manifest.steps["fuse pico"].outputs}
     assert len(names) > 3

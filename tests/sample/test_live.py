@@ -9,7 +9,7 @@ from sampling import CPU, assert_alike, drawn, images, one, pipeline, preset
 
 from lcmmerge.errors import AlreadyFusedError, IncompatibleError, ShapeMismatchError
 from lcmmerge.merge.request import Request
-from lcmmerge.sample import load
+from lcmmerge.sample import drawable
 from lcmmerge.sample.live import load_live, plan_live
 
 
@@ -36,7 +36,7 @@ def test_nothing_is_written(files, tmp_path, monkeypatch):
     inputs = files("sd1")
     monkeypatch.chdir(tmp_path)
     plan = plan_live(Request(str(inputs.folder()), lcm=str(inputs.lcm)))
-    load_live(plan, load.configs_of(plan.base), torch.float32, CPU)
+    load_live(plan, drawable.configs_of(plan.base), torch.float32, CPU)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ from sampling import assert_alike, by_diffusers, drawn, images, one, pipeline, p
 
 from lcmmerge.archs import identify
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError, NotFoundError, ShapeMismatchError
-from lcmmerge.sample import load
+from lcmmerge.sample import drawable, load
 from lcmmerge.tensors import open_source
 
 NEGATIVE = {"sd1": "", "sd2": "a hat", "sdxl": "", "ssd1b": "a hat"}  # "" is ∅, which SDXL and SD encode differently
@@ -71,13 +71,13 @@ def test_a_full_lcm_embeds_the_guidance(full_lcm):
 
 def test_native_size(files, tmp_path):
     folder = files("sd1").folder()
-    assert load.native_size(folder) == (64, 64)
+    assert drawable.native_size(folder) == (64, 64)
     other = shutil.copytree(folder, tmp_path / "other")
     change(other / "unet" / "config.json", sample_size=[8, 16])
-    assert load.native_size(other) == (128, 64)
+    assert drawable.native_size(other) == (128, 64)
     change(other / "unet" / "config.json", sample_size="large")
     with pytest.raises(FormatError, match="at what size"):
-        load.native_size(other)
+        drawable.native_size(other)
 
 
 def change(config, **facts):
@@ -136,7 +136,7 @@ def test_a_single_file_alone_needs_the_hub(files, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(NotFoundError, match=r"stable-diffusion-v1-5.*HF_HUB_OFFLINE") as refused:
-        load.configs_of(load.open_model(str(files("sd1").base())))
+        drawable.configs_of(load.open_model(str(files("sd1").base())))
     assert refused.value.hint
 
 

@@ -106,7 +106,7 @@ def test_a_study_searches_them_and_its_winner_carries_them(files, cli, tmp_path)
     inputs, work = files("sd1"), tmp_path / "study"
     (tmp_path / "prompts.txt").write_text("a fox\na hat\n")
     asked = ("search", inputs.folder("fp32"), inputs.style, "--lcm", inputs.lcm, "--accelerator", "lcm")
-    asked += ("--prompts", tmp_path / "prompts.txt", "--size", "64x64", "--steps", 1, "--seeds", 1, "--guidance", 1)
+    asked += ("--prompts", tmp_path / "prompts.txt", "--size", "64x64", "--steps", 1, "--count", 1, "--guidance", 1)
     asked += ("--grid", "style=0.8", "lcm=1", "--block", "style", "IN,OUT=0.5:1.5:1,M=0:1", "--block-weights", "lcm",
               "M00=0.5", "-o", work)  # fmt: skip
     asked += ("--optimize", 2, "--bake", tmp_path / "baked", "--write-recipe", tmp_path / "best.yaml")

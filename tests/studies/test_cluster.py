@@ -43,7 +43,7 @@ def asked(files, tmp_path):
     merge = Request(str(inputs.folder("fp32")), style=str(inputs.style), lcm=str(inputs.lcm), accelerator="lcm")
     axes = {"style": (0.5, 1.0), "lcm": tuple(number / 10 for number in range(1, 11))}
     work = tmp_path / "study"
-    return SearchRequest(merge, work, ("a fox", "a hat"), axes, steps=1, seeds=1, size=(64, 64), guidance=1)
+    return SearchRequest(merge, work, ("a fox", "a hat"), axes, steps=1, count=1, size=(64, 64), guidance=1)
 
 
 def workers(name=WORKER):

@@ -42,7 +42,7 @@ def gain(found):
 def searched(digits, lcm, work):
     merge = Request(str(digits / "base"), style=str(digits / "neon.safetensors"), lcm=str(lcm), accelerator="lcm")
     axes = {"style": (1.0,), "lcm": (0.5, 1.0)}
-    return search(SearchRequest(merge, work, PROMPTS, axes, seeds=2, guidance=2.5, batch=8, steps=2)).scored
+    return search(SearchRequest(merge, work, PROMPTS, axes, count=2, guidance=2.5, batch=8, steps=2)).scored
 
 
 def changed(change, digits, tmp_path):

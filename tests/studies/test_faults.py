@@ -39,7 +39,7 @@ def command(files, tmp_path):
     (tmp_path / "prompts.txt").write_text("a fox\na hat\n")
     given = ("search", inputs.folder("fp32"), inputs.style, "--lcm", inputs.lcm, "--accelerator", "lcm",
              "--grid", "style=0.5,1.0", "lcm=0.1:1.1:0.05", "--prompts", tmp_path / "prompts.txt", "--steps", 1,
-             "--seeds", 1, "--size", "64x64", "--guidance", 1, "--batch", 1)  # fmt: skip
+             "--count", 1, "--size", "64x64", "--guidance", 1, "--batch", 1)  # fmt: skip
     return lambda folder: (*given, "-o", folder)
 
 

@@ -1,18 +1,14 @@
 """Successive halving: weak cells stop early, whoever draws them and however often the study is cut."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import planting
 import pytest
 import torch
-from planting import ASK, BEST, GRID, Planted, drawn_twice, image, run, whole
+from forked import Child
+from planting import ASK, BEST, GRID, PROMPTS, Planted, drawn_twice, image, planted, run, whole
 from searching import requested
 
 from lcmmerge.errors import LcmMergeError
@@ -37,7 +33,7 @@ def halved(tmp_path_factory):
 def test_rungs_grow_and_hold_one_another():
     assert [len(rung) for rung in ASK.rungs] == [4, 12, 36]
     assert all(set(before) < set(after) for before, after in zip(ASK.rungs, ASK.rungs[1:], strict=False))
-    assert {ASK.jobs[number].prompt for number in ASK.rungs[1]} == set(planting.PROMPTS)  # before further seeds
+    assert {ASK.jobs[number].prompt for number in ASK.rungs[1]} == set(PROMPTS)  # before further seeds
     assert whole(ASK).rungs == (tuple(range(36)),)
     assert ASK.images(9, 2) == 2 * 36 + 9 * 4 + 3 * 8 + 1 * 24
 
@@ -108,9 +104,7 @@ def test_optuna_chooses_at_the_first_rung(tmp_path):
 
 def test_two_processes_share_the_rungs_and_one_is_killed(halved, tmp_path):
     """When all that cells are compared with, 144 images, and some cells are drawn."""
-    command = [sys.executable, planting.__file__, str(tmp_path / "work"), str(tmp_path / "log")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(planting.__file__).parents[1])}
-    one, other = (subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(2))
+    one, other = (Child(planted, tmp_path / "work", tmp_path / "log") for _ in range(2))
     deadline = time.monotonic() + 300
     while not (tmp_path / "log").exists() or len((tmp_path / "log").read_text().splitlines()) < 160:
         assert time.monotonic() < deadline
@@ -132,7 +126,7 @@ def test_from_the_command_line(files, cli, tmp_path):
     inputs = files("sd1")
     (tmp_path / "prompts.txt").write_text("a fox\na hat\n")
     asked = ("search", inputs.folder("fp32"), inputs.style, "--lcm", inputs.lcm, "--accelerator", "lcm")
-    asked += ("--prompts", tmp_path / "prompts.txt", "--size", "64x64", "--steps", 1, "--guidance", 1, "--seeds", 4)
+    asked += ("--prompts", tmp_path / "prompts.txt", "--size", "64x64", "--steps", 1, "--guidance", 1, "--count", 4)
     asked += ("--grid", "lcm=0.5,0.8,1.0,1.2", "--halving", 2, "-o", tmp_path / "study")
     done = cli(*asked)
     assert done.code == 0, done.err
@@ -145,7 +139,7 @@ def test_from_the_command_line(files, cli, tmp_path):
 
 @pytest.mark.parametrize(("fields", "said"), [
     ({"halving": 3}, "too few to halve"),
-    ({"halving": 2, "front": True, "optimize": 4, "seeds": 9}, "a front has two"),
+    ({"halving": 2, "front": True, "optimize": 4, "count": 9}, "a front has two"),
     ({"front": True}, "for Optuna to seek"),
 ])  # fmt: skip
 def test_faults(fields, said, files, tmp_path):

@@ -26,7 +26,7 @@ def command(files, server, tmp_path):
     (tmp_path / "prompts.txt").write_text("a fox\na hat\n")
     given = ("search", inputs.folder("fp32"), inputs.style, "--lcm", inputs.lcm, "--accelerator", "lcm",
              "--grid", "style=0.5,1.0", "lcm=0.4:1.0:0.1", "--prompts", tmp_path / "prompts.txt", "--steps", 1,
-             "--seeds", 1, "--size", "64x64", "--guidance", 1, "--storage", server.url, "--json")  # fmt: skip
+             "--count", 1, "--size", "64x64", "--guidance", 1, "--storage", server.url, "--json")  # fmt: skip
     return lambda folder: (*given, "-o", tmp_path / folder / "study")
 
 

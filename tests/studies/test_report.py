@@ -55,7 +55,7 @@ def study(files, tmp_path_factory):
     inputs, said = files("sd1"), Terminal()
     merge = Request(str(inputs.folder("fp32")), style=str(inputs.style), lcm=str(inputs.lcm), accelerator="lcm")
     work = tmp_path_factory.mktemp("study") / "work"
-    asked = SearchRequest(merge, work, (HOSTILE, "a hat"), AXES, steps=1, seeds=2, size=(64, 64), guidance=1)
+    asked = SearchRequest(merge, work, (HOSTILE, "a hat"), AXES, steps=1, count=2, size=(64, 64), guidance=1)
     with redirect_stderr(said):
         return Study(search(asked, Output()), said.getvalue())
 

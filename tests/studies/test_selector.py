@@ -40,7 +40,7 @@ def asked(tmp_path_factory):
         str(folder.base), style=str(folder.lora(TRUTH["style"])), lcm=str(folder.lora("lcm")), accelerator="lcm"
     )
     work, axes = tmp_path_factory.mktemp("selector") / "grid", {"style": STYLES, "lcm": LCMS}
-    return SearchRequest(merge, work, PROMPTS, axes, steps=4, seeds=SEEDS, guidance=GUIDANCE, batch=40)
+    return SearchRequest(merge, work, PROMPTS, axes, steps=4, count=SEEDS, guidance=GUIDANCE, batch=40)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,9 @@
 """A study goes on, whatever happened to it: killed, shared by two processes, with a cell that cannot be drawn."""
 
 import json
-import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -14,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Child
 from fusing import edited
 from safetensors.torch import load_file
+from searching import searched
 
 from lcmmerge.errors import LcmMergeError, NotFoundError
 from lcmmerge.merge.request import Request
@@ -25,20 +24,6 @@ from lcmmerge.studies.store import Store
 from lcmmerge.studies.study import CELL, compared
 
 GRID = {"style": (0.5, 1.0), "lcm": (0.5, 1.0)}
-HERE = Path(__file__).parents[1]
-# What a test's other process does: the request comes as JSON.
-CHILD = """
-import json, sys
-from pathlib import Path
-from lcmmerge.merge.request import Request
-from lcmmerge.studies.request import SearchRequest
-from lcmmerge.studies.run import search
-given = json.loads(sys.argv[1])
-merge = Request(given.pop("base"), style=given.pop("style"), lcm=given.pop("lcm"), accelerator="lcm")
-axes = {name: tuple(values) for name, values in given.pop("axes").items()}
-asked = SearchRequest(merge, Path(given.pop("work")), ("a fox", "a hat"), axes, size=(64, 64), **given)
-print(len(search(asked).scored.rows))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +47,7 @@ def begun(asked, finished):
 
 def request(inputs, folder):
     merge = Request(str(inputs.folder("fp32")), style=str(inputs.style), lcm=str(inputs.lcm), accelerator="lcm")
-    return SearchRequest(merge, folder / "work", ("a fox", "a hat"), GRID, steps=1, seeds=1, size=(64, 64), guidance=1)
-
-
-def child(asked, **changed):
-    given = {"base": asked.merge.base, "style": asked.merge.style, "lcm": asked.merge.lcm, "work": str(asked.work)}
-    given |= {"axes": asked.axes, "steps": 1, "seeds": 1, "guidance": 1, "batch": asked.batch} | changed
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    return subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(given)], env=environment, stdout=-1, text=True)
+    return SearchRequest(merge, folder / "work", ("a fox", "a hat"), GRID, steps=1, count=1, size=(64, 64), guidance=1)
 
 
 def stored(work):
@@ -170,7 +148,7 @@ def test_optuna_chooses_cells_within_the_axes_and_goes_on(begun):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"prompts": ("a fox", "a cat")}, "another prompts"),
-    ({"guidance": 2.0, "seeds": 2}, "another guidance, another seeds"),
+    ({"guidance": 2.0, "count": 2}, "another guidance, another seeds"),
     ({"steps": 2}, "another sampling"),
     ({"style": 1}, "another style"),
 ])  # fmt: skip
@@ -208,7 +186,8 @@ def test_faults(change, said, asked):
 def test_two_processes_share_the_cells_and_one_is_killed(asked):
     """The other draws what it left, and nothing that it finished."""
     axes = {"style": (0.5, 1.0), "lcm": tuple(number / 10 for number in range(1, 9))}
-    with child(asked, axes=axes, batch=2) as one, child(asked, axes=axes, batch=2) as other:
+    wide = replace(asked, axes=axes, batch=2)
+    with Child(searched, wide) as one, Child(searched, wide) as other:
         until(lambda: len(workers(asked)) == 2 and len(stored(asked.work)) > 6)
         one.send_signal(signal.SIGKILL)
         before = stored(asked.work)

@@ -46,10 +46,6 @@ def repack(path: Path, compression: int = zipfile.ZIP_STORED, **replaced: bytes 
     return packed
 
 
-def bytes_of(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().flatten().view(torch.uint8).numpy().tobytes()
-
-
 def assert_like_torch(path: Path, expected: dict[str, torch.Tensor]) -> None:
     infos = {info.name: info for info in read_pickle(path)}
     assert infos.keys() == expected.keys()

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from conftest import Ran
     from fusing import Files
 
-HEADERS = 1 << 20  # an upper bound of what a header request may ask for, here
-
 
 @pytest.fixture
 def remote(hub: Hub, process: Callable[..., Ran], tmp_path: Path) -> Callable[..., Ran]:

@@ -46,7 +46,7 @@ class Manifest:
         path = folder / MANIFEST
         try:
             manifest = cls(**json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             raise FormatError(f"{path}: cannot be read", "encode again, into an empty folder") from None
         if manifest.version != VERSION:
             raise FormatError(f"{path}: of version {manifest.version}, known is {VERSION}", "encode again")

@@ -57,7 +57,7 @@ def _entries(metadata: Path) -> Iterator[tuple[int, dict[str, object]]]:
         try:
             if line.strip():
                 yield number, json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise FormatError(f"{metadata}:{number}: not JSON", "one object a line: file_name, text") from None
 
 

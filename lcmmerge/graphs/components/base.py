@@ -85,9 +85,12 @@ class Component:
         # Not the class's own .to(), which warns of modules to be kept in float32 where there are none.
         return torch.nn.Module.to(module, dtype=dtype).eval().requires_grad_(False)
 
-    def parameters(self, dtype: torch.dtype) -> dict[str, tuple[int, ...]]:
+    def parameters(self) -> dict[str, tuple[int, ...]]:
         """Name in the weight file → shape."""
-        return {parameter_name(name): tuple(tensor.shape) for name, tensor in self.module(dtype).named_parameters()}
+        import torch
+
+        module = self.module(torch.float32)
+        return {parameter_name(name): tuple(tensor.shape) for name, tensor in module.named_parameters()}
 
     def example(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return tuple(port.example(dtype) for port in self.inputs)
@@ -135,7 +138,7 @@ def read_config(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text("utf-8"))
     except OSError:
         raise NotFoundError(f"{path}: no such file", CURE) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: not a JSON object", CURE)

@@ -89,26 +89,27 @@ const estimates = (row) => h("dl", { class: "estimates" },
     h("dt", {}, name), h("dd", {}, interval(row.estimates[name])), whisker(row.estimates[name], name))));
 
 // The drawing that is pointed at is lit everywhere and shown at the side; else the one that is picked, or the best.
-const picked = [];
+let picked = null;
 function see(row) {
   all("[data-row]").forEach((element) => element.classList.toggle("lit", row?.index === Number(element.dataset.row)));
-  const shown = row ?? rows[picked[0] ?? study.best], side = find("cell");
+  const shown = row ?? picked ?? rows[study.best], side = find("cell");
   if (side.dataset.shows === String(shown.index)) return;
   side.dataset.shows = shown.index;
   const marks = h("p", { class: "marks" }, remarks(shown).map((mark) => h("span", {}, mark)));
   side.replaceChildren(h("h2", {}, shown.name), marks, pictures(shown), estimates(shown), bake(shown));
 }
-function choose(indices) {
-  picked.splice(0, picked.length, ...indices);
-  const isPicked = (element) => picked.includes(Number(element.dataset.row));
+function choose(row) {
+  picked = row;
+  const isPicked = (element) => picked?.index === Number(element.dataset.row);
   all("[data-row]").forEach((element) => element.classList.toggle("picked", isPicked(element)));
   all("[data-at]").forEach((place) => place.setAttribute("aria-pressed", isPicked(place)));
-  find("said").textContent = picked.length === 1 ? `${rows[picked[0]].name} is picked; pick another to compare` : "";
-  if (picked.length === 2) compare(...picked.map((index) => rows[index]));
+  find("said").textContent = picked ? `${picked.name} is picked; pick another to compare` : "";
 }
+// The second is compared with the first, and neither stays picked: a dialog's close event comes too late to see to that.
 function pick(row) {
-  if (picked.includes(row.index)) choose([]);
-  else if (row.images.length) choose([...picked, row.index]);
+  const other = picked;
+  if (row.images.length) choose(other ? null : row);
+  if (row.images.length && other && other !== row) compare(other, row);
   see(row);
 }
 
@@ -131,7 +132,6 @@ function compare(left, right) {
   dialog.showModal();
   slider.focus();
 }
-find("compare").addEventListener("close", () => choose([]));
 find("compare").addEventListener("click", ({ target }) => {
   if (target.matches("dialog, .close")) find("compare").close();
 });
@@ -158,7 +158,7 @@ const rowOf = (event) => {
 };
 document.addEventListener("keydown", (event) => {
   const isPlace = event.target.dataset?.at !== undefined;
-  if (event.key === "Escape" && !find("compare").open) choose([]);
+  if (event.key === "Escape" && !find("compare").open) choose(null);
   if (isPlace && event.key === "Enter" && event.target.matches("g")) pick(rowOf(event)); // a button clicks by itself
   if (isPlace && ARROWS[event.key]) {
     event.preventDefault();

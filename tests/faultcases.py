@@ -1,0 +1,318 @@
+"""The faults that may befall a command, each as one function: make it, run it, and say what is wrong with the outcome.
+
+A function gets a Stage and a random source, and gives a Verdict; ``FAULTS`` names them all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from random import Random
+
+from faultworld import Command, World
+from hostile import RAN, spoil
+from trial import KNOWN, PLAIN, Circumstances, Ended, changes, faults, run, tree
+
+COLOURS = re.compile(r"\x1b\[[\d;]*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[\d;]*m")
+STOPPED = (130, 0)
+NAMES = ("a b", "it's", 'a"b', "é", "e\u0301", "模型", "😀", "-x", "a\nb", "a%sb", "a;b", "$HOME", "[red]", "{0}",
+         "C:\\models\\a")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``way``: what exactly was done. ``wrong``: what is wrong with the outcome, "" where nothing is."""
+
+    way: str
+    code: int
+    wrong: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A command's run with no fault: its seconds, the bytes that it writes, and what it leaves."""
+
+    ended: Ended
+    nbytes: int
+    tree: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A command in a folder of its own."""
+
+    command: Command
+    world: World
+    folder: Path
+    reference: Reference
+
+    def lay(self) -> dict[str, str]:
+        self.command.lay(self.world, self.folder)
+        return tree(self.folder)
+
+    def judged(self, way: str, ended: Ended, before: Mapping[str, str], codes: Sequence[int] = KNOWN) -> Verdict:
+        """By its end, and by what it left: nothing but its outputs, all of them where it succeeded."""
+        wrong = faults(ended, codes) or self._left(ended, before, tree(self.folder))
+        return Verdict(way, ended.code, wrong)
+
+    def _left(self, ended: Ended, before: Mapping[str, str], after: Mapping[str, str]) -> str:
+        changed = changes(before, after)
+        if any(Path(name).name == RAN for name in after):
+            return "a pickle's or a recipe's code was run"
+        if hidden := [name for name in changed if ".partial" in name and name in after]:
+            return f"left {hidden[0]}"
+        if ended.code == 0:
+            if inputs := [name for name in changed if not name.startswith("out/")]:
+                return f"changed {inputs[0]}"
+            missing = self.reference.tree.keys() - after.keys()
+            return f"succeeded without {sorted(missing)[0]}" if missing and not self.command.varies else ""
+        whole = {name for name in changed if ended.code == 130 and after.get(name) == self.reference.tree.get(name)}
+        kept = [name for name in changed if not any(fnmatch(name, pattern) for pattern in self.command.keeps)]
+        kept = [] if {*kept} <= whole else kept  # the signal came after the last rename
+        return f"failed and left {kept[0]}" if kept else ""
+
+
+def reference(command: Command, world: World, folder: Path) -> Reference:
+    command.lay(world, folder)
+    before = tree(folder)
+    ended = run(command.arguments, folder)
+    assert not (wrong := faults(ended, (0,))), f"{command.arguments}: {wrong}"
+    after = tree(folder)
+    new = [folder / name for name in changes(before, after) if name in after]
+    nbytes = sum(path.stat().st_size for path in new if path.is_file())
+    shutil.rmtree(folder)
+    return Reference(ended, nbytes, after)
+
+
+Fault = Callable[[Stage, Random], Verdict | None]  # None: cannot befall this command
+
+
+def hostile_file(stage: Stage, random: Random) -> Verdict | None:
+    if not stage.command.readers:
+        return None
+    name = random.choice(sorted(stage.command.readers))
+    stage.lay()
+    kind = stage.command.readers[name]
+    way = spoil(kind, stage.folder / name, random)
+    before = tree(stage.folder)
+    return stage.judged(f"{kind}: {way} {name}", run(stage.command.arguments, stage.folder), before)
+
+
+def odd_file(stage: Stage, random: Random) -> Verdict | None:
+    """Something else where a file is looked for."""
+    if not stage.command.readers:
+        return None
+    name = random.choice(sorted(stage.command.readers))
+    stage.lay()
+    path = stage.folder / name
+    sound = path.with_name(f"sound-{path.name}")
+    way = random.choice(("nothing", "empty", "folder", "/dev/null", "FIFO", "loop", "dangling", "link", "read-only"))
+    if way != "read-only":
+        path.rename(sound)
+    match way:
+        case "empty":
+            path.touch()
+        case "folder":
+            path.mkdir()
+        case "/dev/null":
+            path.symlink_to("/dev/null")
+        case "FIFO":
+            os.mkfifo(path)
+        case "loop":
+            path.symlink_to(path.name)
+        case "dangling":
+            path.symlink_to("nowhere")
+        case "link":
+            path.symlink_to(sound.name)
+        case "read-only":
+            path.chmod(0o444)
+    before = tree(stage.folder)
+    return stage.judged(f"{way} {name}", run(stage.command.arguments, stage.folder), before)
+
+
+def no_disk(stage: Stage, random: Random) -> Verdict:
+    """A file system that fills up, a limit on a file's size, or /dev/full as stdout."""
+    if not stage.command.writes or random.random() < 0.1:
+        before = stage.lay()
+        ended = run(stage.command.arguments, stage.folder, Circumstances(out="/dev/full"))
+        if stage.command.name == "relambda" or not stage.command.writes:
+            return stage.judged("stdout full", ended, before, (1,) if stage.reference.ended.out else (0,))
+        return Verdict("stdout full", ended.code, faults(ended))
+    share = random.random()
+    if random.random() < 0.5:
+        before = stage.lay()
+        ended = run(stage.command.arguments, stage.folder, Circumstances(file_size=int(share * 1e6) + 1))
+        return stage.judged("file size", ended, before)
+    stage.folder.joinpath("out").mkdir(parents=True)
+    held = sum(path.stat().st_size + 8192 for path in _inputs_below_out(stage))
+    with mounted(stage.folder / "out", held + 65536 + int(share * 1.2 * stage.reference.nbytes)) as there:
+        before = stage.lay()
+        ended = run(stage.command.arguments, stage.folder)
+        return stage.judged("tmpfs" if there else "no tmpfs here", ended, before)
+
+
+def _inputs_below_out(stage: Stage) -> Iterator[Path]:
+    for place, item in stage.command.inputs.items():
+        if place.startswith("out/"):
+            path = stage.world.item(item)
+            yield from (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+@contextmanager
+def mounted(folder: Path, nbytes: int) -> Iterator[bool]:
+    """A file system of ``nbytes``, where this user may mount one."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    there = libc.mount(b"none", bytes(folder), b"tmpfs", 0, f"size={nbytes}".encode()) == 0
+    try:
+        yield there
+    finally:
+        if there:
+            libc.umount2(bytes(folder), 2)
+
+
+def no_permission(stage: Stage, random: Random) -> Verdict:
+    """An input that cannot be read, a folder that cannot be written to, or a home where nothing can be."""
+    stage.lay()
+    inputs = sorted(stage.command.readers)
+    ways = ["home", *(["input"] if inputs else []), *(["output"] if stage.command.writes else [])]
+    way = random.choice(ways)
+    if way == "input":
+        name = random.choice(inputs)
+        (stage.folder / name).chmod(0)
+        way = f"input {name}"
+    elif way == "output":
+        for path in (stage.folder / "out", *(stage.folder / "out").rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+    before = tree(stage.folder)
+    home = {"HOME": "/root/none", "XDG_CACHE_HOME": "/proc/none"}
+    ended = run(stage.command.arguments, stage.folder, Circumstances(home, unprivileged=True))
+    for path in stage.folder.rglob("*"):
+        path.chmod(0o755)
+    return stage.judged(way, ended, before, (0,) if way == "home" else KNOWN)
+
+
+def stopped_by(number: int) -> Fault:
+    def stop(stage: Stage, random: Random) -> Verdict:
+        before = stage.lay()
+        after = random.random() * 1.1 * stage.reference.ended.seconds
+        ended = run(stage.command.arguments, stage.folder, Circumstances(kill=(number, after)))
+        return stage.judged(f"{signal.Signals(number).name} at random", ended, before, STOPPED)
+
+    return stop
+
+
+def killed(stage: Stage, random: Random) -> Verdict:
+    """At a random moment; then the same command goes on, or begins anew, and gives what an unbroken one does."""
+    stage.lay()
+    after = random.random() * stage.reference.ended.seconds
+    first = run(stage.command.arguments, stage.folder, Circumstances(kill=(signal.SIGKILL, after)))
+    done = any(fnmatch(name, f"{_target(stage.command)}*") for name in tree(stage.folder))
+    again = () if not done and stage.command.again == ("--force",) else stage.command.again
+    if first.code == 0 and again == ("--resume",):
+        again = ("--resume", "--force")
+    second = run([*stage.command.arguments, *again], stage.folder)
+    wrong = faults(second, (0,))
+    if not wrong:
+        other = [
+            name for name in changes(stage.reference.tree, tree(stage.folder))
+            if not any(fnmatch(name, pattern) for pattern in stage.command.varies)
+        ]  # fmt: skip
+        wrong = f"not as unbroken: {other[0]}" if other else ""
+    return Verdict("SIGKILL at random, then again", second.code, wrong)
+
+
+def _target(command: Command) -> str:
+    words = command.arguments
+    return words[words.index("-o") + 1] if "-o" in words else "out/none"
+
+
+def narrow(stage: Stage, random: Random) -> Verdict:
+    """A terminal of 40 columns: the same end, and no letter less than on a wide one."""
+    before = stage.lay()
+    ended = run(stage.command.arguments, stage.folder, Circumstances({"NO_COLOR": "1"}, columns=40))
+    verdict = stage.judged("40 columns", ended, before, (0,))
+    if verdict.wrong or stage.command.varies:
+        return verdict
+    lost = _letters(stage.reference.ended.out) - _letters(ended.out)
+    return replace(verdict, wrong=f"40 columns cut off {dict(lost)}"[:200] if lost else "")
+
+
+def _letters(text: str) -> Counter[str]:
+    return Counter(letter for letter in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text) if letter.isalpha())
+
+
+def uncoloured(stage: Stage, random: Random) -> Verdict:
+    before = stage.lay()
+    ended = run(stage.command.arguments, stage.folder, Circumstances({"NO_COLOR": "1"}, columns=100))
+    verdict = stage.judged("NO_COLOR on a terminal", ended, before, (0,))
+    found = COLOURS.search(ended.out)
+    return replace(verdict, wrong=f"a colour: {found[0]!r}") if found and not verdict.wrong else verdict
+
+
+def unseen(stage: Stage, random: Random) -> Verdict:
+    """No terminal: no bar, no escape code."""
+    before = stage.lay()
+    ended = run(stage.command.arguments, stage.folder, PLAIN)
+    verdict = stage.judged("no terminal", ended, before, (0,))
+    if not verdict.wrong and ("\x1b" in ended.out + ended.err or "\r" in ended.out + ended.err):
+        return replace(verdict, wrong="an escape code or a bar without a terminal")
+    return verdict
+
+
+def odd_names(stage: Stage, random: Random) -> Verdict | None:
+    """The same command in a folder, and on files, of such names."""
+    movable = [place for place in stage.command.inputs if "/" not in place and place in stage.command.arguments]
+    if not movable:
+        return None
+    stage.lay()
+    name = random.choice(NAMES)
+    arguments = list(stage.command.arguments)
+    place = random.choice(movable)
+    other = f"{name}{''.join(Path(place).suffixes)}"
+    (stage.folder / place).rename(stage.folder / other)
+    given = random.choice((f"./{other}", str(stage.folder / other)))
+    arguments = [given if word == place else word for word in arguments]
+    if "-o" in arguments and (target := arguments.index("-o") + 1) and random.random() < 0.7:
+        folder, _, last = arguments[target].rpartition("/")
+        arguments[target] = f"{folder}/{name}{Path(last).suffix}"
+    before = tree(stage.folder)
+    ended = run(arguments, stage.folder)
+    silent = stage.command.writes and not changes(before, tree(stage.folder)) and "out/run" not in stage.command.inputs
+    return Verdict(repr(name), ended.code, faults(ended, (0,)) or ("wrote nothing" if silent else ""))
+
+
+def windows_path(stage: Stage, random: Random) -> Verdict | None:
+    """A path of Windows that is not here: one line, and nothing is made."""
+    movable = [place for place in stage.command.inputs if "/" not in place and place in stage.command.arguments]
+    if not movable:
+        return None
+    before = stage.lay()
+    place = random.choice(movable)
+    path = random.choice((f"C:\\models\\{place}", f"..\\{place}", f"\\\\server\\share\\{place}", f"C:/models/{place}"))
+    arguments = [path if word == place else word for word in stage.command.arguments]
+    return stage.judged(path, run(arguments, stage.folder), before, (1, 2))
+
+
+FAULTS: dict[str, Fault] = {
+    "hostile file": hostile_file,
+    "odd file": odd_file,
+    "no disk": no_disk,
+    "no permission": no_permission,
+    "Ctrl-C": stopped_by(signal.SIGINT),
+    "SIGTERM": stopped_by(signal.SIGTERM),
+    "kill -9": killed,
+    "40 columns": narrow,
+    "no terminal": unseen,
+    "NO_COLOR": uncoloured,
+    "odd names": odd_names,
+    "Windows path": windows_path,
+}

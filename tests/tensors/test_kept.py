@@ -1,0 +1,64 @@
+"""sha256 kept between runs: of the file that it is of, and of no other."""
+
+import hashlib
+import os
+import time
+
+import pytest
+
+from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.tensors.kept import SETTLED, WORTHWHILE, record_of
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "lcmmerge" / "sha256"
+
+
+def write(path, content):
+    path.write_bytes(content.ljust(WORTHWHILE, b"\0"))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_large_file_is_hashed_once_for_each_of_its_states(cache, tmp_path):
+    path = tmp_path / "model"
+    first = write(path, b"first")
+    assert sha256_of([path]) == first
+    assert not cache.exists()  # it might change again, and show the same times
+    time.sleep(SETTLED)
+    assert sha256_of([path]) == first
+    (record,) = cache.iterdir()
+    record.write_text("from the cache")
+    assert sha256_of([path]) == "from the cache"
+    times = path.stat()
+    second = write(path, b"other")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert sha256_of([path]) == second
+
+
+def test_another_file_at_the_same_path_is_another(cache, tmp_path):
+    path, other = tmp_path / "model", tmp_path / "other"
+    write(path, b"first")
+    second = write(other, b"other")
+    time.sleep(SETTLED)
+    sha256_of([path])
+    other.replace(path)
+    time.sleep(SETTLED)
+    assert sha256_of([path]) == second
+
+
+def test_a_small_file_is_not_recorded(cache, tmp_path):
+    path = tmp_path / "config"
+    path.write_bytes(b"small")
+    time.sleep(SETTLED)
+    assert record_of(path) is None
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    path = tmp_path / "model"
+    found = write(path, b"first")
+    time.sleep(SETTLED)
+    assert sha256_of([path]) == found
