@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from lcmmerge.distill.objectives.lcf import LatentConsistencyFineTuning
 from lcmmerge.distill.settings import Settings
 from lcmmerge.errors import IncompatibleError, LcmMergeError, OutputError
 from lcmmerge.merge.request import SAFETENSORS, safetensors_name
-from lcmmerge.sample.presets import baseline
+from lcmmerge.sample.presets import Preset, baseline
 from lcmmerge.tensors import DTYPES, DType
 
 LCD, LCF, DIFFUSION = "lcd", "lcf", "diffusion"
@@ -33,7 +33,8 @@ class Job:
 
     ``w``: the range of guidance scales, None for the architecture's. ``skip``: k, in timesteps. ``mu``: EMA rate of a
     whole student's target. ``resolution``: None for what the U-Net is made for. ``validate``: how many examples are
-    held out, None for 8 of 80 or more. ``dtype``: of the product. ``work``: None for ``<output>.training``.
+    held out, None for 8 of 80 or more. ``cfg``: the guidance scale of plain diffusion's samples, None for what is usual
+    for the architecture. ``dtype``: of the product. ``work``: None for ``<output>.training``.
     """
 
     base: str
@@ -57,6 +58,7 @@ class Job:
     skip_bad: bool = False
     workers: int = 0
     validate: int | None = None
+    cfg: float | None = None
     dtype: DType = DTYPES["F16"]
     device: str | None = None
     variant: str | None = None
@@ -114,19 +116,23 @@ class Job:
     def guidance(self, model: Model) -> float:
         """With which the teacher is drawn, and that a student with a guidance embedding is told."""
         if self.kind == DIFFUSION:
-            return baseline("dpm-solver++", model).guidance
+            return self._many_steps(model).guidance
         return 1 + sum(self.guidance_range(model.arch)) / 2
 
     def sampling(self, model: Model, original_steps: int, *, guided: bool) -> Sampling:
         """How to draw with the product; ``guided``: whether its U-Net has a guidance embedding."""
         if self.kind == DIFFUSION:
-            preset = baseline("dpm-solver++", model)
+            preset = self._many_steps(model)
             return Sampling(preset.scheduler, Span.only(preset.steps), Span.only(preset.guidance), preset.settings)
         low, high = self.guidance_range(model.arch)
         told = Span(self.guidance(model), 1 + low, 1 + high)
         usual = OFFICIAL.sampling
         settings = {} if original_steps == 50 else {"original_inference_steps": original_steps}
         return Sampling(usual.scheduler, usual.steps, told if guided else usual.guidance, settings)
+
+    def _many_steps(self, model: Model) -> Preset:
+        usual = baseline("dpm-solver++", model)
+        return usual if self.cfg is None else replace(usual, guidance=self.cfg)
 
 
 def refuse(job: Job, model: Model) -> None:

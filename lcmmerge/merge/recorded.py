@@ -121,7 +121,7 @@ def _is(found: TensorSource, source: Named) -> bool:
     """By its hash; where none was recorded, by its name: the comparison of the merges then tells."""
     if source.sha256 is None:
         return refs.name_of(found.path) == source.name
-    return sha256_of(found.files, known=found.sha256) == source.sha256
+    return sha256_of(found.files, known=found.sha256, reread=True) == source.sha256
 
 
 def _candidates(name: str, places: Sequence[refs.Reference]) -> Iterator[str]:

@@ -30,9 +30,9 @@ class Record:
     outputs: Mapping[str, Mapping[str, Any]]
     figures: Mapping[str, Any]
 
-    def intact(self, out: Path) -> bool:
-        """Whether every output is there, and as it was."""
-        return all(_is(out / path, **expected) for path, expected in self.outputs.items())
+    def intact(self, out: Path, *, reread: bool = False) -> bool:
+        """Whether every output is there, and as it was; ``reread``: as ``sha256_of`` has it."""
+        return all(_is(out / path, **expected, reread=reread) for path, expected in self.outputs.items())
 
     def as_dict(self) -> dict[str, Any]:
         return {"key": self.key, "outputs": self.outputs, "figures": self.figures}
@@ -95,8 +95,8 @@ def write_text(path: Path, text: str) -> None:
         staging.commit_files()
 
 
-def _is(path: Path, bytes: int, sha256: str) -> bool:
+def _is(path: Path, bytes: int, sha256: str, *, reread: bool) -> bool:
     try:
-        return path.stat().st_size == bytes and sha256_of([path]) == sha256
+        return path.stat().st_size == bytes and sha256_of([path], reread=reread) == sha256
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False

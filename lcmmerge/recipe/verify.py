@@ -26,7 +26,7 @@ def verify_run(out: Path, lock: Path | None = None) -> Manifest:
     Raises VerificationError, LockError, NotFoundError, FormatError.
     """
     manifest = read_manifest(out)
-    changed = [name for name, record in sorted(manifest.steps.items()) if not record.intact(out)]
+    changed = [name for name, record in sorted(manifest.steps.items()) if not record.intact(out, reread=True)]
     if changed:
         raise VerificationError(
             f"{out}: {len(changed)} steps' outputs are gone or were changed",

@@ -17,20 +17,23 @@ BLOCK = 8 << 20
 EMPTY: Mapping[Path, str] = MappingProxyType({})
 
 
-def sha256_of(files: Iterable[Path], stop: Event | None = None, known: Mapping[Path, str] = EMPTY) -> str:
+def sha256_of(
+    files: Iterable[Path], stop: Event | None = None, known: Mapping[Path, str] = EMPTY, *, reread: bool = False
+) -> str:
     """Of one file its sha256; of several the sha256 of what sha256sum prints of them, sorted by name.
 
-    Those that are ``known``, or were hashed before, are not read. Raises CancelledError soon after ``stop`` is set.
+    Those that are ``known`` are not read, nor those that were hashed before, but to ``reread`` them: a file's times do
+    not show what a failing disk does to it. Raises CancelledError soon after ``stop`` is set.
     """
-    digests = sorted((path.name, known.get(path) or _sha256(path, stop or Event())) for path in files)
+    digests = sorted((path.name, known.get(path) or _sha256(path, stop or Event(), reread=reread)) for path in files)
     if len(digests) == 1:
         return digests[0][1]
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()
 
 
-def _sha256(path: Path, stop: Event) -> str:
+def _sha256(path: Path, stop: Event, *, reread: bool) -> str:
     record = record_of(path)
-    if known := _blob_name(path) or (record and recall(record)):
+    if known := _blob_name(path) or (record and not reread and recall(record)):
         return known
     digest, size = hashlib.sha256(), path.stat().st_size
     buffer, spare = Buffer(BLOCK), Buffer(BLOCK)

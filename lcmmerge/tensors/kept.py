@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +37,8 @@ def record_of(path: Path) -> Path | None:
 
 def recall(record: Path) -> str | None:
     with suppress(OSError, UnicodeDecodeError):
-        return record.read_text("ascii")
+        if re.fullmatch("[0-9a-f]{64}", found := record.read_text("ascii")):
+            return found
     return None
 
 
