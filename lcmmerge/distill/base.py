@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,16 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from lcmmerge import refs
+from lcmmerge.accelerators import OFFICIAL
 from lcmmerge.archs import Model
 from lcmmerge.distill.conditioning import Encoder
 from lcmmerge.distill.data.latents import full_precision
 from lcmmerge.distill.noise import Noise
+from lcmmerge.merge.provenance import RECIPE
 from lcmmerge.merge.tensors import stored
 from lcmmerge.sample.drawable import configs_of
 from lcmmerge.sample.load import load_components
+from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of
 
 
@@ -45,6 +49,13 @@ class Base:
         """Per latent, along a side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    @property
+    def is_marked_lcm(self) -> bool:
+        """Whether anything says that it is drawn in few steps: a guidance embedding, its scheduler, its own record."""
+        scheduler = self.scheduler.get("_class_name")
+        embedded = bool(self.unet.config.time_cond_proj_dim)
+        return embedded or scheduler == OFFICIAL.sampling.scheduler or _records_lcm(self.model.source)
+
 
 def load(reference: str, model: Model, config_from: str | None, device: torch.device, dtype: torch.dtype) -> Base:
     """Raises what ``load_components`` does, and IncompatibleError where it predicts neither ε nor v."""
@@ -68,6 +79,15 @@ def load(reference: str, model: Model, config_from: str | None, device: torch.de
         Noise.of(scheduler),
         scheduler,
     )
+
+
+def _records_lcm(source: TensorSource) -> bool:
+    """Whether it was fused with an accelerator, or with a term of the name that ``--lcm`` gives."""
+    try:
+        recipe = json.loads(source.metadata.get(RECIPE, "{}"))
+        return bool(recipe["sampling"]) or any(term["term"] == "lcm" and term["lambda"] for term in recipe["terms"])
+    except (ValueError, KeyError, TypeError, RecursionError):  # another tool's, or damaged: it says nothing
+        return False
 
 
 def _encoders_sha256(model: Model) -> str:

@@ -21,7 +21,7 @@ from lcmmerge.distill.checkpoint import PREFIX, Best, Checkpoints
 from lcmmerge.distill.data import open_data
 from lcmmerge.distill.data.encoded import Encoded
 from lcmmerge.distill.encode import Plan, encode
-from lcmmerge.distill.job import Job, refuse
+from lcmmerge.distill.job import LCF, Job, refuse
 from lcmmerge.distill.monitor import BOARD, CURVE, LOG, SCORES, SHEETS
 from lcmmerge.distill.product import card_path
 from lcmmerge.distill.training import Training, on_bad
@@ -67,6 +67,8 @@ def run(job: Job, output: Output) -> Result:
     # A whole model's changes are too small for half precision; autocast computes in it all the same.
     dtype = torch.float32 if job.full else PRECISIONS[job.settings.precision]
     base = bases.load(job.base, model, job.config_from, accelerator.device, dtype)
+    if job.kind == LCF and not base.is_marked_lcm:
+        output.warn(f"{model.source.path}: nothing says that it is an LCM, and --finetune needs one")
     training = Training(job, base, job.objective(model.arch, base.noise.steps), accelerator, output)
     if accelerator.is_main_process and not job.resume:
         _clear(job.folder)

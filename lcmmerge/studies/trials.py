@@ -58,6 +58,8 @@ class Trials:
         import optuna
 
         optuna.logging.set_verbosity(logging.ERROR)
+        # Of a Ctrl-C within a query the pool would log a traceback, and then raise it, too.
+        logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
         self._database, self._bounds = database, bounds
         with database.held(TABLES), database.faults():
             storage = optuna.storages.RDBStorage(database.url, engine_kwargs=database.options)
@@ -123,10 +125,13 @@ class Trials:
         ]
 
     def close(self) -> None:
-        """What this process took and did not finish is to be drawn by another, or later."""
+        """What this process took and did not finish is to be drawn by another, or later.
+
+        A trial that bears no name was taken here, too, by an interrupted claim: others' claims end before we are alone.
+        """
         with suppress(LcmMergeError), self._alone():  # where the database is gone, others see that this one is too
             for trial in self._in_state("RUNNING"):
-                if trial.user_attrs.get("worker") == self._database.worker:
+                if trial.user_attrs.get("worker") in (None, self._database.worker):
                     self._queue_again(trial)
 
     def _any_waiting(self) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +16,14 @@ from distilling import job
 from fusing import Files, load
 from pico import pico
 from pictures import folder_of
+from safetensors.torch import save_file
 
+from lcmmerge.archs import identify
+from lcmmerge.distill import base as bases
 from lcmmerge.distill.run import run
 from lcmmerge.errors import LcmMergeError, OutputError
 from lcmmerge.output import Output
+from lcmmerge.tensors import open_source
 
 QUIET = Output(quiet=True)
 
@@ -155,16 +161,56 @@ def test_what_makes_no_sense(fields: dict[str, object], message: str, base: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_whole_model_and_then_its_fine_tuning(base: Path, data: Path, tmp_path: Path) -> None:
+def test_a_whole_model_and_then_its_fine_tuning(
+    base: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     run(job(base, data, tmp_path / "lcm", steps=1, full=True), QUIET)
     assert load(tmp_path / "lcm" / "unet")["time_embedding.cond_proj.weight"].any()
-    tuned = run(job(tmp_path / "lcm", data, tmp_path / "tuned", steps=1, full=True, kind="lcf"), QUIET)
+    tuned = run(job(tmp_path / "lcm", data, tmp_path / "tuned", steps=1, full=True, kind="lcf"), Output())
+    assert "Warning" not in capsys.readouterr().err
     assert tuned.sampling.guidance.default == 11  # 1 + w, w in the middle of 5 to 15
     found = load(tmp_path / "tuned")
     assert found["unet.time_embedding.cond_proj.weight"].shape == (8, 256)
     assert found.keys() - {"unet.time_embedding.cond_proj.weight"} == pico("sd1").state().keys()
     with pytest.raises(LcmMergeError, match="is a latent consistency model already"):
         run(job(tmp_path / "lcm", data, tmp_path / "again"), QUIET)
+
+
+def test_fine_tuning_warns_where_nothing_says_lcm(
+    base: Path, data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run(job(base, data, tmp_path / "tuned", steps=1, kind="lcf"), Output())
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning")]
+    assert warnings == [f"Warning: {base}: nothing says that it is an LCM, and --finetune needs one"]
+
+
+@pytest.mark.parametrize(
+    ("names", "sampling", "scheduler", "expected"),
+    [
+        (("style",), None, "DDIMScheduler", False),
+        (("style", "lcm"), None, "DDIMScheduler", True),
+        ((), {"scheduler": "TCDScheduler"}, "DDIMScheduler", True),
+        ((), None, "LCMScheduler", True),
+        (None, None, "DDIMScheduler", False),
+    ],
+)
+def test_what_says_lcm(
+    names: tuple[str, ...] | None, sampling: object, scheduler: str, expected: bool, base: Path, tmp_path: Path
+) -> None:
+    """A merge's record of its terms or of its accelerator, or the scheduler; a record of another tool says nothing."""
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    terms = [{"term": name, "lambda": 1.0} for name in names or ()]
+    recipe = {"type": "other"} if names is None else {"terms": terms, "sampling": sampling}
+    for path in folder.rglob("*.safetensors"):
+        save_file(load(path), path, {"sd_merge_recipe": json.dumps(recipe)})
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": scheduler}))
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", scheduler]}))
+    model = identify(open_source(folder))
+    found = bases.load(str(folder), model, None, torch.device("cpu"), torch.float32)
+    assert found.is_marked_lcm is expected
 
 
 def steps_of(log: Path) -> list[list[str]]:

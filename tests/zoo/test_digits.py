@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from lcmmerge.zoo.build.__main__ import SHIPPED
+from lcmmerge.zoo.build.claim import GUIDANCE
 from lcmmerge.zoo.build.folder import Folder, prompts
 from lcmmerge.zoo.build.judge import LOOKS, judged
 from lcmmerge.zoo.build.merging import merged, task_vector
@@ -54,6 +55,13 @@ def test_inspect_recognises_the_loras(name, cli) -> None:
     facts = json.loads(cli("inspect", FOLDER.lora(name), "--json").out)
     assert facts["kind"] == "adapter"
     assert facts["parts"][-1]["modules"] == MODULES
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_styles_card_asks_for_the_guidance_of_the_claim(style) -> None:
+    card = FOLDER.lora(style).with_suffix(".md").read_text("utf-8")
+    assert f"- guidance: {GUIDANCE:g}\n" in card
+    assert f"guidance_scale={GUIDANCE:g})" in card
 
 
 def test_the_pipeline_draws(pipeline) -> None:

@@ -11,6 +11,7 @@ from lcmmerge.distill.job import DIFFUSION, LCD, Job
 from lcmmerge.distill.run import encode_only, run
 from lcmmerge.distill.settings import Settings
 from lcmmerge.output import Output
+from lcmmerge.zoo.build.claim import GUIDANCE
 from lcmmerge.zoo.build.scenes import EVERYTHING, STYLES, Look, caption, draw
 
 USUAL = Settings(
@@ -21,7 +22,7 @@ USUAL = Settings(
 def train_style(base: Path, name: str, target: Path, work: Path, output: Output) -> None:
     settings = replace(USUAL, steps=300, learning_rate=1e-3)
     data = _encoded(base, STYLES[name], 3000, 60_000, work / name, output)
-    job = Job(str(base), str(data), target, DIFFUSION, settings, rank=4, snr_gamma=5.0, drop_captions=0.1)
+    job = Job(str(base), str(data), target, DIFFUSION, settings, rank=4, snr_gamma=5.0, drop_captions=0.1, cfg=GUIDANCE)
     run(replace(job, validate=0, work=work / f"{name}.training", resume=True), output)
 
 
