@@ -65,8 +65,11 @@ class Output:
         sys.stderr.write("\n".join(map(_plain, lines)) + "\n")
 
     @contextmanager
-    def progress(self, title: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
-        """Yield a function that is told how many bytes more are done, or how many of the ``unit`` (``steps``)."""
+    def progress(self, title: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
+        """Yield a function that is told how many bytes more are done, or how many of the ``unit`` (``steps``).
+
+        ``total``: None where nobody knows it.
+        """
         from rich.progress import (
             BarColumn,
             DownloadColumn,

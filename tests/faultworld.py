@@ -15,7 +15,6 @@ from pico import lcm_lora, pico, style_lora
 from pictures import folder_of
 from safetensors.torch import load_file
 
-SPARING = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 RECIPE = """\
 version: 1
 sources:
@@ -146,7 +145,7 @@ TRAINING = {"data/image00.png": "png", "data/image01.txt": "text"}
 SEARCHED = {"base": "base", "prompts.txt": "prompts.txt", "style.safetensors": "style.safetensors"}
 SEARCH = (
     "search", "base", "style.safetensors", "--lcm", "lcm.safetensors", "--accelerator", "lcm", "--grid", "lcm=0.5,1",
-    "--prompts", "prompts.txt", "--steps", "1", "--seeds", "1", "--size", "64x64", "--guidance", "1", "--device", "cpu",
+    "--prompts", "prompts.txt", "--steps", "1", "--count", "1", "--size", "64x64", "--guidance", "1", "--device", "cpu",
     "-o", "out/study",
 )  # fmt: skip
 EXPORT = ("export", *FUSE.split(), "--accelerator", "lcm", "--config-from", "base", "--no-fused", "--cache", "cache")

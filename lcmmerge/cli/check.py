@@ -10,9 +10,9 @@ from lcmmerge.output import Output, size
 
 @click.command(short_help="Check an export's graphs without running them.")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--tensorrt", "trt", is_flag=True, help="Have TensorRT-RTX parse and build them too; it needs no GPU.")
+@click.option("--tensorrt", is_flag=True, help="Have TensorRT-RTX parse and build them too; it needs no GPU.")
 @output_options
-def check(folder: Path, trt: bool, output: Output) -> None:
+def check(folder: Path, tensorrt: bool, output: Output) -> None:
     """Check the graphs of FOLDER: an export, any folder of ONNX files, or one file.
 
     Every graph is valid ONNX; its parameters are where it says, in its own folder, under their names; it has no
@@ -25,11 +25,11 @@ def check(folder: Path, trt: bool, output: Output) -> None:
     """
     from lcmmerge.graphs.check import check as run
 
-    report = run(folder, output, trt=trt)
+    report = run(folder, output, tensorrt=tensorrt)
     if output.as_json:
         output.json(report.as_dict())
     rows = [(engine.graph, f"{engine.seconds:.1f} s", size(engine.nbytes)) for engine in report.engines]
     output.table("Built by TensorRT-RTX", ("graph", "time", "engine"), rows, numbers=2)
     report.check()
-    built = " TensorRT-RTX takes them." if trt else ""
+    built = " TensorRT-RTX takes them." if tensorrt else ""
     output.text(f"{folder}: {len(report.graphs)} graphs keep every rule.{built}")

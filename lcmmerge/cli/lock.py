@@ -21,8 +21,8 @@ def lock(recipe: Path, output: Output) -> None:
     """
     from lcmmerge.recipe.loader import load
     from lcmmerge.recipe.lock import lock_path, lock_text
-    from lcmmerge.recipe.manifest import write_text
     from lcmmerge.recipe.runner import lock_of
+    from lcmmerge.tensors.staging import write_text
 
     found = lock_of(load(recipe))
     write_text(lock_path(recipe), lock_text(found))

@@ -64,3 +64,17 @@ def l2(a: Tensor, b: Tensor) -> Tensor:
 
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"huber": pseudo_huber, "l2": l2}
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """What distillation and fine-tuning are asked for alike; ``distance``: of DISTANCES.
+
+    ``w_low`` to ``w_high``: from where w is drawn, uniformly; the guidance scale of diffusers is 1 + w. The defaults
+    are those of the authors' scripts for Stable Diffusion; SDXL's begin at w = 3.
+    """
+
+    w_low: float = 5.0
+    w_high: float = 15.0
+    distance: str = "huber"
+    grid: Grid = Grid()

@@ -57,9 +57,9 @@ class Scale:
     def __call__(self, value: float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self, about: int = 5) -> list[float]:
-        """Multiples of 1, 2 or 5 · 10ⁿ."""
-        rough = (self.high - self.low) / about
+    def ticks(self) -> list[float]:
+        """Multiples of 1, 2 or 5 · 10ⁿ, about five of them."""
+        rough = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
         first, last = math.ceil(self.low / step), math.floor(self.high / step)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count, repeat
@@ -25,7 +24,7 @@ from lcmmerge.tensors.blockio import output_error
 from lcmmerge.tensors.dtypes import DTYPES
 from lcmmerge.tensors.header import read_header
 from lcmmerge.tensors.layout import TensorSpec
-from lcmmerge.tensors.staging import Staging
+from lcmmerge.tensors.staging import Staging, write_text
 from lcmmerge.tensors.writer import TensorWriter
 
 
@@ -51,7 +50,6 @@ def encode(
     vae: AutoencoderKL,
     target: Path,
     plan: Plan,
-    *,
     workers: int = 0,
     on_bad: OnBad | None = None,
     done: Callable[[int], None] = lambda count: None,
@@ -82,7 +80,7 @@ def encode(
     if not sum(shards):
         raise empty(data.name)
     manifest = replace(manifest, shards=tuple(shards))
-    _write_text(target / MANIFEST, manifest.text())
+    write_text(target / MANIFEST, manifest.text())
     return manifest
 
 
@@ -98,7 +96,7 @@ def _begin(target: Path, manifest: Manifest) -> None:
         target.mkdir(exist_ok=True)
     except OSError as error:
         raise output_error(target, error) from None
-    _write_text(target / MANIFEST, manifest.text())
+    write_text(target / MANIFEST, manifest.text())
 
 
 def _source(examples: Sequence[Example]) -> str:
@@ -153,13 +151,4 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         for name, tensor in tensors.items():
             writer.write(name, tensor.cpu())
         writer.finish()
-        staging.commit_files()
-
-
-def _write_text(path: Path, text: str) -> None:
-    with Staging(path) as staging:
-        with (staging.folder / path.name).open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
         staging.commit_files()

@@ -24,6 +24,7 @@ from lcmmerge.distill.checkpoint import Best
 from lcmmerge.distill.curve import Average, svg
 from lcmmerge.distill.trainer import Stepped
 from lcmmerge.output import Output, size
+from lcmmerge.tensors.staging import replace_with
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -152,7 +153,11 @@ class Journal:
     def __init__(self, path: Path, columns: Sequence[str], first: int) -> None:
         self._rows = [row for row in _read(path) if row[0] <= first]
         lines = [",".join(columns), *(_line(row) for row in self._rows)]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        text = "\n".join(lines) + "\n"
+        if path.exists():
+            replace_with(path, text.encode())
+        else:
+            path.write_text(text, encoding="utf-8")
         self._path = path
 
     def add(self, *row: float) -> None:

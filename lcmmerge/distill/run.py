@@ -95,8 +95,10 @@ def encode_only(job: Job, output: Output) -> int:
     transform = job.transform(base.unet.config.sample_size, base.pixels)
     plan = Plan(base.encoders, transform, job.settings.seed)
     skip = on_bad(job, output)
+    total = len(data) if isinstance(data, Indexed) else None
     try:
-        manifest = encode(data, base.encoder, base.vae, job.output, plan, workers=job.workers, on_bad=skip)
+        with output.progress("encode", total, "examples") as done:
+            manifest = encode(data, base.encoder, base.vae, job.output, plan, job.workers, skip, done)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted; whole shards are kept: the same command goes on from them.") from None
     return sum(manifest.shards or ())

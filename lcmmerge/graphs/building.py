@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from lcmmerge.errors import IncompatibleError
 from lcmmerge.graphs.components.base import Component, parameter_name
+from lcmmerge.graphs.constants import Constants
 
 DTYPES = {
     torch.float32: ir.DataType.FLOAT,
@@ -36,7 +37,7 @@ class Builder:
         self.values: dict[Node, ir.Value | tuple[ir.Value, ...]] = {}
         self.known: dict[Node, torch.Tensor] = {}
         self.parameters: dict[str, ir.Value] = {}
-        self.constants: dict[tuple[Any, ...], ir.Value] = {}
+        self.constants = Constants()
         self._names: Counter[str] = Counter()
         self.scope = ""
 
@@ -71,16 +72,8 @@ class Builder:
         return value
 
     def constant(self, item: Any, dtype: torch.dtype = torch.int64) -> ir.Value:
-        """An initializer of its own value, shared between those who want it."""
-        tensor = torch.as_tensor(item).to(dtype).contiguous()
-        key = (dtype, tuple(tensor.shape), str(tensor.tolist()))
-        if key not in self.constants:
-            name = f"constant_{len(self.constants)}"
-            value = typed(name, tensor)
-            value.shape = ir.Shape(tensor.shape)
-            value.const_value = ir.Tensor(_array(tensor), dtype=DTYPES[dtype], shape=value.shape, name=name)
-            self.constants[key] = value
-        return self.constants[key]
+        """A number, numbers or a tensor in ``dtype``."""
+        return self.constants(_array(torch.as_tensor(item).to(dtype).contiguous()))
 
     def add(self, operator: str, *inputs: ir.Value | None, name: str | None = None, **attributes: Any) -> ir.Value:
         """A node of one output, named as the module that it comes from."""

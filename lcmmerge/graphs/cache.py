@@ -34,9 +34,9 @@ def default_folder() -> Path:
 
 
 def cached(component: Component, dtype: torch.dtype, variant: str, folder: Path | None = None) -> bytes:
-    """``graph_of`` as bytes, to be linked; from ``folder`` (the user's cache) where it was made before.
+    """A graph of ``graphs_of`` as bytes, to be linked; from ``folder`` (the user's cache) where it was made before.
 
-    A component's variants are made together. Raises what ``graph_of`` raises.
+    A component's variants are made together. Raises what ``graphs_of`` raises.
     """
     folder = default_folder() if folder is None else folder
     with suppress(OSError):

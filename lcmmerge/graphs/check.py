@@ -66,13 +66,13 @@ class Report:
             raise IncompatibleError(f"{self.folder}: {count}", cure, [str(item) for item in self.broken])
 
 
-def check(path: Path, output: Output, *, trt: bool = False) -> Report:
+def check(path: Path, output: Output, *, tensorrt: bool = False) -> Report:
     """Check an export, or any folder of ONNX graphs, or one graph.
 
-    ``trt``: also have TensorRT-RTX parse the graphs, and build them for their first profile. Raises NotFoundError,
+    ``tensorrt``: also have TensorRT-RTX parse the graphs, and build them for their first profile. Raises NotFoundError,
     FormatError, LcmMergeError (TensorRT-RTX is not installed).
     """
-    if trt:
+    if tensorrt:
         rtx.bindings()
     graphs = list(graphs_of(path))
     broken: list[Broken] = []
@@ -80,7 +80,7 @@ def check(path: Path, output: Output, *, trt: bool = False) -> Report:
     with output.progress("check", len(graphs), "graphs") as progress:
         for graph in graphs:
             found = list(_by_rules(graph))
-            if trt and not found:
+            if tensorrt and not found:
                 found += _by_tensorrt(graph, engines, output)
             broken += found
             progress(1)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
+
+from lcmmerge.graphs.constants import Constants
 
 
 class Part:
@@ -29,20 +30,9 @@ class Composition:
 
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
+        self.constant = Constants()
         self.opset, self.ir_version = 0, 0
         self._initializers: dict[str, ir.Value] = {}
-        self._constants: dict[tuple[Any, ...], ir.Value] = {}
-
-    def constant(self, array: np.ndarray[Any, Any]) -> ir.Value:
-        """An initializer, shared between those who want it."""
-        dtype = ir.DataType.from_numpy(array.dtype)
-        key = (dtype, array.shape, array.tobytes())
-        if key not in self._constants:
-            name = f"constant_{len(self._constants)}"
-            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype))
-            value.const_value = ir.Tensor(array, dtype=dtype, shape=value.shape, name=name)
-            self._constants[key] = value
-        return self._constants[key]
 
     def add(self, operator: str, *inputs: ir.Value, dtype: ir.DataType | None = None, **attributes: Any) -> ir.Value:
         """A node of one output, of its first input's type unless ``dtype`` says another."""
@@ -75,7 +65,7 @@ class Composition:
         return {str(value.name): _present(values[value]) for value in graph.outputs}
 
     def model(self, inputs: list[ir.Value], outputs: list[ir.Value], name: str) -> ir.Model:
-        initializers = [*self._initializers.values(), *self._constants.values()]
+        initializers = [*self._initializers.values(), *self.constant.values()]
         graph = ir.Graph(
             inputs, outputs, nodes=self.nodes, initializers=initializers, opset_imports={"": self.opset}, name=name
         )

@@ -26,16 +26,12 @@ def opset_of(variant: str, dtype: torch.dtype) -> int:
     return max(OPSETS[variant], BFLOAT16) if str(dtype) == "torch.bfloat16" else OPSETS[variant]
 
 
-def graph_of(component: Component, dtype: torch.dtype, variant: str) -> ir.Model:
-    """The graph of ``component`` in ``dtype``; ``variant``: ``plain``, or ``fused`` with Attention nodes.
-
-    Raises FormatError (of the config), IncompatibleError (an operator that we do not know).
-    """
-    return graphs_of(component, dtype, [variant])[variant]
-
-
 def graphs_of(component: Component, dtype: torch.dtype, variants: Iterable[str]) -> dict[str, ir.Model]:
-    """The same, by variant; nearly all of the time goes into what they share."""
+    """The graphs of ``component`` in ``dtype``, by variant: ``plain``, or ``fused`` with Attention nodes.
+
+    Nearly all of the time goes into what they share. Raises FormatError (of the config), IncompatibleError (an operator
+    that we do not know).
+    """
     from lcmmerge.graphs.lowering import lower
 
     program = _trace(component, dtype)

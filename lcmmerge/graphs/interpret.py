@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto
 from torch import Tensor
 
 from lcmmerge.errors import FormatError, IncompatibleError
-from lcmmerge.graphs.kernels import DTYPES, HOST, KERNELS, tensor_of
+from lcmmerge.graphs.kernels import HOST, KERNELS, dtype_of, tensor_of
 
 CURE = "run the graph with ONNX Runtime"
 
@@ -39,7 +39,7 @@ class Interpreter:
     """``Interpreter(path, device)(inputs)``: name → tensor in, name → tensor out, all on ``device``.
 
     Weights are read once, and kept on the device in the graph's own types; whole numbers of at most one axis are shapes
-    and stay on the CPU. Raises FormatError, IncompatibleError (an operator or attribute that is not in the table).
+    and stay on the CPU. Raises FormatError, IncompatibleError (an operator, attribute or type that ``kernels`` lacks).
     """
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
@@ -104,11 +104,17 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
 
 
 def _read(proto: TensorProto, path: Path) -> Tensor:
-    """An initializer from the graph, or from the file beside it that it names. Raises FormatError."""
-    if proto.data_location != TensorProto.EXTERNAL:
-        return tensor_of(proto)
+    """An initializer from the graph, or from the file beside it that it names.
+
+    Raises FormatError, IncompatibleError (a type that torch does not compute with).
+    """
+    try:
+        if proto.data_location != TensorProto.EXTERNAL:
+            return tensor_of(proto)
+        tensor = torch.empty(tuple(proto.dims), dtype=dtype_of(proto.data_type))
+    except NotImplementedError as error:
+        raise IncompatibleError(f"{path}: {proto.name!r}: {error} is not interpreted", CURE) from None
     place = {entry.key: entry.value for entry in proto.external_data}
-    tensor = torch.empty(tuple(proto.dims), dtype=DTYPES[proto.data_type])
     file = path.parent / place["location"]
     with file.open("rb", buffering=0) as stream:
         stream.seek(int(place.get("offset", 0)))

@@ -33,14 +33,23 @@ DTYPES: Mapping[int, torch.dtype] = {
 }
 
 
+def dtype_of(number: int) -> torch.dtype:
+    """Raises NotImplementedError for what is not in ``DTYPES``, such as strings and eight-bit floats."""
+    if number not in DTYPES:
+        raise NotImplementedError(f"the type {TensorProto.DataType.Name(number)}")
+    return DTYPES[number]
+
+
 def tensor_of(proto: TensorProto) -> Tensor:
-    """A tensor whose values are in the graph itself."""
+    """A tensor whose values are in the graph itself. Raises NotImplementedError."""
+    dtype, shape = dtype_of(proto.data_type), tuple(proto.dims)
     values = bytearray(onnx.numpy_helper.to_array(proto).tobytes())
-    dtype, shape = DTYPES[proto.data_type], tuple(proto.dims)
     return torch.frombuffer(values, dtype=dtype).reshape(shape) if values else torch.empty(shape, dtype=dtype)
 
 
 def arg_max(tensor: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
+    if select_last_index:
+        raise NotImplementedError("select_last_index")
     return tensor.argmax(axis, bool(keepdims))
 
 
@@ -61,7 +70,7 @@ def attention(
 
 
 def cast(tensor: Tensor, *, to: int = 0, saturate: int = 1) -> Tensor:
-    return tensor.to(DTYPES[to])
+    return tensor.to(dtype_of(to))
 
 
 def clip(tensor: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:

@@ -49,7 +49,7 @@ def build(graph: Path, profile: Shapes | None) -> Built:
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
-        return Built("parser", tuple(_errors(parser)))
+        return Built("parser", tuple(_errors(parser)) or ("it refused the graph, and gave no reason",))
     if profile is None:
         return Built("parser", ())
     config = builder.create_builder_config()

@@ -74,6 +74,8 @@ def places(graph: Graph) -> Iterator[str]:
             yield f"the data of {name} are in {location!r}, a symbolic link"
         elif not file.is_file():
             yield f"the data of {name} are in {location!r}, which is not there"
+        elif not all(entries.get(key, "0").isdecimal() for key in ("offset", "length")):
+            yield f"the data of {name} have an offset or a length that is no number"
         elif int(entries.get("offset", 0)) + int(entries.get("length", 0)) > file.stat().st_size:
             yield f"the data of {name} end beyond the end of {location!r}: it is truncated"
         else:
@@ -129,7 +131,11 @@ def integers(graph: Graph) -> Iterator[str]:
     for value, name, tensor in graph.tensors():
         if tensor.data_type == TensorProto.INT64 and tensor.data_location != TensorProto.EXTERNAL:
             allowed = TO_THE_END if value in ends else ()
-            numbers = map(int, onnx.numpy_helper.to_array(tensor).flatten())
+            try:
+                numbers = map(int, onnx.numpy_helper.to_array(tensor).flatten())
+            except ValueError:
+                yield f"{name} has another number of values than its shape says"
+                continue
             if wrong := [number for number in numbers if number not in INT32 and number not in allowed]:
                 yield f"{name} is {wrong[0]}, which int32 does not hold"
 

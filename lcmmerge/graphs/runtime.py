@@ -102,11 +102,13 @@ def choose_provider(asked: str | None, dtypes: set[str], say: Callable[[str], No
 def _why_not(gpu: bool, dtypes: set[str]) -> str:
     if gpu:
         return "ONNX Runtime's CUDA provider is not usable here"
+    if not _usable("cpu"):
+        return "ONNX Runtime is not usable here"
     return "ONNX Runtime takes no bf16 on the CPU" if "bf16" in dtypes else "no GPU that ONNX Runtime could use"
 
 
 def _absent(asked: str, able: list[str]) -> LcmMergeError:
-    if asked == "cpu":
+    if asked == "cpu" and _usable("cpu"):
         return IncompatibleError("ONNX Runtime's CPU provider takes no bf16 graphs", "export --dtype fp32 or fp16")
     have = ", ".join(able)
     return LcmMergeError(f"provider {asked!r}: is not usable here; usable are {have}", INSTALL)
@@ -233,6 +235,8 @@ def _quiet() -> Iterator[None]:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)
-    with contextlib.redirect_stdout(None):
-        yield
-    onnxruntime.set_default_logger_severity(2)
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)

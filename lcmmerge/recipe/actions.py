@@ -16,10 +16,11 @@ from lcmmerge.recipe.builds import Build
 from lcmmerge.recipe.card import card
 from lcmmerge.recipe.exports import export
 from lcmmerge.recipe.images import generate
-from lcmmerge.recipe.manifest import EXPORTS, IMAGES, STUDIES, Manifest, Record, record, write_text
+from lcmmerge.recipe.manifest import EXPORTS, IMAGES, STUDIES, Manifest, Record, record
 from lcmmerge.recipe.steps import CARD, Step, written
 from lcmmerge.recipe.studies import search
 from lcmmerge.refs.weights import MODEL_INDEX
+from lcmmerge.tensors.staging import write_text
 
 
 @dataclass(frozen=True, slots=True)

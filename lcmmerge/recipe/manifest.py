@@ -14,7 +14,7 @@ from typing import Any
 
 from lcmmerge.errors import FormatError
 from lcmmerge.tensors.digest import sha256_of
-from lcmmerge.tensors.staging import Staging
+from lcmmerge.tensors.staging import write_text
 from lcmmerge.version import __version__
 
 NAME = "run.json"
@@ -86,13 +86,6 @@ def record(key: str, out: Path, paths: list[Path], figures: Mapping[str, Any]) -
         for path in sorted(paths)
     }
     return Record(key, outputs, figures)
-
-
-def write_text(path: Path, text: str) -> None:
-    """All or nothing. Raises OutputError."""
-    with Staging(path) as staging:
-        (staging.folder / path.name).write_text(text, "utf-8")
-        staging.commit_files()
 
 
 def _is(path: Path, bytes: int, sha256: str, *, reread: bool) -> bool:

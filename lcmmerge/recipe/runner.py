@@ -26,10 +26,11 @@ from lcmmerge.recipe.card import disagreement
 from lcmmerge.recipe.checks import checked, refuse_missed
 from lcmmerge.recipe.loader import Loaded
 from lcmmerge.recipe.lock import Lock, check_lock, lock_path, lock_text, read_lock
-from lcmmerge.recipe.manifest import Manifest, read_manifest, write_text
+from lcmmerge.recipe.manifest import Manifest, read_manifest
 from lcmmerge.recipe.sources import Sources, find
 from lcmmerge.recipe.steps import Step, steps
 from lcmmerge.tensors.blockio import output_error
+from lcmmerge.tensors.staging import write_text
 
 GUARD = ".lcmmerge.lock"
 

@@ -12,8 +12,8 @@ from lcmmerge.errors import RecipeError
 from lcmmerge.merge.request import Request
 from lcmmerge.output import Output
 from lcmmerge.recipe.builds import Build, weights_text
-from lcmmerge.recipe.manifest import write_text
 from lcmmerge.recipe.schema import Search
+from lcmmerge.tensors.staging import write_text
 
 if TYPE_CHECKING:
     from lcmmerge.studies.request import Prepared, SearchRequest

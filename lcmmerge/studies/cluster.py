@@ -101,7 +101,7 @@ class Cluster:
             worker, size, group = self._busy.pop(promise)
             drawn = self._result(promise, worker, group)
             if drawn is None:
-                left.extendleft(group)
+                left.extendleft(reversed(group))  # in its order again: by that its losses are counted
                 continue
             self._idle.append((worker, size))
             yield from drawn

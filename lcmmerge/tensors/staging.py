@@ -69,6 +69,16 @@ class Staging:
         _sync(self.target.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """All or nothing, in UTF-8; what a killed run left of it is removed by the next. Raises OutputError."""
+    with Staging(path) as staging:
+        with (staging.folder / path.name).open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.commit_files()
+
+
 def replace_with(path: Path, content: bytes) -> None:
     """All or nothing for what is in memory, also where two processes write the same file. Raises OutputError."""
     partial = path.with_name(f".{path.name}.{uuid4().hex}")

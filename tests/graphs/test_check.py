@@ -5,6 +5,7 @@ import os
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from running import exact
@@ -206,6 +207,22 @@ def test_data_beside_the_graph(tmp_path):
     assert "truncated" in broken(path)[0][2]
 
 
+def test_an_offset_that_is_no_number(tmp_path):
+    path = foreign(tmp_path / "model.onnx", node("Add", "x", "w"), initializers=[W], location="w.bin")
+    (tmp_path / "w.bin").write_bytes(W.raw_data)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data.add(key="offset", value="-4x")
+    path.write_bytes(model.SerializeToString())
+    assert "an offset or a length that is no number" in broken(path)[0][2]
+
+
+def test_fewer_numbers_than_the_shape_says(tmp_path):
+    short = TensorProto(name="w", data_type=TensorProto.INT64, dims=[4], raw_data=bytes(8))
+    foreign(tmp_path / "model.onnx", node("Add", "x", "w"), initializers=[short])
+    found = {rule: what for _, rule, what in broken(tmp_path)}
+    assert found["integers"] == "'w' has another number of values than its shape says"
+
+
 def test_nothing_to_check(tmp_path):
     with pytest.raises(NotFoundError, match="holds no ONNX graph"):
         check(tmp_path, QUIET)
@@ -225,7 +242,7 @@ def have_rtx():
 @pytest.mark.skipif(have_rtx(), reason="TensorRT-RTX is installed")
 def test_tensorrt_is_an_extra(untouched):
     with pytest.raises(LcmMergeError, match="TensorRT-RTX is not installed") as refused:
-        check(untouched, QUIET, trt=True)
+        check(untouched, QUIET, tensorrt=True)
     assert refused.value.hint.startswith("pip install")
 
 

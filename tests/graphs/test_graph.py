@@ -18,7 +18,7 @@ from onnxfile import Graph, configs, export, make
 from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.graphs.cache import serialise
 from lcmmerge.graphs.components import components_of
-from lcmmerge.graphs.graph import OPSETS, graph_of
+from lcmmerge.graphs.graph import OPSETS, graphs_of
 from lcmmerge.graphs.lowering import lower
 from lcmmerge.graphs.passes import OPERATORS, check_operators
 from lcmmerge.tensors.header import read_header
@@ -114,16 +114,16 @@ import sys, torch
 from pathlib import Path
 from lcmmerge.graphs.cache import serialise
 from lcmmerge.graphs.components import components_of
-from lcmmerge.graphs.graph import graph_of
+from lcmmerge.graphs.graph import graphs_of
 (component,) = components_of(Path(sys.argv[1]))
-sys.stdout.buffer.write(serialise(graph_of(component, torch.float32, "fused")))
+sys.stdout.buffer.write(serialise(graphs_of(component, torch.float32, ["fused"])["fused"]))
 """
 
 
 def test_same_bytes_in_every_process(tmp_path: Path) -> None:
     folder = configs("text_encoder", make("text_encoder"), tmp_path)
     (component,) = components_of(folder)
-    mine = serialise(graph_of(component, torch.float32, "fused"))
+    mine = serialise(graphs_of(component, torch.float32, ["fused"])["fused"])
     command = [sys.executable, "-c", SCRIPT, str(folder)]
     ran = subprocess.run(command, capture_output=True, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
     assert ran.stdout == mine
@@ -141,7 +141,7 @@ def test_unknown_operators_are_named(tmp_path: Path) -> None:
     program = torch.export.export(New(), (torch.empty(2),))
     with pytest.raises(IncompatibleError, match=r"aten\.special_i0e"):
         lower(program, component, 18)
-    model = graph_of(component, torch.float32, "plain")
+    model = graphs_of(component, torch.float32, ["plain"])["plain"]
     model.graph[3].op_type = "SequenceAt"
     with pytest.raises(IncompatibleError, match="SequenceAt"):
         check_operators(model.graph, component)

@@ -177,6 +177,26 @@ def test_a_way_that_we_do_not_emit(tmp_path):
         Interpreter(tmp_path / "one.onnx")({"x0": torch.from_numpy(IMAGE), "x2": torch.tensor([1.0, 1, 2, 2])})
 
 
+def test_the_last_of_several_largest_is_not_ours(tmp_path):
+    """``ArgMax`` gives the first, unless it is told otherwise."""
+    written(tmp_path / "one.onnx", "ArgMax", [X], {"select_last_index": 1})
+    with pytest.raises(IncompatibleError, match="ArgMax 'only': select_last_index is not interpreted"):
+        Interpreter(tmp_path / "one.onnx")({"x0": torch.from_numpy(X)})
+
+
+@pytest.mark.parametrize("where", ["initializer", "node"])
+def test_a_type_that_torch_does_not_compute_with(where, tmp_path):
+    words = helper.make_tensor("w", TensorProto.STRING, [1], [b"fox"])
+    node = helper.make_node("Identity", ["w"], ["y"], name="only")
+    if where == "node":
+        node = helper.make_node("Constant", [], ["y"], name="only", value=words)
+    end = helper.make_tensor_value_info("y", TensorProto.STRING, [1])
+    graph = helper.make_graph([node], "one", [], [end], [words] if where == "initializer" else [])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "one.onnx")
+    with pytest.raises(IncompatibleError, match="the type STRING is not interpreted"):
+        Interpreter(tmp_path / "one.onnx")({})
+
+
 def test_a_weight_file_that_ends_early(tmp_path):
     path = tmp_path / "one.onnx"
     tensor = numpy_helper.from_array(floats(64), "w")

@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from running import exact
 from safetensors.torch import load_file, save_file
 
@@ -99,6 +100,19 @@ def test_a_bound_session_gives_what_a_plain_one_does(export):
     for given in (LATENTS, strided):
         found = open_session(graph, "cpu")(given)["sample"]
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def test_onnx_runtime_warns_again_after_a_refusal(decoder, capfd):
+    decoder.write_bytes(decoder.read_bytes().replace(b"Sigmoid", b"Sigmoit"))
+    with pytest.raises(FormatError):
+        open_session(decoder, "cpu")
+    capfd.readouterr()
+    x, y = (helper.make_tensor_value_info(name, 1, [1]) for name in "xy")
+    unused = numpy_helper.from_array(np.ones(1, np.float32), "unused")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "one", [x], [y], [unused])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert "Removing initializer 'unused'" in capfd.readouterr().err
 
 
 def test_a_graph_that_onnx_runtime_refuses(decoder):

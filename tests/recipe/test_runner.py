@@ -27,9 +27,9 @@ from lcmmerge.merge.outcome import Settings
 from lcmmerge.recipe import runner
 from lcmmerge.recipe.loader import load
 from lcmmerge.recipe.lock import lock_path, lock_text, read_lock
-from lcmmerge.recipe.manifest import write_text
 from lcmmerge.recipe.runner import lock_of
 from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.tensors.staging import write_text
 
 
 @pytest.fixture

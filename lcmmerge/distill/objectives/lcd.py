@@ -15,25 +15,17 @@ import torch
 from torch import Tensor
 
 from lcmmerge.distill.batch import Batch
-from lcmmerge.distill.consistency import DISTANCES, Grid, consistent
+from lcmmerge.distill.consistency import DISTANCES, Consistency, consistent
 from lcmmerge.distill.networks import Networks
 from lcmmerge.distill.objectives import normal_like, uniform
 
 
 @dataclass(frozen=True, slots=True)
-class LatentConsistencyDistillation:
-    """``w_low`` to ``w_high``: from where w is drawn, uniformly; the guidance scale of diffusers is 1 + w.
-
-    The defaults are those of the authors' scripts for Stable Diffusion; SDXL's begin at w = 3.
-    """
+class LatentConsistencyDistillation(Consistency):
+    """w is the guidance that the teacher draws with, and that a student with a guidance embedding is told."""
 
     teaches: ClassVar[bool] = True
     trails: ClassVar[bool] = True
-
-    w_low: float = 5.0
-    w_high: float = 15.0
-    distance: str = "huber"
-    grid: Grid = Grid()  # noqa: RUF009 - frozen
 
     def loss(self, networks: Networks, batch: Batch, draw: torch.Generator) -> Tensor:
         clean, noise = batch.latents, networks.noise

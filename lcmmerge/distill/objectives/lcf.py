@@ -13,22 +13,17 @@ import torch
 from torch import Tensor
 
 from lcmmerge.distill.batch import Batch
-from lcmmerge.distill.consistency import DISTANCES, Grid, consistent
+from lcmmerge.distill.consistency import DISTANCES, Consistency, consistent
 from lcmmerge.distill.networks import Networks
 from lcmmerge.distill.objectives import normal_like, uniform
 
 
 @dataclass(frozen=True, slots=True)
-class LatentConsistencyFineTuning:
-    """``w_low`` to ``w_high``: the guidance that an LCM with a guidance embedding is told; others are told nothing."""
+class LatentConsistencyFineTuning(Consistency):
+    """w is the guidance that an LCM with a guidance embedding is told; others are told nothing."""
 
     teaches: ClassVar[bool] = False
     trails: ClassVar[bool] = True
-
-    w_low: float = 5.0
-    w_high: float = 15.0
-    distance: str = "huber"
-    grid: Grid = Grid()  # noqa: RUF009 - frozen
 
     def loss(self, networks: Networks, batch: Batch, draw: torch.Generator) -> Tensor:
         clean, noise = batch.latents, networks.noise

@@ -150,7 +150,7 @@ def _read(weights: str) -> Iterator[str]:
     try:
         yield str(path)
     except Exception as error:  # each library has its own
-        what = str(error).strip().splitlines()[0]
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FormatError(f"network {weights}: {what}", "see `lcmmerge search --help` for what it may be") from None
     finally:
         logging.enable_progress_bar()
@@ -159,8 +159,8 @@ def _read(weights: str) -> Iterator[str]:
 def _downloaded(url: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except OSError as error:
             raise NotFoundError(f"{url}: {error}", "download it elsewhere, and name the file") from None

@@ -29,8 +29,8 @@ class Latents:
     digits: Tensor
 
 
-def latents(vae: AutoencoderKL, look: Look, count: int, seed: int, held_out: bool = False) -> Latents:
-    parts = [draw(look, 1000, seed + part, held_out) for part in range(count // 1000)]
+def latents(vae: AutoencoderKL, look: Look, count: int, seed: int) -> Latents:
+    parts = [draw(look, 1000, seed + part) for part in range(count // 1000)]
     values = torch.cat([encoded(vae, pictures) for pictures, _ in parts]) * vae.config["scaling_factor"]
     return Latents(values, torch.cat([digits for _, digits in parts]))
 

@@ -23,7 +23,7 @@ COUNT, SEARCHED, REFERENCES = 512, 200, 1500
 SEARCH_SEED, TEST_SEED, REAL_SEED = 1_000_000, 2_000_000, 300_000
 GUIDANCE = 2.5
 SOLVERS = ("DDIM", "DPM-Solver", "DPM-Solver++")
-BUDGETS = (1, 2, 4, 8)  # network evaluations
+BUDGETS, STYLE_BUDGETS = (1, 2, 4, 8), (1, 2, 4)  # network evaluations
 STYLE_GRID = (0.4, 0.6, 0.8, 1.0, 1.2)
 LCM_GRID = (0.0, 0.4, 0.6, 0.8, 1.0, 1.2)
 TEACHER = Method("DDIM", 50, GUIDANCE)
@@ -111,19 +111,17 @@ def base_table(bench: Bench) -> Iterator[Cell]:
         yield bench.cell("base", {}, method, look, COUNT, TEST_SEED)
 
 
-def style_table(
-    bench: Bench, style: str, terms: Mapping[str, float], budgets: tuple[int, ...] = (1, 2, 4)
-) -> Iterator[Cell]:
+def style_table(bench: Bench, style: str, terms: Mapping[str, float]) -> Iterator[Cell]:
     """The merge at the λ found, each vector alone, the solvers of the style's model."""
     yield from bench.floors(style)
     yield bench.cell("style", {style: 1.0}, TEACHER, style, COUNT, TEST_SEED)
-    for budget in budgets:
+    for budget in STYLE_BUDGETS:
         method = Method("LCM", budget)
         yield bench.cell("merge", terms, method, style, COUNT, TEST_SEED)
         yield bench.cell("merge at (1, 1)", {style: 1.0, "lcm": 1.0}, method, style, COUNT, TEST_SEED)
         yield bench.cell("τ_LCM alone", {"lcm": 1.0}, method, style, COUNT, TEST_SEED)
         yield bench.cell("τ′ alone", {style: 1.0}, method, style, COUNT, TEST_SEED)
-    for method in solvers(budgets):
+    for method in solvers(STYLE_BUDGETS):
         yield bench.cell("style", {style: 1.0}, method, style, COUNT, TEST_SEED)
 
 

@@ -8,6 +8,7 @@ from math import cos, pi
 import torch
 from torch import Tensor, nn
 
+WARMUP = 50  # steps
 Progress = Callable[[int, int, float], None]
 """Called with the step, the number of steps and the loss."""
 
@@ -18,14 +19,13 @@ def minimise(
     steps: int,
     rate: float,
     progress: Progress,
-    warmup: int = 50,
     each: Callable[[int], None] = lambda step: None,
 ) -> None:
     """AdamW with a linear warm-up and a cosine to zero; ``each`` runs after every step."""
     parameters = list(parameters)
     optimizer = torch.optim.AdamW(parameters, rate, weight_decay=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warmup) * (1 + cos(pi * step / steps)) / 2
+        optimizer, lambda step: min(1.0, (step + 1) / WARMUP) * (1 + cos(pi * step / steps)) / 2
     )
     for step in range(steps):
         optimizer.zero_grad()

@@ -15,6 +15,7 @@ from lcmmerge.zoo.build.claim import (
     BUDGETS,
     LCM_GRID,
     SOLVERS,
+    STYLE_BUDGETS,
     STYLE_GRID,
     TEACHER,
     TEST_SEED,
@@ -55,7 +56,7 @@ def write(folder: Folder, output: Output) -> None:
         output.note(f"{style}: λ1 {one}, λ2 {two}")
         tables[f"grid {style}"] = grid_table(grid)
         every[style] = cells = list(style_table(bench, style, found[style]))
-        tables[style] = pivot(cells, (1, 2, 4))
+        tables[style] = pivot(cells, STYLE_BUDGETS)
         facts[style] = {
             "found": found[style],
             "geometry": geometry(bench, style),
@@ -110,7 +111,7 @@ def universal_table(every: dict[str, list[Cell]]) -> Iterator[str]:
     yield "| style | evaluations | merge at (1, 1) | merge at the λ found | solvers' best accuracy | least distance |"
     yield "| --- " * 6 + "|"
     for style, cells in every.items():
-        for budget in (1, 2, 4):
+        for budget in STYLE_BUDGETS:
             same = [cell for cell in cells if cell.evaluations == budget]
             merges = [next(cell for cell in same if cell.model == name) for name in ("merge at (1, 1)", "merge")]
             solved = [cell for cell in same if cell.method and cell.method.solver in SOLVERS]
