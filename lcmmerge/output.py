@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HOUR = 3600  # seconds
+LONGEST = 1000  # letters of an error's line
 LETTERS = 6
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -159,7 +160,8 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], nu
 
 
 def _plain(text: str) -> str:
-    """One line with no control characters: names come from files, and a terminal obeys them."""
+    """One line with no control characters, and an end: names come from files, and a terminal obeys them."""
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
     shown = (letter if letter.isprintable() else " " if letter.isspace() else ascii(letter)[1:-1] for letter in text)
     return "".join(shown)
 

@@ -152,7 +152,7 @@ def export(part: str, name: str, dtype: str, folder: Path, cache: Path) -> dict[
         parameter.copy_(parameter.to(TORCH[dtype]))
     found = components_of(configs(part, module, folder / "configs"))
     (component,) = (component for component in found if component.name == name)
-    names = component.parameters(TORCH[dtype])
+    names = component.parameters()
     state = {canonical("", key)[1:]: value for key, value in module.state_dict().items()}
     tensors = {key: value.to(TORCH[dtype]) for key, value in state.items() if key in names}
     save_file(tensors, folder / component.weights, metadata={"format": "pt"})

@@ -18,7 +18,7 @@ from lcmmerge.accelerators import Sampling
 from lcmmerge.archs import Model, lora_parameters
 from lcmmerge.distill import base as bases
 from lcmmerge.distill.checkpoint import PREFIX, Best, Checkpoints
-from lcmmerge.distill.data import open_data
+from lcmmerge.distill.data import Indexed, open_data
 from lcmmerge.distill.data.encoded import Encoded
 from lcmmerge.distill.encode import Plan, encode
 from lcmmerge.distill.job import LCF, Job, refuse

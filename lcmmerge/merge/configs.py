@@ -13,6 +13,10 @@ from lcmmerge.errors import FormatError, NotFoundError, ShapeMismatchError
 from lcmmerge.refs.weights import MODEL_INDEX, local_tree, small_files
 
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+# Of these parts, which have no weights, one file at least.
+NEEDED = {"scheduler": ("scheduler_config.json",)} | dict.fromkeys(
+    ("tokenizer", "tokenizer_2"), ("tokenizer.json", "vocab.json")
+)
 CURE = "name another with --config-from"
 DEFAULTS = {"use_linear_projection": False, "mid_block_type": "UNetMidBlock2DCrossAttn"}  # older configs lack them
 
@@ -54,7 +58,8 @@ def copy_configs(configs: Path, target: Path, components: set[str]) -> None:
     """Copy the small files of a pipeline's parts; ``components`` are those whose weights the target holds.
 
     What else lies in the folder ``configs``, such as an export's manifest, is not the target's. An optional component
-    without weights (the safety checker) is struck from ``model_index.json``, as diffusers does.
+    without weights (the safety checker) is struck from ``model_index.json``, as diffusers does. Raises NotFoundError for
+    a part that the index names and that has no file.
     """
     for file in map(Path, small_files(local_tree(configs))):
         folder = file.parts[0] if len(file.parts) > 1 else ""
@@ -63,6 +68,10 @@ def copy_configs(configs: Path, target: Path, components: set[str]) -> None:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(configs / file, target / file)
     index = _read_json(target / MODEL_INDEX)
+    for part, names in NEEDED.items():
+        promised = part in index and index[part] != [None, None]
+        if promised and not any((target / part / name).is_file() for name in names):
+            raise NotFoundError(f"{configs}: has no {part}/{names[0]}, which its model_index.json promises", CURE)
     absent = [name for name in OPTIONAL if name in index and name not in components]
     if absent:
         index |= {name: [None, None] for name in absent}

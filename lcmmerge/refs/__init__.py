@@ -37,10 +37,10 @@ __all__ = [
 ]
 
 
-def resolve(reference: str, subject: str = "file") -> Path:
+def resolve(reference: str, subject: str = "file", variant: str | None = None) -> Path:
     """The local path of a file or folder, downloaded where it is on the Hub and not in the cache.
 
-    Of a folder only the weights and the small files are. ``subject`` is what the messages call it
+    Of a folder only the weights (of ``variant``) and the small files are. ``subject`` is what the messages call it
     ("base", "adapter"). Raises NotFoundError, FormatError.
     """
     parsed = parse(reference, subject)

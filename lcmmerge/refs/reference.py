@@ -52,6 +52,8 @@ def parse(reference: str, subject: str = "file") -> Reference:
     embedded = reference.startswith(EMBEDDED)
     path = _ZOO / reference.removeprefix(EMBEDDED) if embedded else Path(reference)
     if not reference.startswith(HUB) and path.exists():
+        if not (path.is_file() or path.is_dir()):  # reading a pipe could wait forever
+            raise NotFoundError(f"{subject} {reference!r}: is neither a file nor a folder", "check the path")
         return Reference(reference, "local", path)
     if _URL.match(reference):
         return _hub(reference, f"{subject} {reference!r}")

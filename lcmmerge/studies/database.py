@@ -105,8 +105,9 @@ class Database:
 
         try:
             yield
-        except (OptunaError, SQLAlchemyError, ImportError) as error:
-            what = str(error.__cause__ or error).strip().splitlines()[0]
+        except (OptunaError, SQLAlchemyError, ImportError, RuntimeError, LookupError, ValueError) as error:
+            # The last three are Optuna's of tables that another program wrote, or a failing disk.
+            what = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
             cure = "check --storage; what is recorded is kept, and the same command goes on"
             raise LcmMergeError(f"the study's database {_harmless(self.url)}: {what}", cure) from None
         except OSError as error:  # of a lock's file

@@ -253,3 +253,13 @@ def test_offline_without_configs_is_said_before_anything_is_read(files, process,
 def test_a_pickle_is_not_written(files, tmp_path):
     with pytest.raises(OutputError, match=r"\.ckpt"):
         fuse(files("sd1").base(), tmp_path / "fused.ckpt", lcm=files("sd1").lcm)
+
+
+def test_configs_that_lack_what_they_promise(files, tmp_path):
+    """A folder that nobody could load is not written."""
+    configs = tmp_path / "configs"
+    shutil.copytree(files("sd1").folder(), configs)
+    (configs / "scheduler/scheduler_config.json").unlink()
+    with pytest.raises(NotFoundError, match=r"has no scheduler/scheduler_config\.json"):
+        fuse(configs, tmp_path / "out", files("sd1").style)
+    assert not (tmp_path / "out").exists()
