@@ -58,8 +58,9 @@ def copy_configs(configs: Path, target: Path, components: set[str]) -> None:
     """Copy the small files of a pipeline's parts; ``components`` are those whose weights the target holds.
 
     What else lies in the folder ``configs``, such as an export's manifest, is not the target's. An optional component
-    without weights (the safety checker) is struck from ``model_index.json``, as diffusers does. Raises NotFoundError for
-    a part that the index names and that has no file.
+    without weights (the safety checker) is struck from ``model_index.json``, as diffusers does.
+
+    Raises NotFoundError for a part that the index names and that has no file.
     """
     for file in map(Path, small_files(local_tree(configs))):
         folder = file.parts[0] if len(file.parts) > 1 else ""
