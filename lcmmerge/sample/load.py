@@ -26,6 +26,7 @@ from lcmmerge.tensors.remote import open_reference
 
 Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LONGEST = 1 << 20  # tokens; CLIP takes 77
 
 
 def open_model(reference: str, variant: str | None = None) -> Model:
@@ -87,9 +88,12 @@ def load_components(model: Model, configs: Path, dtype: torch.dtype, read: Read 
 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception:  # transformers checks little of what it reads: a damaged file can end in anything
         raise NotFoundError(f"{folder}: holds no CLIP tokenizer", CURE) from None
+    if tokenizer.model_max_length > LONGEST:  # 10³⁰, where no config says it
+        raise NotFoundError(f"{folder}: its tokenizer_config.json gives no model_max_length", CURE)
+    return tokenizer
 
 
 def _empty_modules(model: Model, configs: Path) -> dict[str, nn.Module]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PATIENCE = 60.0  # seconds that SQLite waits for another who writes, unless the URL has a ?timeout=
 LARGEST = 2**32 - 1  # bytes of samples; MySQL chooses its column by it
 TABLES = "tables"  # the lock of who makes them
+# Optuna's, of tables that another program wrote, or a failing disk.
+DAMAGE = (RuntimeError, LookupError, TypeError, ValueError)
 
 
 class Database:
@@ -105,8 +107,7 @@ class Database:
 
         try:
             yield
-        except (OptunaError, SQLAlchemyError, ImportError, RuntimeError, LookupError, ValueError) as error:
-            # The last three are Optuna's of tables that another program wrote, or a failing disk.
+        except (OptunaError, SQLAlchemyError, ImportError, *DAMAGE) as error:
             what = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
             cure = "check --storage; what is recorded is kept, and the same command goes on"
             raise LcmMergeError(f"the study's database {_harmless(self.url)}: {what}", cure) from None
