@@ -117,12 +117,12 @@ class Trials:
         """Every cell and rung that is done, in the order of their trials, each once."""
         with self._database.faults():
             trials = [trial for trial in self._study.get_trials(deepcopy=False) if _counts(trial)]
-        done = [trial for trial in trials if trial.state.is_finished()]
-        found = {(self._strengths(trial), _rung(trial)): trial for trial in done}
-        return [
-            Finished(strengths, rung, self._value(trial), trial.user_attrs.get("fault", ""))
-            for (strengths, rung), trial in found.items()
-        ]
+            done = [trial for trial in trials if trial.state.is_finished()]
+            found = {(self._strengths(trial), _rung(trial)): trial for trial in done}
+            return [
+                Finished(strengths, rung, self._value(trial), trial.user_attrs.get("fault", ""))
+                for (strengths, rung), trial in found.items()
+            ]
 
     def close(self) -> None:
         """What this process took and did not finish is to be drawn by another, or later.
