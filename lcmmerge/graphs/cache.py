@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lcmmerge.errors import OutputError
 from lcmmerge.graphs.components import Component
 from lcmmerge.graphs.graph import graphs_of, opset_of
-from lcmmerge.tensors.kept import user_cache
-from lcmmerge.tensors.staging import replace_with
+from lcmmerge.tensors.kept import keep, user_cache
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,7 +40,8 @@ def cached(component: Component, dtype: torch.dtype, variant: str, folder: Path 
         return _path(folder, component, dtype, variant).read_bytes()
     variants = {variant, "plain", "fused"} if component.fused else {variant, "plain"}
     graphs = {name: serialise(graph) for name, graph in graphs_of(component, dtype, sorted(variants)).items()}
-    _keep({_path(folder, component, dtype, name): graph for name, graph in graphs.items()})
+    for name, graph in graphs.items():
+        keep(_path(folder, component, dtype, name), graph)
     return graphs[variant]
 
 
@@ -53,15 +51,8 @@ def parameters(component: Component, folder: Path | None = None) -> dict[str, tu
     with suppress(OSError):
         return {name: tuple(shape) for name, shape in json.loads(path.read_bytes()).items()}
     found = component.parameters()
-    _keep({path: json.dumps(found).encode()})
+    keep(path, json.dumps(found).encode())
     return found
-
-
-def _keep(contents: Mapping[Path, bytes]) -> None:
-    with suppress(OSError, OutputError):  # a cache that cannot be written costs time, and is no error
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_with(path, content)
 
 
 def serialise(graph: ir.Model) -> bytes:

@@ -43,7 +43,7 @@ def _sha256(path: Path, stop: Event, *, reread: bool) -> str:
                 raise CancelledError
             digest.update(inputs.read(path, offset, buffer.memory[: min(BLOCK, size - offset)], spare))
     if record and record == record_of(path):
-        keep(record, digest.hexdigest())
+        keep(record, digest.hexdigest().encode())
     return digest.hexdigest()
 
 

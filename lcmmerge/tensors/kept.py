@@ -42,7 +42,8 @@ def recall(record: Path) -> str | None:
     return None
 
 
-def keep(record: Path, sha256: str) -> None:
-    with suppress(OSError, OutputError):  # a cache that cannot be written costs time, and is no error
-        record.parent.mkdir(parents=True, exist_ok=True)
-        replace_with(record, sha256.encode("ascii"))
+def keep(path: Path, content: bytes) -> None:
+    """Write a file of a cache; one that cannot be written costs time, and is no error."""
+    with suppress(OSError, OutputError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_with(path, content)
