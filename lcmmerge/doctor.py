@@ -138,9 +138,11 @@ def _places() -> Iterator[Place]:
     from huggingface_hub import constants
 
     from lcmmerge.graphs.cache import default_folder
+    from lcmmerge.tensors.kept import user_cache
 
     yield _place("downloads", Path(constants.HF_HUB_CACHE), cache=True)
     yield _place("graphs of exports", Path(os.environ.get("LCMMERGE_CACHE") or default_folder()), cache=True)
+    yield _place("sha256 of large files", user_cache("sha256"), cache=True)
     yield _place("outputs, unless said otherwise", Path.cwd(), cache=False)
 
 

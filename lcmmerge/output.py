@@ -6,12 +6,14 @@ Data go to stdout, everything else to stderr. There are no bars without a termin
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcmmerge.errors import LcmMergeError
@@ -90,6 +92,18 @@ class Output:
             yield lambda amount: bar.update(task, advance=amount)
 
     @contextmanager
+    def status(self) -> Iterator[Callable[[Mapping[str, Any]], None] | None]:
+        """Yield what shows facts in the place of those that it showed before; None where there is no terminal."""
+        from rich.live import Live
+
+        console = _console(sys.stderr)
+        if self.quiet or not console.is_terminal:
+            yield None
+            return
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda facts: live.update(_table("", [*facts], [[*facts.values()]], 0), refresh=True)
+
+    @contextmanager
     def live(
         self, title: str, total: int, unit: str
     ) -> Iterator[Callable[[int, Callable[[], Mapping[str, Any]]], None]]:
@@ -133,6 +147,16 @@ class Output:
 
         with Live(console=console, transient=True, get_renderable=shown):
             yield done
+
+
+def open_streams() -> None:
+    """Those of the standard streams that the caller has closed lead nowhere: a file would take their place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for as long as Python runs
 
 
 class Warnings(Output):

@@ -8,103 +8,42 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from random import Random
 
-from faultworld import Command, World
-from hostile import RAN, spoil
-from trial import KNOWN, PLAIN, Circumstances, Ended, changes, faults, run, tree
+from faultworld import Command
+from hostile import KINDS, spoil
+from stage import Fault, Stage, Verdict
+from trial import CLOSED, KNOWN, PLAIN, Circumstances, changes, faults, run, tree
 
 COLOURS = re.compile(r"\x1b\[[\d;]*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[\d;]*m")
 STOPPED = (130, 0)
+BEGUN = 0.05  # seconds, in which Python has not yet come to what answers a signal
 NAMES = ("a b", "it's", 'a"b', "é", "e\u0301", "模型", "😀", "-x", "a\nb", "a%sb", "a;b", "$HOME", "[red]", "{0}",
          "C:\\models\\a")  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """``way``: what exactly was done. ``wrong``: what is wrong with the outcome, "" where nothing is."""
+def hostile(kind: str) -> Fault:
+    """One input of the kind is damaged."""
 
-    way: str
-    code: int
-    wrong: str
+    def spoilt(stage: Stage, random: Random) -> Verdict | None:
+        names = sorted(name for name, reader in stage.command.readers.items() if reader == kind)
+        if not names:
+            return None
+        name = random.choice(names)
+        stage.lay()
+        way = spoil(kind, stage.folder / name, random)
+        before = tree(stage.folder)
+        ended = run(stage.command.arguments, stage.folder)
+        return stage.judged(f"{way} {name}", ended, before, all_of_it=kind != "text")  # fewer prompts, fewer images
 
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """A command's run with no fault: its seconds, the bytes that it writes, and what it leaves."""
-
-    ended: Ended
-    nbytes: int
-    tree: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A command in a folder of its own."""
-
-    command: Command
-    world: World
-    folder: Path
-    reference: Reference
-
-    def lay(self) -> dict[str, str]:
-        self.command.lay(self.world, self.folder)
-        return tree(self.folder)
-
-    def judged(self, way: str, ended: Ended, before: Mapping[str, str], codes: Sequence[int] = KNOWN) -> Verdict:
-        """By its end, and by what it left: nothing but its outputs, all of them where it succeeded."""
-        wrong = faults(ended, codes) or self._left(ended, before, tree(self.folder))
-        return Verdict(way, ended.code, wrong)
-
-    def _left(self, ended: Ended, before: Mapping[str, str], after: Mapping[str, str]) -> str:
-        changed = changes(before, after)
-        if any(Path(name).name == RAN for name in after):
-            return "a pickle's or a recipe's code was run"
-        if hidden := [name for name in changed if ".partial" in name and name in after]:
-            return f"left {hidden[0]}"
-        if ended.code == 0:
-            if inputs := [name for name in changed if not name.startswith("out/")]:
-                return f"changed {inputs[0]}"
-            missing = self.reference.tree.keys() - after.keys()
-            return f"succeeded without {sorted(missing)[0]}" if missing and not self.command.varies else ""
-        whole = {name for name in changed if ended.code == 130 and after.get(name) == self.reference.tree.get(name)}
-        kept = [name for name in changed if not any(fnmatch(name, pattern) for pattern in self.command.keeps)]
-        kept = [] if {*kept} <= whole else kept  # the signal came after the last rename
-        return f"failed and left {kept[0]}" if kept else ""
-
-
-def reference(command: Command, world: World, folder: Path) -> Reference:
-    command.lay(world, folder)
-    before = tree(folder)
-    ended = run(command.arguments, folder)
-    assert not (wrong := faults(ended, (0,))), f"{command.arguments}: {wrong}"
-    after = tree(folder)
-    new = [folder / name for name in changes(before, after) if name in after]
-    nbytes = sum(path.stat().st_size for path in new if path.is_file())
-    shutil.rmtree(folder)
-    return Reference(ended, nbytes, after)
-
-
-Fault = Callable[[Stage, Random], Verdict | None]  # None: cannot befall this command
-
-
-def hostile_file(stage: Stage, random: Random) -> Verdict | None:
-    if not stage.command.readers:
-        return None
-    name = random.choice(sorted(stage.command.readers))
-    stage.lay()
-    kind = stage.command.readers[name]
-    way = spoil(kind, stage.folder / name, random)
-    before = tree(stage.folder)
-    return stage.judged(f"{kind}: {way} {name}", run(stage.command.arguments, stage.folder), before)
+    return spoilt
 
 
 def odd_file(stage: Stage, random: Random) -> Verdict | None:
@@ -116,7 +55,7 @@ def odd_file(stage: Stage, random: Random) -> Verdict | None:
     path = stage.folder / name
     sound = path.with_name(f"sound-{path.name}")
     ways = ["nothing", "empty", "folder", "/dev/null", "loop", "dangling", "link", "read-only"]
-    if stage.command.readers[name] in ("safetensors", "pickle"):  # text may well come from a pipe, which is waited for
+    if stage.command.readers[name] != "text":  # which may well come from a pipe, and that is waited for
         ways.append("FIFO")
     way = random.choice(ways)
     if way != "read-only":
@@ -142,14 +81,22 @@ def odd_file(stage: Stage, random: Random) -> Verdict | None:
     return stage.judged(f"{way} {name}", run(stage.command.arguments, stage.folder), before)
 
 
-def no_disk(stage: Stage, random: Random) -> Verdict:
-    """A file system that fills up, a limit on a file's size, or /dev/full as stdout."""
-    if not stage.command.writes or random.random() < 0.1:
-        before = stage.lay()
-        ended = run(stage.command.arguments, stage.folder, Circumstances(out="/dev/full"))
-        if stage.command.name == "relambda" or not stage.command.writes:
-            return stage.judged("stdout full", ended, before, (1,) if stage.reference.ended.out else (0,))
-        return Verdict("stdout full", ended.code, faults(ended))
+def no_stdout(stage: Stage, random: Random) -> Verdict:
+    """Full, or closed by the caller: what is printed cannot be."""
+    before = stage.lay()
+    if random.random() < 0.5:
+        ended = run(stage.command.arguments, stage.folder, Circumstances(out=CLOSED))
+        return stage.judged("closed", ended, before, (0,))
+    ended = run(stage.command.arguments, stage.folder, Circumstances(out="/dev/full"))
+    if stage.command.name == "relambda" or not stage.command.writes:
+        return stage.judged("full", ended, before, (1,) if stage.reference.ended.out else (0,))
+    return Verdict("full", ended.code, faults(ended))
+
+
+def no_disk(stage: Stage, random: Random) -> Verdict | None:
+    """A file system that fills up, or a limit on a file's size."""
+    if not stage.command.writes:
+        return None
     share = random.random()
     if random.random() < 0.5:
         before = stage.lay()
@@ -208,7 +155,8 @@ def stopped_by(number: int) -> Fault:
         before = stage.lay()
         after = random.random() * 1.1 * stage.reference.ended.seconds
         ended = run(stage.command.arguments, stage.folder, Circumstances(kill=(number, after)))
-        return stage.judged(f"{signal.Signals(number).name} at random", ended, before, STOPPED)
+        early = (-number,) if after < BEGUN else ()
+        return stage.judged(f"{signal.Signals(number).name} at random", ended, before, (*STOPPED, *early))
 
     return stop
 
@@ -273,7 +221,7 @@ def unseen(stage: Stage, random: Random) -> Verdict:
 
 def odd_names(stage: Stage, random: Random) -> Verdict | None:
     """The same command in a folder, and on files, of such names."""
-    movable = [place for place in stage.command.inputs if "/" not in place and place in stage.command.arguments]
+    movable = _movable(stage.command)
     if not movable:
         return None
     stage.lay()
@@ -293,9 +241,15 @@ def odd_names(stage: Stage, random: Random) -> Verdict | None:
     return Verdict(repr(name), ended.code, faults(ended, (0,)) or ("wrote nothing" if silent else ""))
 
 
+def _movable(command: Command) -> list[str]:
+    """What may have another name; the data of a training that goes on may not."""
+    named = [place for place in command.inputs if "/" not in place and place in command.arguments]
+    return [place for place in named if not (place == "data" and "--resume" in command.arguments)]
+
+
 def windows_path(stage: Stage, random: Random) -> Verdict | None:
     """A path of Windows that is not here: one line, and nothing is made."""
-    movable = [place for place in stage.command.inputs if "/" not in place and place in stage.command.arguments]
+    movable = _movable(stage.command)
     if not movable:
         return None
     before = stage.lay()
@@ -306,9 +260,10 @@ def windows_path(stage: Stage, random: Random) -> Verdict | None:
 
 
 FAULTS: dict[str, Fault] = {
-    "hostile file": hostile_file,
+    **{f"hostile {kind}": hostile(kind) for kind in KINDS},
     "odd file": odd_file,
     "no disk": no_disk,
+    "no stdout": no_stdout,
     "no permission": no_permission,
     "Ctrl-C": stopped_by(signal.SIGINT),
     "SIGTERM": stopped_by(signal.SIGTERM),

@@ -26,6 +26,18 @@ fuse:
   terms: {{style: 0.8, lcm: 1.0}}
 check: {{coverage: {{min: 1}}}}
 """
+EVERYTHING = RECIPE.replace("check: {{coverage: {{min: 1}}}}\n", "") + """\
+  dtype: fp16
+  rounding: nearest
+  layout: single-file
+  config_from: base
+matrix: {{lambda.style: [0.5, 0.8]}}
+search: {{prompts: [a fox], grid: {{lcm: [0.5, 1]}}, steps: 2, optimize: 4, blocks: {{style: {{IN: [0.5, 1]}}}}}}
+generate: {{prompts: [a fox, a hat], count: 2, seed: 7, size: 64x64, guidance: 1.5, scheduler: ddim, negative: blurred}}
+export: {{to: onnx, dtype: fp16, static: [64x64], parity: false}}
+check: {{coverage: {{min: 1}}, relative: {{max: 9}}, bytes: {{max: 1000000000}}}}
+publish: hf://me/model
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,7 @@ class Command:
 
     ``readers``: file → its kind in hostile.py. Whatever is written goes below ``out``. ``again``: what is added to go
     on after a kill. ``keeps``: what may stay of a run that ended early, as patterns; ``varies``: what differs from run
-    to run.
+    to run; ``caches``: where any run may leave files for the next.
     """
 
     name: str
@@ -44,6 +56,7 @@ class Command:
     again: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
     varies: tuple[str, ...] = ()
+    caches: tuple[str, ...] = ()
     writes: bool = True
 
     def lay(self, world: World, folder: Path) -> None:
@@ -94,8 +107,8 @@ def _ckpt(world: World, path: Path) -> None:
     torch.save({"state_dict": load_file(world.item("base.safetensors"))}, path)
 
 
-def _recipe(world: World, path: Path, above: str = "") -> None:
-    path.write_text(RECIPE.format(above))
+def _recipe(world: World, path: Path, text: str = RECIPE, above: str = "") -> None:
+    path.write_text(text.format(above))
 
 
 def _by(line: str, *needed: str) -> Callable[[World, Path], None]:
@@ -120,6 +133,8 @@ MAKERS: dict[str, Callable[[World, Path], None]] = {
     "prompts.txt": lambda world, path: path.write_text("a fox\na hat\n"),
     "recipe.yaml": _recipe,
     "out-recipe.yaml": partial(_recipe, above="../"),
+    "everything.yaml": partial(_recipe, text=EVERYTHING),
+    "out-everything.yaml": partial(_recipe, text=EVERYTHING, above="../"),
     "fused.safetensors": _by(f"fuse {FUSE} --threads 1", *SOURCES),
     "run": _by("run recipe.yaml", "recipe.yaml", *SOURCES),
     "encoded": _by("distill base --data data --resolution 64 --workers 0 --encode-only", "base", "data"),
@@ -161,6 +176,10 @@ def train(name: str, *more: str) -> tuple[str, ...]:
     return (name, "base", *TRAIN.split(), "--steps", "4", "-o", "out/lora.safetensors", *more)
 
 
+ENCODED = {
+    "encoded/lcmmerge-encoded.json": "json",
+    **dict.fromkeys(("encoded/blank.safetensors", "encoded/00000.safetensors"), "safetensors"),
+}
 WORK = ("out/lora.training*",)
 COMMANDS = (
     Command("run", ("run", "recipe.yaml", "-o", "out/run", "--threads", "1"), WHOLE | {"recipe.yaml": "recipe.yaml"},
@@ -170,6 +189,10 @@ COMMANDS = (
             keeps=("out/run*",)),
     Command("lock", ("lock", "out/recipe.yaml"), WHOLE | {"out/recipe.yaml": "out-recipe.yaml"},
             {"out/recipe.yaml": "yaml", "base.safetensors": "safetensors"}),
+    Command("lock", ("lock", "out/everything.yaml"), WHOLE | {"out/everything.yaml": "out-everything.yaml"},
+            {"out/everything.yaml": "yaml"}),
+    Command("run", ("run", "everything.yaml", "-o", "out/run", "--dry-run"),
+            WHOLE | {"everything.yaml": "everything.yaml"}, {"everything.yaml": "yaml"}, writes=False),
     Command("fuse", ("fuse", *FUSE.split(), "-o", "out/f.safetensors", "--threads", "1"), WHOLE, TENSORS,
             again=("--force",)),
     Command("fuse", ("fuse", *FUSE.split(), "-o", "out/f", "--layout", "diffusers", "--config-from", "base", "--dtype",
@@ -197,10 +220,14 @@ COMMANDS = (
              "out/lora.training/step-000004/trained.safetensors": "safetensors",
              "out/lora.training/step-000004/optimizer.pt": "pickle"}, keeps=WORK,
             varies=("out/lora.training/*",)),
+    Command("distill", ("distill", "base", "--data", "data", "--resolution", "64", "--workers", "0", "--device", "cpu",
+            "--encode-only", "-o", "out/encoded"), TRAINED, TRAINING, keeps=("out/encoded*",)),
+    Command("distill", train("distill", "--data", "encoded"), {"base": "base", "encoded": "encoded"}, ENCODED,
+            again=("--resume",), keeps=WORK, varies=("out/lora.training/*",)),
     Command("train-style", train("train-style"), TRAINED, TRAINING, again=("--resume",), keeps=WORK,
             varies=("out/lora.training/*",)),
     Command("export", (*EXPORT, "-o", "out/export"), WHOLE | {"base": "base", "cache": "cache"}, TENSORS | CONFIGS,
-            again=("--force",)),
+            again=("--force",), caches=("cache/*",)),
     Command("relambda", ("relambda", "out/export", "--lambda", "0.5", "0.9", "--source", "."),
             WHOLE | {"out/export": "export"},
             TENSORS | {f"out/{name}": kind for name, kind in GRAPHS.items()}, keeps=("out/export/*",)),
@@ -225,5 +252,8 @@ COMMANDS = (
             {"run/run.json": "json", "run/recipe.yaml.lock": "json", "run/recipe/recipe.safetensors": "safetensors"},
             writes=False),
     Command("accelerators", ("accelerators",), writes=False),
+    Command("completion", ("completion", "bash"), writes=False),
+    Command("--help", ("--help",), writes=False),
+    Command("--help", ("fuse", "--help"), writes=False),
     Command("doctor", ("doctor",), writes=False, varies=("*",)),
 )  # fmt: skip

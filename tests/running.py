@@ -1,4 +1,4 @@
-"""Exports to be run: a pico's in float32, with all graphs, and runtimes over bare modules."""
+"""Graphs to be run: a pico's export in float32, those of short pipelines, and modules in the place of graphs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline, LCMScheduler
 from exporting import graphs, shared, write
 from filelock import FileLock
 from fusing import Files
-from safetensors.torch import load_file
+from onnxfile import make
+from pico import pico
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig
 
+from lcmmerge.graphs.cache import cached
 from lcmmerge.graphs.components import Component, components_of
+from lcmmerge.graphs.link import link
 from lcmmerge.graphs.manifest import read_manifest
-from lcmmerge.graphs.runtime import Runtime, Session
+from lcmmerge.graphs.runtime import Runtime, Session, open_session
+from lcmmerge.graphs.weights import source_of
 from lcmmerge.merge.request import Request
+from lcmmerge.sample.load import canonical
 
 CPU = torch.device("cpu")
 
@@ -29,13 +37,37 @@ def exact(factory: pytest.TempPathFactory, files: Files) -> Path:
     return folder
 
 
-def plain(factory: pytest.TempPathFactory, model: Path) -> Path:
-    """A diffusers folder as it is, in float32, of plain graphs alone; to be left as it is."""
-    folder = shared(factory) / f"plain-{model.name}"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            write(Request(str(model), folder, None, (1.0, 0.0)), graphs(factory), dtype="fp32")
-    return folder
+def linked(part: str, folder: Path, cache: Path) -> DiffusionPipeline:
+    """The pipeline of a part of ``onnxfile``, of few layers; with its configs and float32 graphs in ``folder``."""
+    name = part.partition("-")[0]
+    kind, arch = type(pico(name).pipeline), pico(name).arch
+    parts = dict(pico(name).pipeline.components) | {"unet": make(part), "vae": make("vae")}
+    parts["scheduler"] = LCMScheduler.from_config(parts["scheduler"].config)
+    for encoder in arch.text_encoders:
+        config = dict(parts[encoder.name].config.to_dict()) | {"num_hidden_layers": 2}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            parts[encoder.name] = type(parts[encoder.name])(CLIPTextConfig(**config)).eval()
+    pipeline = kind(**parts, **({} if arch.unet.added else {"requires_safety_checker": False}))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    for component in components_of(folder):
+        (folder / component.name).mkdir(exist_ok=True)
+        module = getattr(pipeline, source_of(component.name))
+        state = {canonical("", key)[1:]: value for key, value in module.state_dict().items()}
+        place = folder / component.name
+        save_file({key: state[key].contiguous() for key in component.parameters()}, place / component.weights)
+        graph = cached(component, torch.float32, "plain", cache)
+        (place / "model.onnx").write_bytes(link(graph, place / component.weights))
+    return pipeline
+
+
+def of_graphs(folder: Path, like: Path) -> Runtime:
+    """ONNX Runtime over the graphs of ``linked``; ``like`` is any export."""
+    sessions = {item.name: open_session(folder / item.name / "model.onnx", "cpu") for item in components_of(folder)}
+    return Runtime(folder, read_manifest(like), "cpu", CPU, sessions, dict.fromkeys(sessions, torch.float32))
 
 
 def of_modules(folder: Path, like: Path) -> Runtime:

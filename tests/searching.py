@@ -42,8 +42,7 @@ ADAPTERS = {
         f"{TEXT}.lora_up.weight": noise(32, 2), f"{TEXT}.lora_down.weight": noise(2, 16),
     },
     "lora_bias": {
-        f"unet.{OUT_MODULE}.lora_{part}": tensor
-        for OUT_MODULE in ("mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0",)
+        f"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.lora_{part}": tensor
         for part, tensor in {"A.weight": noise(3, 32), "B.weight": noise(32, 3), "B.bias": noise(32)}.items()
     },
     "dora": {
@@ -118,8 +117,6 @@ def state(pipeline: Pipeline, components: tuple[str, ...] = ("unet", "vae", "tex
         for component in components
         for name, tensor in getattr(pipeline, component).state_dict().items()
     }
-
-
 
 
 def requested(inputs: Files, folder: Path, **fields: Any) -> SearchRequest:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import forked
 import pytest
-from exporting import cache_home
+from exporting import cache_home, exported
 from forked import commands
+from fusing import Files
 from pico import lcm_lora, pico, style_lora
 from PIL import Image
 
@@ -119,8 +120,11 @@ def test_drawing_searching_and_distilling(lcmmerge: Callable[..., str], studio: 
     assert all((studio / name).is_file() for name in written)
 
 
-def test_exporting(lcmmerge: Callable[..., str], studio: Path) -> None:
-    """Without torch.compile, which takes a minute to begin."""
+def test_exporting(
+    lcmmerge: Callable[..., str], studio: Path, files: Callable[[str], Files], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Without torch.compile, which takes a minute to begin; graphs are those that another test made, or will find."""
+    exported(tmp_path_factory, files("sd1"))
     lines = next(block for block in blocks("sh") if "relambda" in block).splitlines()
     short = {"bench": " --no-compile --repeats 1 --warmup 0"}
     lcmmerge(studio, *(line.partition("#")[0] + short.get(line.split()[1], "") for line in lines))

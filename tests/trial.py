@@ -25,7 +25,8 @@ from pathlib import Path
 
 MEMORY = 12 << 30  # bytes of address space more than the parent has
 PEAK = 3 << 30  # bytes; a pico's command takes a tenth
-SECONDS = 120.0
+SECONDS = 60.0  # before a command counts as one that hangs
+CLOSED = "closed"
 KNOWN = (0, 1, 2, 3, 4, 5)
 
 
@@ -45,7 +46,7 @@ class Ended:
 class Circumstances:
     """What a child meets. ``kill``: (signal, after so many seconds). ``columns``: on a terminal of that width.
 
-    ``file_size``: no file may grow beyond it. ``out``: what stdout is, in place of a file.
+    ``file_size``: no file may grow beyond it. ``out``: what stdout is in place of a file, or CLOSED.
     ``unprivileged``: with no capability.
     """
 
@@ -65,7 +66,7 @@ def run(arguments: Sequence[object], folder: Path, met: Circumstances = PLAIN) -
     said = folder.with_name(f"{folder.name}.said")
     said.mkdir(exist_ok=True)
     names = [said / "out", said / "err"]
-    opened = [met.out or names[0], names[1]]
+    opened = [names[0] if met.out in ("", CLOSED) else met.out, names[1]]
     files = [os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666) for name in opened]
     master, slave = pty.openpty() if met.columns else (-1, -1)
     if met.columns:
@@ -90,7 +91,7 @@ def _child(arguments: Sequence[object], folder: Path, met: Circumstances, stream
     try:
         from lcmmerge.cli import main
 
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is a command to stop
         os.setsid()
         if met.columns:
             fcntl.ioctl(streams[0], termios.TIOCSCTTY, 0)
@@ -103,6 +104,9 @@ def _child(arguments: Sequence[object], folder: Path, met: Circumstances, stream
                 (0, "r", -1, "strict"), (1, "w", -1, "strict"), (2, "w", 1, "backslashreplace"),
             )
         )
+        if met.out == CLOSED:
+            os.close(1)
+            sys.stdout = None  # as Python begins then
         for name, value in (met.environment or {}).items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
         _limit(met)
@@ -129,14 +133,17 @@ def _exit_code(main: Callable[[], None]) -> int:
     """What Python would exit with, a traceback for what nobody caught."""
     code = 0
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
         code = 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except (OSError, ValueError):
         code = code or 120
     return code

@@ -8,8 +8,9 @@ from typing import Any
 
 from lcmmerge.adapters.base import SHARED, Patch, algorithms
 from lcmmerge.adapters.names import PEFT, Name, parse_name
-from lcmmerge.adapters.peft_config import FILE_NAME, Config, module_config, read_configs, scales_input
+from lcmmerge.adapters.peft_config import Config, module_config, read_configs, scales_input
 from lcmmerge.errors import FormatError
+from lcmmerge.refs.weights import SIDECAR
 from lcmmerge.tensors import TensorInfo, TensorSource
 
 EMBEDDING_PREFIX = "bundle_emb."
@@ -143,10 +144,10 @@ def _by_meaning(key: str, roles: dict[str, TensorInfo], config: Config) -> dict[
             return {"shift_in" if _single(flag).scalar() else "shift_out": vector, **rest}
         case {"ia3_l": vector, **rest}:
             return {"scale_in" if _scales_input(key, vector, config) else "scale_out": vector, **rest}
-        case {"oft_R": info} if any(setting not in config for setting in OFT_SETTINGS):
+        case {"oft_R": info} if any(config.get(setting) is None for setting in OFT_SETTINGS):
             raise FormatError(
                 f"{info.path}: {key}: PEFT's OFT needs {', '.join(OFT_SETTINGS)}, which are not in its tensors",
-                f"put its {FILE_NAME} beside the file",
+                f"put its {SIDECAR} beside the file",
             )
         case _:
             return roles
@@ -159,6 +160,6 @@ def _scales_input(key: str, vector: TensorInfo, config: Config) -> bool:
     if "feedforward_modules" not in config:
         raise FormatError(
             f"{vector.path}: {key}: ia3_l scales inputs or outputs, and only PEFT's configuration tells which",
-            f"put its {FILE_NAME} beside the file",
+            f"put its {SIDECAR} beside the file",
         )
     return scales_input(config, key)

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lcmmerge.errors import FormatError
+from lcmmerge.refs.weights import SIDECAR, local_tree, read_json
 from lcmmerge.tensors import TensorSource
 
 METADATA_KEY = "lora_adapter_metadata"
-FILE_NAME = "adapter_config.json"
 
 Config = Mapping[str, Any]
 
@@ -38,13 +38,13 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 def read_configs(source: TensorSource, sidecar: Config | None) -> dict[str, Config]:
     """Component → configuration; "" for fields without a prefix. ``sidecar`` goes before both places."""
     if sidecar is not None:
-        return {"": _checked(sidecar, FILE_NAME)}
+        return {"": _checked(sidecar, SIDECAR)}
     if METADATA_KEY in source.metadata:
         where = f"{source.path}: {METADATA_KEY}"
         fields = _json(source.metadata[METADATA_KEY], where)
         return {name: _checked(config, where) for name, config in _by_component(fields).items()}
-    path = (source.path if source.path.is_dir() else source.path.parent) / FILE_NAME
-    return {"": _checked(_json(path.read_text("utf-8"), str(path)), str(path))} if path.is_file() else {}
+    path = (source.path if source.path.is_dir() else source.path.parent) / SIDECAR
+    return {"": _checked(read_json(local_tree(path), SIDECAR), str(path))} if path.is_file() else {}
 
 
 def _json(text: str, where: str) -> Config:
@@ -93,7 +93,7 @@ def _by_pattern(patterns: Config | None, module: str, default: Any) -> Any:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error as error:
-            raise FormatError(f"the pattern {pattern!r} is no regex: {error}", f"mend {FILE_NAME}") from None
+            raise FormatError(f"the pattern {pattern!r} is no regex: {error}", f"mend {SIDECAR}") from None
     return default
 
 

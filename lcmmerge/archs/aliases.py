@@ -23,6 +23,7 @@ from lcmmerge.archs.clip import TextEncoder
 from lcmmerge.archs.foreign import guess_family
 from lcmmerge.archs.keymap import Slot
 from lcmmerge.archs.unet import LDM
+from lcmmerge.refs.weights import SINGLE_FILE
 
 
 def aliases(model: Model) -> dict[str, str]:
@@ -79,7 +80,7 @@ def spellings(arch: Architecture) -> Mapping[str, str]:
     encoders = {encoder.name: encoder for encoder in arch.text_encoders}
     found: dict[str, str] = {}
     doubtful: set[str] = set()
-    for slot in arch.keymap("single-file").slots.values():
+    for slot in arch.keymap(SINGLE_FILE).slots.values():
         module = _module(slot.parameter)
         encoder = encoders.get(slot.parameter.partition(".")[0])
         for alias in _spellings(slot, encoder, arch):

@@ -12,6 +12,7 @@ from lcmmerge.archs.clip import TextEncoder, text_encoder_slots
 from lcmmerge.archs.keymap import KeyMap, Shape, Slot
 from lcmmerge.archs.unet import UNet, unet_slots
 from lcmmerge.archs.vae import vae_slots
+from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.registry import entries
 from lcmmerge.tensors import TensorInfo, TensorSource
 
@@ -51,7 +52,7 @@ def architectures() -> Mapping[str, Architecture]:
 
 @cache
 def _keymap(arch: Architecture, layout: str) -> KeyMap:
-    if layout == "diffusers":
+    if layout == DIFFUSERS:
         return KeyMap.of(Slot(slot.parameter, slot.parameter) for slot in _slots(arch))
     return KeyMap.of(_slots(arch))
 
@@ -80,7 +81,7 @@ class Parameter:
 class Model:
     """A recognised checkpoint; ``parameters`` by canonical, ``leftovers`` by stored name, in reading order.
 
-    ``layout``: ``single-file``, ``diffusers``, or ``component`` for a lone U-Net. ``variant``: ``base``, or
+    ``layout``: ``single-file``, ``diffusers``, or ``component`` for a lone U-Net. ``purpose``: ``base``, or
     what the number of input channels says: ``inpainting``, ``instruct-pix2pix``, ``depth``. Leftovers are
     tensors of no canonical name: EMA copies, schedules, ``position_ids``, layers that diffusers leaves out.
     """
@@ -88,7 +89,7 @@ class Model:
     source: TensorSource
     arch: Architecture
     layout: str
-    variant: str
+    purpose: str
     parameters: Mapping[str, Parameter]
     leftovers: Mapping[str, TensorInfo]
 
@@ -104,7 +105,7 @@ class Model:
         components = self.components
         return tuple(
             name
-            for name in self.arch.keymap("diffusers").slots
+            for name in self.arch.keymap(DIFFUSERS).slots
             if name not in self.parameters and name.partition(".")[0] in components and is_required(name)
         )
 

@@ -15,6 +15,7 @@ from lcmmerge.archs.foreign import explain_unknown, refuse_foreign
 from lcmmerge.archs.keymap import KeyMap, Slot
 from lcmmerge.archs.unet import LDM
 from lcmmerge.errors import FormatError
+from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import TensorInfo, TensorSource
 
 
@@ -28,13 +29,13 @@ class Naming:
 
 
 NAMINGS = (
-    Naming("unet.conv_in.weight", "diffusers"),
-    Naming("conv_in.weight", "diffusers", "unet."),
-    Naming(f"{LDM}input_blocks.0.0.weight", "single-file"),
-    Naming("diffusion_model.input_blocks.0.0.weight", "single-file", "model."),
-    Naming("input_blocks.0.0.weight", "single-file", LDM),
+    Naming("unet.conv_in.weight", DIFFUSERS),
+    Naming("conv_in.weight", DIFFUSERS, "unet."),
+    Naming(f"{LDM}input_blocks.0.0.weight", SINGLE_FILE),
+    Naming("diffusion_model.input_blocks.0.0.weight", SINGLE_FILE, "model."),
+    Naming("input_blocks.0.0.weight", SINGLE_FILE, LDM),
 )
-VARIANTS = {4: "base", 5: "depth", 8: "instruct-pix2pix", 9: "inpainting"}
+PURPOSES = {4: "base", 5: "depth", 8: "instruct-pix2pix", 9: "inpainting"}
 
 # Some old LDM files and files of transformers 5 have no `text_model.`; old diffusers files have other names
 # in the VAE's attention.
@@ -58,8 +59,8 @@ def identify(source: TensorSource) -> Model:
     linear = any(name.endswith(".proj_in.weight") and len(info.shape) == 2 for name, info in spelled.items())
     arch = _match(source, spelled.keys(), naming.keymap, linear)
     parameters, leftovers = _read(spelled, arch.keymap(naming.keymap))
-    model = Model(source, arch, source.layout, _variant(parameters), parameters, leftovers)
-    if source.layout != "diffusers" and model.components == ("unet",):
+    model = Model(source, arch, source.layout, _purpose(parameters), parameters, leftovers)
+    if source.layout != DIFFUSERS and model.components == ("unet",):
         return replace(model, layout="component")
     return model
 
@@ -107,11 +108,12 @@ def _parameter(slot: Slot, info: TensorInfo) -> Parameter:
     conv1x1 = slot.conv1x1 and info.shape[2:] == (1, 1)
     slot = replace(slot, stored=info.name, conv1x1=conv1x1)
     if slot.parts > 1 and (not info.shape or info.shape[0] % slot.parts):
-        raise FormatError(f"{info.path}: {info.name!r} of shape {info.shape} is not {slot.parts} equal parts")
+        what = f"{info.path}: {info.name!r} of shape {list(info.shape)} is not {slot.parts} equal parts"
+        raise FormatError(what, "the file is damaged: download or make it again")
     return Parameter(slot, info, slot.shape(info.shape))
 
 
-def _variant(parameters: Mapping[str, Parameter]) -> str:
+def _purpose(parameters: Mapping[str, Parameter]) -> str:
     shape = parameters["unet.conv_in.weight"].shape
     channels = shape[1] if len(shape) == 4 else 0
-    return VARIANTS.get(channels, f"{channels} input channels")
+    return PURPOSES.get(channels, f"{channels} input channels")

@@ -6,6 +6,8 @@ not match; 130 interrupted.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -33,7 +35,7 @@ from lcmmerge.cli.sections import Map
 from lcmmerge.cli.train_style import train_style
 from lcmmerge.cli.verify import verify
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.output import Output
+from lcmmerge.output import Output, open_streams
 from lcmmerge.version import __version__
 
 INTERRUPTED = 130
@@ -77,9 +79,11 @@ for command in cli.commands.values():
 
 def main() -> None:
     """Run the command line; every foreseen error is one line and an exit code, never a traceback."""
+    open_streams()
     # OpenMP's threads spin for each other by default: on cores that others use too, that is many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's way to say Ctrl-C
+    atexit.register(gc.freeze)  # else the last collection walks through all of torch: half a second
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

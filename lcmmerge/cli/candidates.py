@@ -65,7 +65,11 @@ def architectures(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 
 def objectives(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    return _begun(incomplete, [name.replace("_", "-") for name in registered("studies.objectives", "OBJECTIVE")])
+    return _begun(incomplete, objective_names())
+
+
+def objective_names() -> list[str]:
+    return [name.replace("_", "-") for name in registered("studies.objectives", "OBJECTIVE")]
 
 
 def targets(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:

@@ -5,20 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from lcmmerge.cli.common import output_options
-from lcmmerge.cli.training import (
-    COUNT,
-    POSITIVE,
-    Sections,
-    data_options,
-    job_of,
-    optimisation_options,
-    option,
-    product_options,
-    progress_options,
-    section,
-    show_result,
-)
+from lcmmerge.cli.training import COUNT, Sections, job_of, option, show_result, training_options
 from lcmmerge.output import Output, count
 from lcmmerge.sample import quiet_libraries
 
@@ -30,11 +17,7 @@ LORA_RATE, FULL_RATE = 1e-4, 1e-6
 
 @click.command(cls=Sections, short_help="Make a base's own LCM-LoRA: latent consistency distillation.")
 @click.argument("base")
-@data_options
-@section(
-    "What is trained",
-    option("--rank", type=COUNT, default=64, show_default=True),
-    option("--alpha", type=POSITIVE, help="The LoRA is weighed by alpha / rank.  [default: the rank]"),
+@training_options(
     option("--full", is_flag=True, help="The whole U-Net with a guidance embedding, instead of a LoRA."),
     option("--finetune", is_flag=True, help="BASE is an LCM: fine-tune it on the data, without a teacher."),
     option("--w", nargs=2, type=float, metavar="LOW HIGH",
@@ -44,16 +27,12 @@ LORA_RATE, FULL_RATE = 1e-4, 1e-6
     option("--distance", type=click.Choice(["huber", "l2"]), default="huber", show_default=True),
     option("--mu", type=click.FloatRange(0, 1), default=0.95, show_default=True,
            help="EMA rate of the target of --full."),
+    rank=64, batch=12, learning_rate=f"{LORA_RATE:g}, with --full {FULL_RATE:g}",
+    instead=(
+        option("--encode-only", is_flag=True, help="Write latents and encoded captions to the folder -o, to train on."),
+        option("--count-parameters", "counting", is_flag=True, help="Print how many parameters a LoRA of --rank has."),
+    ),
 )  # fmt: skip
-@optimisation_options(f"{LORA_RATE:g}, with --full {FULL_RATE:g}", batch=12, steps=1000)
-@progress_options
-@product_options
-@section(
-    "Instead of training",
-    option("--encode-only", is_flag=True, help="Write latents and encoded captions to the folder -o, to train on."),
-    option("--count-parameters", "counting", is_flag=True, help="Print how many parameters a LoRA of --rank has."),
-)
-@output_options
 def distill(
     base: str, full: bool, finetune: bool, counting: bool, encode_only: bool, output: Output, **given: Any
 ) -> None:

@@ -128,7 +128,7 @@ def _show_plan(plan: Plan, output: Output) -> None:
     if output.as_json:
         output.json(plan.as_dict())
         return
-    output.text(f"{plan.base.arch.title}, {plan.base.variant}, {plan.base.layout}: {plan.base.source.path}")
+    output.text(f"{plan.base.arch.title}, {plan.base.purpose}, {plan.base.layout}: {plan.base.source.path}")
     output.table(
         "Terms",
         ("term", "component", "file", "λ", "parameters"),

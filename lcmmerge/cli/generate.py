@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lcmmerge.sample.presets import Preset
 
 SCHEDULERS = click.Choice(SAMPLERS)
-PROVIDERS = click.Choice(("tensorrt", "cuda", "cpu", "torch"))  # of export.runtime, which is heavier
+PROVIDERS = click.Choice(("tensorrt", "cuda", "cpu", "torch"))  # of graphs.runtime, which is heavier
 SEEDS = click.IntRange(0, 2**32 - 1)
 
 

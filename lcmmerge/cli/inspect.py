@@ -53,7 +53,7 @@ def inspect(ref: str, variant: str | None, output: Output) -> None:
 
 def _show_checkpoint(found: Inspection, facts: CheckpointFacts, output: Output) -> None:
     model = facts.model
-    output.text(f"{model.arch.title}, {model.variant}, {model.layout}: {_size(found)}")
+    output.text(f"{model.arch.title}, {model.purpose}, {model.layout}: {_size(found)}")
     output.table(
         "",
         ("component", "dtypes", "tensors", "parameters", "size"),

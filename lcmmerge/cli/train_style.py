@@ -4,20 +4,7 @@ from typing import Any
 
 import click
 
-from lcmmerge.cli.common import output_options
-from lcmmerge.cli.training import (
-    COUNT,
-    POSITIVE,
-    Sections,
-    data_options,
-    job_of,
-    optimisation_options,
-    option,
-    product_options,
-    progress_options,
-    section,
-    show_result,
-)
+from lcmmerge.cli.training import POSITIVE, Sections, job_of, option, show_result, training_options
 from lcmmerge.output import Output
 from lcmmerge.sample import quiet_libraries
 
@@ -26,17 +13,12 @@ RATE = 1e-4
 
 @click.command(cls=Sections, short_help="Make a style LoRA τ′: plain diffusion training.")
 @click.argument("base")
-@data_options
-@section(
-    "What is trained",
-    option("--rank", type=COUNT, default=16, show_default=True),
-    option("--alpha", type=POSITIVE, help="The LoRA is weighed by alpha / rank.  [default: the rank]"),
+@training_options(
     option("--snr-gamma", type=POSITIVE, help="γ of min-SNR weighting, such as 5.  [default: all timesteps alike]"),
+    rank=16,
+    batch=4,
+    learning_rate=f"{RATE:g}",
 )
-@optimisation_options(f"{RATE:g}", batch=4, steps=1000)
-@progress_options
-@product_options
-@output_options
 def train_style(base: str, output: Output, **given: Any) -> None:
     """Tune a LoRA of BASE's U-Net on images, as θ_pre + λ1·τ′ + λ2·τ_LCM needs it.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lcmmerge.cli.common import ADAPTER_DTYPE
+from lcmmerge.cli.common import ADAPTER_DTYPE, output_options
 from lcmmerge.output import Output
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from lcmmerge.distill.job import Job
     from lcmmerge.distill.run import Result
 
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+Command = Callable[..., None]
+Declared = tuple[tuple[str, ...], dict[str, Any]]
 POSITIVE, COUNT = click.FloatRange(0, min_open=True), click.IntRange(1)
 OF_SETTINGS = (
     "steps", "accumulate", "warmup", "decay", "weight_decay", "optimizer", "precision", "gradient_checkpointing",
@@ -48,85 +49,91 @@ class _Option(click.Option):
         self.section = section
 
 
-Declared = tuple[tuple[str, ...], dict[str, Any]]
-
-
 def option(*names: str, **attributes: Any) -> Declared:
-    """As ``click.option``, for ``section``."""
+    """As ``click.option``, for ``training_options``."""
     return names, attributes
 
 
-def section(title: str, *options: Declared) -> Callable[[Decorated], Decorated]:
-    def add(command: Decorated) -> Decorated:
-        for names, attributes in reversed(options):
-            command = click.option(*names, cls=_Option, section=title, **attributes)(command)
+DATA = (
+    option("--data", metavar="REF", help="A folder of images with captions in NAME.txt or metadata.jsonl, a "
+           "dataset (hf://datasets/owner/name), tar shards ({000..099}.tar), or what --encode-only wrote."),
+    option("--caption", help="One for all images, instead of their own."),
+    option("--image-column", default="image", show_default=True, help="Of a dataset."),
+    option("--text-column", default="text", show_default=True, help="Of a dataset, and of metadata.jsonl."),
+    option("--split", default="train", show_default=True, help="Of a dataset."),
+    option("--resolution", type=COUNT, help="Of the square cut out.  [default: what the U-Net is made for]"),
+    option("--crop", type=click.Choice(["centre", "random"]), default="centre", show_default=True),
+    option("--flip", is_flag=True, help="Mirror half of the images."),
+    option("--drop-captions", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+           help="The share of captions that is replaced by none."),
+    option("--skip-bad", is_flag=True, help="Go on without images that cannot be read."),
+    option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Threads that read images."),
+)  # fmt: skip
+OPTIMISATION = (
+    option("--warmup", type=click.IntRange(0), default=0, show_default=True, help="Steps of a rising rate."),
+    option("--decay", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True,
+           help="Of the rate."),
+    option("--weight-decay", type=click.FloatRange(0), default=1e-2, show_default=True),
+    option("--optimizer", type=click.Choice(["adamw", "adamw-8bit"]), default="adamw", show_default=True),
+    option("--precision", type=click.Choice(["no", "fp16", "bf16"]), default="no", show_default=True,
+           help="Of the passes through the networks; what is trained stays in fp32."),
+    option("--gradient-checkpointing", is_flag=True, help="Less memory, and a third more time."),
+    option("--seed", type=click.IntRange(0), default=0, show_default=True),
+    option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]"),
+)  # fmt: skip
+PROGRESS = (
+    option("--validate", type=click.IntRange(0), metavar="N",
+           help="Hold N examples out to score the network by.  [default: 8, of 80 or more]"),
+    option("--validate-every", type=click.IntRange(0), default=500, show_default=True, metavar="STEPS",
+           help="The best network is what is written."),
+    option("--checkpoint-every", type=COUNT, default=500, show_default=True, metavar="STEPS"),
+    option("--work", type=click.Path(path_type=Path), metavar="FOLDER",
+           help="Checkpoints, log, curve, sheets.  [default: OUTPUT.training]"),
+    option("--resume", is_flag=True, help="Go on from the last checkpoint, if there is one."),
+    option("--force", is_flag=True, help="Begin anew, and replace the output; with --resume only the latter."),
+)  # fmt: skip
+PRODUCT = (
+    option("-o", "--output", "target", type=click.Path(path_type=Path), help="The file or folder to write."),
+    option("--dtype", type=ADAPTER_DTYPE, default="fp16", show_default=True, help="Of the output."),
+    option("--config-from", metavar="REF", help="Configs, scheduler and tokenizers for a single file."),
+    option("--variant", help="Which weights of a diffusers folder, such as fp16."),
+)
+
+
+def training_options(
+    *trained: Declared, rank: int, batch: int, learning_rate: str, instead: Sequence[Declared] = ()
+) -> Callable[[Command], Command]:
+    """Add every option of a training, and hand the command an ``output``.
+
+    ``trained``: further ones that say what is trained; ``instead``: those that ask for something else.
+    """
+    sections = {
+        "Data": DATA,
+        "What is trained": (
+            option("--rank", type=COUNT, default=rank, show_default=True),
+            option("--alpha", type=POSITIVE, help="The LoRA is weighed by alpha / rank.  [default: the rank]"),
+            *trained,
+        ),
+        "Optimisation": (
+            option("--steps", type=COUNT, default=1000, show_default=True),
+            option("--batch", type=COUNT, default=batch, show_default=True, help="Examples at once, on each device."),
+            option("--accumulate", type=COUNT, default=1, show_default=True, help="Batches for each step."),
+            option("--learning-rate", type=POSITIVE, help=f"[default: {learning_rate}]"),
+            *OPTIMISATION,
+        ),
+        "Checkpoints and validation": PROGRESS,
+        "Base and output": PRODUCT,
+        "Instead of training": instead,
+    }
+
+    def add(command: Command) -> Command:
+        command = output_options(command)
+        for title, options in reversed(sections.items()):
+            for names, attributes in reversed(options):
+                command = click.option(*names, cls=_Option, section=title, **attributes)(command)
         return command
 
     return add
-
-
-def data_options(command: Decorated) -> Decorated:
-    return section(
-        "Data",
-        option("--data", metavar="REF", help="A folder of images with captions in NAME.txt or metadata.jsonl, a "
-               "dataset (hf://datasets/owner/name), tar shards ({000..099}.tar), or what --encode-only wrote."),
-        option("--caption", help="One for all images, instead of their own."),
-        option("--image-column", default="image", show_default=True, help="Of a dataset."),
-        option("--text-column", default="text", show_default=True, help="Of a dataset, and of metadata.jsonl."),
-        option("--split", default="train", show_default=True, help="Of a dataset."),
-        option("--resolution", type=COUNT, help="Of the square cut out.  [default: what the U-Net is made for]"),
-        option("--crop", type=click.Choice(["centre", "random"]), default="centre", show_default=True),
-        option("--flip", is_flag=True, help="Mirror half of the images."),
-        option("--drop-captions", type=click.FloatRange(0, 1), default=0.0, show_default=True,
-               help="The share of captions that is replaced by none."),
-        option("--skip-bad", is_flag=True, help="Go on without images that cannot be read."),
-        option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Threads that read images."),
-    )(command)  # fmt: skip
-
-
-def optimisation_options(learning_rate: str, batch: int, steps: int) -> Callable[[Decorated], Decorated]:
-    return section(
-        "Optimisation",
-        option("--steps", type=COUNT, default=steps, show_default=True),
-        option("--batch", type=COUNT, default=batch, show_default=True, help="Examples at once, on each device."),
-        option("--accumulate", type=COUNT, default=1, show_default=True, help="Batches for each step."),
-        option("--learning-rate", type=POSITIVE, help=f"[default: {learning_rate}]"),
-        option("--warmup", type=click.IntRange(0), default=0, show_default=True, help="Steps of a rising rate."),
-        option("--decay", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True,
-               help="Of the rate."),
-        option("--weight-decay", type=click.FloatRange(0), default=1e-2, show_default=True),
-        option("--optimizer", type=click.Choice(["adamw", "adamw-8bit"]), default="adamw", show_default=True),
-        option("--precision", type=click.Choice(["no", "fp16", "bf16"]), default="no", show_default=True,
-               help="Of the passes through the networks; what is trained stays in fp32."),
-        option("--gradient-checkpointing", is_flag=True, help="Less memory, and a third more time."),
-        option("--seed", type=click.IntRange(0), default=0, show_default=True),
-        option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]"),
-    )  # fmt: skip
-
-
-def progress_options(command: Decorated) -> Decorated:
-    return section(
-        "Checkpoints and validation",
-        option("--validate", type=click.IntRange(0), metavar="N",
-               help="Hold N examples out to score the network by.  [default: 8, of 80 or more]"),
-        option("--validate-every", type=click.IntRange(0), default=500, show_default=True, metavar="STEPS",
-               help="The best network is what is written."),
-        option("--checkpoint-every", type=COUNT, default=500, show_default=True, metavar="STEPS"),
-        option("--work", type=click.Path(path_type=Path), metavar="FOLDER",
-               help="Checkpoints, log, curve, sheets.  [default: OUTPUT.training]"),
-        option("--resume", is_flag=True, help="Go on from the last checkpoint, if there is one."),
-        option("--force", is_flag=True, help="Begin anew, and replace the output; with --resume only the latter."),
-    )(command)  # fmt: skip
-
-
-def product_options(command: Decorated) -> Decorated:
-    return section(
-        "Base and output",
-        option("-o", "--output", "target", type=click.Path(path_type=Path), help="The file or folder to write."),
-        option("--dtype", type=ADAPTER_DTYPE, default="fp16", show_default=True, help="Of the output."),
-        option("--config-from", metavar="REF", help="Configs, scheduler and tokenizers for a single file."),
-        option("--variant", help="Which weights of a diffusers folder, such as fp16."),
-    )(command)  # fmt: skip
 
 
 def job_of(base: str, given: dict[str, Any], *, learning_rate: float, **others: Any) -> Job:

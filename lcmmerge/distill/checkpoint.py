@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from lcmmerge.tensors.staging import Staging
 
 PREFIX = "step-"
 WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.pt", "state.json"
+OURS = re.compile(PREFIX + r"(\d{6}|[1-9]\d{6,})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,14 @@ class Checkpoints:
         self.folder, self._keep = folder, keep
 
     def steps(self) -> list[int]:
-        """After which steps there is one, in order."""
-        return sorted(int(path.name.removeprefix(PREFIX)) for path in self.folder.glob(f"{PREFIX}*") if path.is_dir())
+        """After which steps there is one, in order; the folder may hold what is the user's."""
+        names = (path.name for path in self.folder.glob(f"{PREFIX}*") if path.is_dir())
+        return sorted(int(found[1]) for found in map(OURS.fullmatch, names) if found)
+
+    def clear(self) -> None:
+        """Remove all, and what killed runs left of others."""
+        for path in [*map(self._path, self.steps()), *self.folder.glob(f".{PREFIX}*.partial")]:
+            shutil.rmtree(path)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Raises OutputError."""
@@ -73,17 +82,33 @@ class Checkpoints:
     def load(self, step: int, identity: Mapping[str, Any] | None = None) -> Checkpoint:
         """Raises FormatError, and LcmMergeError where the checkpoint was made with another ``identity``."""
         path = self._path(step)
-        try:
+        with self.reading(step):
+            if not all((path / name).is_file() for name in (WEIGHTS, OPTIMIZER, STATE)):  # a pipe is waited for
+                raise FileNotFoundError
             state = json.loads((path / STATE).read_text("utf-8"))
-            best = Best(*state["best"]) if state["best"] else None
-            trained = load_file(path / WEIGHTS)
-            optimizer = torch.load(path / OPTIMIZER, weights_only=True)
+            found = Checkpoint(
+                int(state["step"]),
+                load_file(path / WEIGHTS),
+                dict(torch.load(path / OPTIMIZER, weights_only=True)),
+                dict(state["identity"]),
+                _best(state["best"]),
+            )
+            if found.step != step:
+                raise ValueError
+        if identity is not None:
+            _same(path, found.identity, identity)
+        return found
+
+    @contextmanager
+    def reading(self, step: int) -> Iterator[None]:
+        """Raises FormatError for whatever goes wrong within: it is the checkpoint that is damaged."""
+        try:
+            yield
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:
             hint = "remove it, and resume from the one before"
-            raise FormatError(f"{path}: not a whole checkpoint ({type(error).__name__})", hint) from None
-        if identity is not None:
-            _same(path, state["identity"], identity)
-        return Checkpoint(state["step"], trained, optimizer, state["identity"], best)
+            raise FormatError(f"{self._path(step)}: not a whole checkpoint ({type(error).__name__})", hint) from None
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{PREFIX}{step:06d}"
@@ -97,6 +122,10 @@ class Checkpoints:
 
 def _as_list(best: Best | None) -> list[float] | None:
     return [best.score, best.step] if best else None
+
+
+def _best(stored: list[float] | None) -> Best | None:
+    return Best(float(stored[0]), int(stored[1])) if stored else None
 
 
 def _same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

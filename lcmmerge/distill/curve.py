@@ -34,7 +34,7 @@ def svg(steps: Sequence[int], losses: Sequence[float]) -> str:
     courses = {"each": losses, "smooth": list(map(Average().add, losses))}
     across = Scale(steps[0], max(steps[-1], steps[0] + 1), LEFT, WIDTH - RIGHT)
     low, high = min(losses), max(losses)
-    up = Scale(low, high if high > low else low + 1, HEIGHT - BOTTOM, TOP)
+    up = Scale(low, high if high > low else low + max(1.0, abs(low)), HEIGHT - BOTTOM, TOP)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">',
         f"<title>Loss</title><style>{STYLE}</style>",

@@ -19,7 +19,7 @@ from lcmmerge.distill.data.encoded import BLANK, MANIFEST, Manifest, shard_name
 from lcmmerge.distill.data.latents import full_precision, posterior
 from lcmmerge.distill.data.loader import OnBad, ahead
 from lcmmerge.distill.data.transforms import Seen, Transform
-from lcmmerge.errors import OutputError
+from lcmmerge.errors import LcmMergeError, OutputError
 from lcmmerge.tensors.blockio import output_error
 from lcmmerge.tensors.dtypes import DTYPES
 from lcmmerge.tensors.header import read_header
@@ -69,13 +69,13 @@ def encode(
     shards: list[int] = []
     for examples in grouped(data, plan.shard_size):
         path, source = target / shard_name(len(shards)), _source(examples)
-        metadata = read_header(path)[1] if path.exists() else {}
-        if metadata.get("source") != source:
+        if (rows := _rows(path, source)) is None:
             seen = _seen(examples, plan, len(shards) * plan.shard_size, workers, on_bad)
             names, captions = ([getattr(one, field) for one in seen] for field in ("name", "caption"))
             metadata = {"source": source, "names": json.dumps(names), "captions": json.dumps(captions)}
             _write(path, _tensors(seen, encoder, vae, plan.batch_size), metadata)
-        shards.append(len(json.loads(metadata["names"])))
+            rows = len(seen)
+        shards.append(rows)
         done(len(examples))
     if not sum(shards):
         raise empty(data.name)
@@ -102,6 +102,17 @@ def _begin(target: Path, manifest: Manifest) -> None:
 def _source(examples: Sequence[Example]) -> str:
     """What tells whether a shard is of these examples."""
     return hashlib.sha256(json.dumps([(one.name, one.caption) for one in examples]).encode()).hexdigest()
+
+
+def _rows(path: Path, source: str) -> int | None:
+    """How many rows an earlier run made of these examples; None where it made none, or they are damaged."""
+    if not path.is_file():
+        return None
+    try:
+        metadata = read_header(path)[1]
+        return len(json.loads(metadata["names"])) if metadata.get("source") == source else None
+    except (LcmMergeError, LookupError, ValueError, TypeError, RecursionError):
+        return None
 
 
 def _seen(examples: Sequence[Example], plan: Plan, first: int, workers: int, on_bad: OnBad | None) -> list[Seen]:

@@ -6,28 +6,26 @@ checkpoint that it goes on from, so that they are those of an unbroken run but f
 
 from __future__ import annotations
 
-import csv
 import math
 import resource
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 
 from lcmmerge.distill.checkpoint import Best
 from lcmmerge.distill.curve import Average, svg
 from lcmmerge.distill.trainer import Stepped
+from lcmmerge.errors import OutputError
 from lcmmerge.output import Output, size
 from lcmmerge.tensors.staging import replace_with
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 LOG, SCORES, CURVE, SHEETS, BOARD = "log.csv", "scores.csv", "loss.svg", "sheets", "tensorboard"
 LOG_COLUMNS = ("step", "loss", "rate", "gradient_norm", "seconds")
@@ -39,7 +37,7 @@ RECENT = 50  # steps, of which the time left is told
 class Monitor:
     """A trainer's ``Watch``, within ``with``. ``first``: the step that the run goes on from; ``steps``: all of them.
 
-    ``sheet``: writes what the networks last drew to the path it is given.
+    ``sheet``: writes what the networks last drew to the path it is given. All of it raises OutputError or OSError.
     """
 
     def __init__(
@@ -55,25 +53,20 @@ class Monitor:
         self._average, self._loss = Average(), math.nan
         for loss in self._log.column(1):
             self._loss = self._average.add(loss)
-        self._live: Any = None
+        self._live = ExitStack()
+        self._show: Callable[[dict[str, str]], None] | None = None
         self._spoke = -math.inf
 
     def __enter__(self) -> Self:
-        from rich.console import Console
-        from rich.live import Live
-
-        console = Console(file=sys.stderr)
-        if console.is_terminal and not self.output.quiet:
-            self._live = Live(console=console, auto_refresh=False)
-            self._live.start()
+        self._show = self._live.enter_context(self.output.status())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._live:
-            self._live.stop()
+        self._live.close()
         if self._board:
             self._board.close()
-        self._draw_curve()
+        with suppress(OutputError):  # an error that ends the run says more
+            self._draw_curve()
 
     def stepped(self, stepped: Stepped) -> None:
         values = (stepped.loss, stepped.rate, stepped.gradient_norm, stepped.seconds)
@@ -83,7 +76,12 @@ class Monitor:
         if self._board:
             for name, value in zip(LOG_COLUMNS[1:], values, strict=True):
                 self._board.add_scalar(name, value, stepped.step)
-        self._show(stepped)
+        facts = self._facts(stepped)
+        if self._show:
+            self._show(facts)
+        elif time.monotonic() - self._spoke > INTERVAL or stepped.step == self.steps:
+            self._spoke = time.monotonic()
+            self.output.note(", ".join(f"{name} {value}" for name, value in facts.items()))
 
     def validated(self, step: int, score: float, best: Best) -> None:
         self._best = best
@@ -101,18 +99,10 @@ class Monitor:
     def _draw_curve(self) -> None:
         steps, losses = self._log.column(0), self._log.column(1)
         if steps:
-            (self.folder / CURVE).write_text(svg([int(step) for step in steps], losses), encoding="utf-8")
-
-    def _show(self, stepped: Stepped) -> None:
-        facts = self._facts(stepped)
-        if self._live:
-            self._live.update(_table(facts), refresh=True)
-        elif time.monotonic() - self._spoke > INTERVAL or stepped.step == self.steps:
-            self._spoke = time.monotonic()
-            self.output.note(", ".join(f"{name} {value}" for name, value in facts.items()))
+            replace_with(self.folder / CURVE, svg([int(step) for step in steps], losses).encode())
 
     def _say(self, text: str) -> None:
-        if not self._live:
+        if not self._show:
             self.output.note(text)
 
     def _facts(self, stepped: Stepped) -> dict[str, str]:
@@ -151,14 +141,9 @@ class Journal:
     """A CSV file that grows by whole lines, the first column a step; it begins with what it has up to ``first``."""
 
     def __init__(self, path: Path, columns: Sequence[str], first: int) -> None:
-        self._rows = [row for row in _read(path) if row[0] <= first]
-        lines = [",".join(columns), *(_line(row) for row in self._rows)]
-        text = "\n".join(lines) + "\n"
-        if path.exists():
-            replace_with(path, text.encode())
-        else:
-            path.write_text(text, encoding="utf-8")
         self._path = path
+        self._rows = [row for row in _read(path, len(columns)) if row[0] <= first]
+        replace_with(path, "".join(f"{line}\n" for line in (",".join(columns), *map(_line, self._rows))).encode())
 
     def add(self, *row: float) -> None:
         self._rows.append(row)
@@ -169,32 +154,23 @@ class Journal:
         return [row[index] for row in self._rows]
 
 
-def _read(path: Path) -> list[tuple[float, ...]]:
-    """The rows; a line that a crash cut short is none."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        head, *rows = list(csv.reader(file)) or [[]]
-    found = []
-    for row in rows:
+def _read(path: Path, columns: int) -> list[tuple[float, ...]]:
+    """The rows up to the first that is none: a crash may have cut a line short."""
+    rows: list[tuple[float, ...]] = []
+    for line in path.read_text("utf-8", "replace").splitlines()[1:] if path.is_file() else ():
         try:
-            found.append(tuple(int(cell) if index == 0 else float(cell) for index, cell in enumerate(row)))
+            step, *numbers = line.split(",")
+            row = (int(step), *map(float, numbers))
         except ValueError:
             break
-    return [row for row in found if len(row) == len(head)]
+        if len(row) != columns:
+            break
+        rows.append(row)
+    return rows
 
 
 def _line(row: Sequence[float]) -> str:
     return ",".join(f"{cell:.9g}" for cell in row)
-
-
-def _table(facts: dict[str, str]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(*facts, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_row(*facts.values())
-    return table
 
 
 def _memory() -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -54,9 +54,13 @@ class Networks(ABC):
         """Everything that training has changed: what a checkpoint must hold."""
         return {name: parameter.detach() for name, parameter in self.trained().items()}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raises ValueError for a state of other networks."""
+        own = self.state()
+        if {name: tensor.shape for name, tensor in state.items()} != {name: one.shape for name, one in own.items()}:
+            raise ValueError("a state of other networks")
         with torch.no_grad():
-            for name, parameter in self.state().items():
+            for name, parameter in own.items():
                 parameter.copy_(state[name])
 
     def to(self, device: torch.device) -> None:

@@ -17,9 +17,10 @@ from lcmmerge.distill.origin import Origin
 from lcmmerge.errors import NoEffectError
 from lcmmerge.merge import lorafile
 from lcmmerge.merge.configs import copy_configs, set_scheduler
-from lcmmerge.merge.outputs import DIFFUSERS, weights_stem
+from lcmmerge.merge.outputs import weights_stem
 from lcmmerge.merge.provenance import IMPLEMENTATIONS
 from lcmmerge.merge.tensors import Read, stored
+from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DTYPES, DType
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.staging import Staging

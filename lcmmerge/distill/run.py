@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from lcmmerge.accelerators import Sampling
 from lcmmerge.archs import Model, lora_parameters
 from lcmmerge.distill import base as bases
-from lcmmerge.distill.checkpoint import PREFIX, Best, Checkpoints
+from lcmmerge.distill.checkpoint import Best, Checkpoints
 from lcmmerge.distill.data import Indexed, open_data
 from lcmmerge.distill.data.encoded import Encoded
 from lcmmerge.distill.encode import Plan, encode
@@ -120,7 +120,11 @@ def _check(job: Job, model: Model) -> int:
     if steps and not (job.resume or job.force):
         cure = "go on with --resume, or begin anew with --force"
         raise OutputError(f"{job.folder}: holds the checkpoint of step {steps[-1]}", cure)
-    return steps[-1] if steps and job.resume else 0
+    first = steps[-1] if steps and job.resume else 0
+    if first > job.settings.steps:
+        cause = f"{job.folder}: stands at step {first}, beyond --steps {job.settings.steps}"
+        raise LcmMergeError(cause, "ask for more --steps, or begin anew with --force")
+    return first
 
 
 def _accelerator(job: Job) -> Accelerator:
@@ -140,7 +144,8 @@ def _accelerator(job: Job) -> Accelerator:
 
 def _clear(folder: Path) -> None:
     """What is ours alone: the folder may be one of the user's."""
-    for path in [*folder.glob(f"{PREFIX}*"), *(folder / name for name in ANEW)]:
+    Checkpoints(folder).clear()
+    for path in (folder / name for name in ANEW):
         if path.is_dir():
             shutil.rmtree(path)
         else:

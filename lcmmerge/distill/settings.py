@@ -11,7 +11,6 @@ from torch import nn
 
 from lcmmerge.errors import LcmMergeError
 
-PRECISIONS = ("no", "fp16", "bf16")
 OF_THE_RUN = ("steps", "checkpoint_every", "validate_every", "keep", "gradient_checkpointing")
 
 

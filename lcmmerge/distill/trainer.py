@@ -106,7 +106,7 @@ class Trainer:
                 if stopped():
                     raise KeyboardInterrupt
         if best and best.step != self.settings.steps:
-            self.networks.load_state(dict(checkpoints.load(best.step).trained))
+            self.networks.load_state(checkpoints.load(best.step).trained)
         return Trained(best.step if best else self.settings.steps, best)
 
     def _prepare(self) -> Any:
@@ -181,10 +181,11 @@ class Trainer:
         if not steps:
             return 0, None
         checkpoint = checkpoints.load(steps[-1], self._identity())
-        self.networks.load_state(dict(checkpoint.trained))
-        optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
-        if self.accelerator.scaler and checkpoint.optimizer["scaler"]:
-            self.accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
+        with _told(self.accelerator, checkpoint.step), checkpoints.reading(checkpoint.step):
+            self.networks.load_state(checkpoint.trained)
+            optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
+            if self.accelerator.scaler and checkpoint.optimizer["scaler"]:
+                self.accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
         return checkpoint.step, checkpoint.best
 
     def _identity(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Training:
         self.job, self.base, self.objective, self.accelerator, self.output = job, base, objective, accelerator, output
         self.transform = job.transform(base.unet.config.sample_size, base.pixels)
         data = open_data(job.data, job.options)
-        if isinstance(data, Encoded) and data.settings["model"] != base.encoders:
+        if isinstance(data, Encoded) and data.settings.get("model") != base.encoders:
             cause = f"{job.data}: was encoded by another model's VAE or text encoders"
             raise IncompatibleError(cause, "encode the images again with --encode-only")
         self.facts: dict[str, Any] = {"data": identity_of(data), "caption": job.options.caption}

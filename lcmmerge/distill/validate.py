@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from lcmmerge.distill.batch import Batch
 from lcmmerge.distill.networks import Networks
 from lcmmerge.distill.objectives import Objective
 from lcmmerge.distill.sampling import Sampler
+from lcmmerge.tensors.staging import replace_with
 
 GAP = 8  # pixels between the halves of a sheet
 Draw = Callable[[Networks, Batch], Tensor]
@@ -70,7 +72,10 @@ def _mean(scores: Iterable[float]) -> float:
 
 
 def write_sheet(path: Path, vae: AutoencoderKL, validation: Validation) -> None:
-    """The student's last samples as one PNG, and to the right of them those beside which it is judged."""
+    """The student's last samples as one PNG, and to the right of them those beside which it is judged.
+
+    Raises OutputError, OSError.
+    """
     halves = [_grid(_decode(vae, part)) for part in (validation.drawn, validation.beside) if part]
     width = sum(half.width for half in halves) + GAP * (len(halves) - 1)
     sheet = Image.new("RGB", (width, halves[0].height), "white")
@@ -78,8 +83,10 @@ def write_sheet(path: Path, vae: AutoencoderKL, validation: Validation) -> None:
     for half in halves:
         sheet.paste(half, (left, 0))
         left += half.width + GAP
+    content = io.BytesIO()
+    sheet.save(content, "png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    replace_with(path, content.getvalue())
 
 
 @torch.no_grad()

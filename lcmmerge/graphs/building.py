@@ -55,7 +55,7 @@ class Builder:
     def unknown(self, node: Node) -> IncompatibleError:
         return IncompatibleError(
             f"{self.component.name}: torch's operator {node.target} (in {self.scope}) has no lowering to ONNX",
-            "a newer library may have brought it: install the versions of constraints.txt",
+            "its config or a newer library brought it: try the versions of constraints.txt",
         )
 
     def value(self, item: Any, dtype: torch.dtype | None = None) -> ir.Value:
@@ -65,8 +65,9 @@ class Builder:
             return self.constant(item, dtype)
         if item in self.known:
             return self.constant(self.known[item], dtype or self.known[item].dtype)
-        value = self.values[item]
-        assert isinstance(value, ir.Value)
+        value = self.values.get(item)
+        if not isinstance(value, ir.Value):  # a buffer, which has no values on the meta device
+            raise self.unknown(item)
         if dtype not in (None, item.meta["val"].dtype):
             value = self.add("Cast", value, to=DTYPES[dtype])
         return value

@@ -126,7 +126,7 @@ def _write_small_files(prepared: Prepared, folder: Path) -> None:
         set_scheduler(folder, Sampling(preset.scheduler, steps, guidance, preset.settings, preset.arguments))
     for encoder in arch.text_encoders:
         name = encoder.name.replace("text_encoder", "tokenizer")
-        write_tokenizer(prepared.configs / name, folder / name)
+        write_tokenizer(prepared.configs / name, folder / name, prepared.request.cache)
 
 
 def _index(index: Mapping[str, Any]) -> dict[str, Any]:

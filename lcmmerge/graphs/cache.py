@@ -1,29 +1,34 @@
-"""Graphs once made, and their parameters' shapes, kept by what they depend on: the config, the dtype, the libraries
-and this package's sources.
+"""Graphs once made, kept by what they depend on: the config, the dtype, the libraries and this package's sources.
 
-In ``$XDG_CACHE_HOME/lcmmerge/graphs``, else ``~/.cache/lcmmerge/graphs``; a graph is about a megabyte, and each may be
-deleted at any time.
+With them is kept what else depends on small files alone, and on libraries that take seconds to load: parameters'
+shapes, tokenizers, how a model is drawn. In ``$XDG_CACHE_HOME/lcmmerge/graphs``, else ``~/.cache/lcmmerge/graphs``; a
+graph is about a megabyte, and each may be deleted at any time. One that is damaged is made anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lcmmerge.graphs.components import Component
 from lcmmerge.graphs.graph import graphs_of, opset_of
-from lcmmerge.tensors.kept import keep, user_cache
+from lcmmerge.tensors.kept import keep, recall, user_cache
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
-LIBRARIES = ("diffusers", "onnx", "onnx-ir", "torch", "transformers")
+LIBRARIES = ("diffusers", "onnx", "onnx-ir", "tokenizers", "torch", "transformers")
+SOURCES = (
+    *("graphs/building.py", "graphs/constants.py", "graphs/graph.py", "graphs/lowering.py", "graphs/passes.py"),
+    *("graphs/components/*.py", "graphs/operators/*.py"),
+    *("accelerators.py", "graphs/request.py", "graphs/tokenizers.py", "sample/presets.py"),
+)
 
 
 def default_folder() -> Path:
@@ -36,8 +41,8 @@ def cached(component: Component, dtype: torch.dtype, variant: str, folder: Path 
     A component's variants are made together. Raises what ``graphs_of`` raises.
     """
     folder = default_folder() if folder is None else folder
-    with suppress(OSError):
-        return _path(folder, component, dtype, variant).read_bytes()
+    if (kept := recall(_path(folder, component, dtype, variant))) is not None:
+        return kept
     variants = {variant, "plain", "fused"} if component.fused else {variant, "plain"}
     graphs = {name: serialise(graph) for name, graph in graphs_of(component, dtype, sorted(variants)).items()}
     for name, graph in graphs.items():
@@ -47,12 +52,18 @@ def cached(component: Component, dtype: torch.dtype, variant: str, folder: Path 
 
 def parameters(component: Component, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
     """``component.parameters()``, kept likewise: to make the module loads diffusers, which takes seconds."""
-    path = (default_folder() if folder is None else folder) / f"{component.name}-{_key(component)}.json"
-    with suppress(OSError):
-        return {name: tuple(shape) for name, shape in json.loads(path.read_bytes()).items()}
-    found = component.parameters()
-    keep(path, json.dumps(found).encode())
-    return found
+    found = once(component.name, _facts(component), component.parameters, folder)
+    return {name: tuple(shape) for name, shape in found.items()}
+
+
+def once(name: str, facts: Mapping[str, Any], make: Callable[[], Any], folder: Path | None = None) -> Any:
+    """What ``make`` gives, as JSON has it; made once for the ``facts`` that it depends on, and kept likewise."""
+    path = (default_folder() if folder is None else folder) / f"{name}-{_key(facts)}"
+    content = recall(path)
+    if content is None:
+        content = json.dumps(make()).encode()
+        keep(path, content)
+    return json.loads(content)
 
 
 def serialise(graph: ir.Model) -> bytes:
@@ -63,28 +74,22 @@ def serialise(graph: ir.Model) -> bytes:
 
 
 def _path(folder: Path, component: Component, dtype: torch.dtype, variant: str) -> Path:
-    key = _key(component, dtype=str(dtype), opset=opset_of(variant, dtype))
-    return folder / f"{component.name}-{variant}-{key}.onnx"
+    facts = {**_facts(component), "dtype": str(dtype), "opset": opset_of(variant, dtype)}
+    return folder / f"{component.name}-{variant}-{_key(facts)}"
 
 
-def _key(component: Component, **more: object) -> str:
-    """A hash of all that a module, and with ``more`` its graph, depend on."""
-    facts = {
-        "component": component.name,
-        "config": dict(component.config),
-        "libraries": {name: version(name) for name in LIBRARIES},
-        "sources": _sources(),
-        **more,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+def _facts(component: Component) -> dict[str, Any]:
+    return {"component": component.name, "config": dict(component.config)}
+
+
+def _key(facts: Mapping[str, Any]) -> str:
+    """A hash of the facts, of the libraries' versions and of our own code."""
+    return hashlib.sha256(json.dumps([facts, _makers()], sort_keys=True).encode()).hexdigest()[:16]
 
 
 @cache
-def _sources() -> str:
-    """A hash of the code that makes graphs."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    made = [here / f"{name}.py" for name in ("building", "graph", "lowering", "operators", "passes")]
-    for path in (*made, *sorted((here / "components").glob("*.py"))):
+def _makers() -> dict[str, str]:
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for path in (path for pattern in SOURCES for path in sorted(package.glob(pattern))):
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return {name: version(name) for name in LIBRARIES} | {"lcmmerge": digest.hexdigest()}

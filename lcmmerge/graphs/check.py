@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-from onnx import ModelProto
-
-from lcmmerge.errors import FormatError, IncompatibleError, NotFoundError
+from lcmmerge.errors import IncompatibleError, NotFoundError
 from lcmmerge.graphs import rtx
+from lcmmerge.graphs.link import read_graph
 from lcmmerge.graphs.manifest import Manifest, is_export, read_manifest
 from lcmmerge.graphs.profiles import WHOLE
 from lcmmerge.graphs.rules import RULES, Graph, places
@@ -74,7 +72,7 @@ def check(path: Path, output: Output, *, tensorrt: bool = False) -> Report:
     """
     if tensorrt:
         rtx.bindings()
-    graphs = list(graphs_of(path))
+    graphs = list(_graphs(path))
     broken: list[Broken] = []
     engines: list[Engine] = []
     with output.progress("check", len(graphs), "graphs") as progress:
@@ -106,7 +104,7 @@ def _by_tensorrt(graph: Graph, engines: list[Engine], output: Output) -> Iterato
         engines.append(Engine(graph.title, built.seconds, built.nbytes))
 
 
-def graphs_of(path: Path) -> Iterator[Graph]:
+def _graphs(path: Path) -> Iterator[Graph]:
     """Raises NotFoundError (there are none), FormatError."""
     if is_export(path):
         yield from _exported(path, read_manifest(path))
@@ -115,7 +113,7 @@ def graphs_of(path: Path) -> Iterator[Graph]:
     if not files:
         raise NotFoundError(f"{path}: holds no ONNX graph", "`lcmmerge export` makes some")
     for file in files:
-        yield Graph(file, file.name if path.is_file() else file.relative_to(path).as_posix(), _load(file), {})
+        yield Graph(file, file.name if path.is_file() else file.relative_to(path).as_posix(), read_graph(file), {})
 
 
 def _exported(folder: Path, manifest: Manifest) -> Iterator[Graph]:
@@ -123,7 +121,7 @@ def _exported(folder: Path, manifest: Manifest) -> Iterator[Graph]:
         profiles = {name: item["shapes"].get(component, {}) for name, item in manifest.profiles.items()}
         for variant, graph in said["graphs"].items():
             path = folder / graph["path"]
-            yield Graph(path, graph["path"], _load(path), profiles, component, said["dtype"], variant)
+            yield Graph(path, graph["path"], read_graph(path), profiles, component, said["dtype"], variant)
     for graph in manifest.named.values():
         component, path = graph["component"], folder / graph["path"]
         profiles = {
@@ -131,16 +129,7 @@ def _exported(folder: Path, manifest: Manifest) -> Iterator[Graph]:
             for name, item in manifest.profiles.items()
         }
         dtype = manifest.components[component]["dtype"]
-        yield Graph(path, graph["path"], _load(path), profiles, component, dtype, "plain")
+        yield Graph(path, graph["path"], read_graph(path), profiles, component, dtype, "plain")
     for variant, graph in manifest.whole.get("graphs", {}).items():
         path = folder / graph["path"]
-        yield Graph(path, graph["path"], _load(path), manifest.whole["shapes"], WHOLE, manifest.dtype, variant)
-
-
-def _load(path: Path) -> ModelProto:
-    try:
-        return onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise NotFoundError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
-    except Exception:  # protobuf's own, of several kinds
-        raise FormatError(f"{path}: is no ONNX graph", "export the model again") from None
+        yield Graph(path, graph["path"], read_graph(path), manifest.whole["shapes"], WHOLE, manifest.dtype, variant)

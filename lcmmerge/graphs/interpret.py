@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.graphs.kernels import HOST, KERNELS, dtype_of, tensor_of
+from lcmmerge.graphs.link import read_graph
 
 CURE = "run the graph with ONNX Runtime"
 
@@ -39,15 +40,13 @@ class Interpreter:
     """``Interpreter(path, device)(inputs)``: name → tensor in, name → tensor out, all on ``device``.
 
     Weights are read once, and kept on the device in the graph's own types; whole numbers of at most one axis are shapes
-    and stay on the CPU. Raises FormatError, IncompatibleError (an operator, attribute or type that ``kernels`` lacks).
+    and stay on the CPU. Raises NotFoundError, FormatError, IncompatibleError (an operator, attribute or type
+    that ``kernels`` lacks).
     """
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
         self.path, self.device = path, torch.device(device)
-        try:
-            model = onnx.load(path, load_external_data=False)
-        except Exception:  # protobuf's own, of several kinds
-            raise FormatError(f"{path}: is no ONNX graph", "export the model again") from None
+        model = read_graph(path)
         self.inputs = tuple(value.name for value in model.graph.input)
         self.outputs = tuple(value.name for value in model.graph.output)
         self._constants = {tensor.name: self._place(_read(tensor, path)) for tensor in model.graph.initializer}

@@ -46,12 +46,8 @@ def check_link(graph: Path) -> None:
     Raises NotFoundError (a file is not there), FormatError (not ONNX; a path out of the graph's folder; a damaged or
     truncated weight file), IncompatibleError (a parameter of another name, shape or dtype, or at another place).
     """
-    try:
-        data = graph.read_bytes()
-    except OSError as error:
-        raise NotFoundError(f"{graph}: cannot be read ({error.strerror})", "check the path") from None
     headers: dict[str, dict[str, Entry]] = {}
-    for tensor in _parameters(_parse(data, graph)):
+    for tensor in _parameters(read_graph(graph)):
         place = {item.key: item.value for item in tensor.external_data}
         location = place.get("location", "")
         if location not in headers:
@@ -61,6 +57,15 @@ def check_link(graph: Path) -> None:
         entry = _entry(tensor, headers[location], weights, location.rpartition("/")[0])
         if (place.get("offset"), place.get("length")) != (str(entry.offset), str(entry.nbytes)):
             raise IncompatibleError(f"{graph}: {tensor.name!r} is at another place in {weights.name}", RELINK)
+
+
+def read_graph(path: Path) -> ModelProto:
+    """An ONNX file, without the data that lie in others. Raises NotFoundError, FormatError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise NotFoundError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
+    return _parse(data, path)
 
 
 def _parse(data: bytes, path: Path) -> ModelProto:
@@ -124,8 +129,8 @@ def _beside(graph: Path, location: str) -> Path:
     if not is_inside(location):
         raise FormatError(f"{graph}: its data are at {location!r}, out of its folder", "do not trust this file")
     path = graph.parent / location
-    if link := symbolic(graph.parent, location):
-        raise FormatError(f"{link}: is a symbolic link, which ONNX's runtimes refuse", "put the file itself there")
+    if found := symbolic(graph.parent, location):
+        raise FormatError(f"{found}: is a symbolic link, which ONNX's runtimes refuse", "put the file itself there")
     return path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lcmmerge.archs import Model
-from lcmmerge.graphs.cache import parameters
+from lcmmerge.graphs.cache import once, parameters
 from lcmmerge.graphs.components import Component, components_of
 from lcmmerge.graphs.extra import GRAPHS, RUNS, check_installed
 from lcmmerge.graphs.names import check_names
@@ -17,14 +17,16 @@ from lcmmerge.graphs.targets import Target, named
 from lcmmerge.graphs.weights import check_fit, plan_weights, source_of
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan
+from lcmmerge.merge.provenance import RECIPE
 from lcmmerge.merge.request import Request
 from lcmmerge.merge.request import plan as plan_merge
 from lcmmerge.refs.weights import local_tree, read_json
+from lcmmerge.sample import drawable
+from lcmmerge.sample.presets import Preset, choose
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
 if TYPE_CHECKING:
     from lcmmerge.graphs.whole import Loop
-    from lcmmerge.sample.presets import Preset
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +88,13 @@ class Prepared:
 
 def prepare(request: ExportRequest) -> Prepared:
     """Raises LcmMergeError for an unknown target, and as ``merge.request.plan`` and ``sample.drawable`` do."""
-    from lcmmerge.sample import drawable, presets
-
     target = named(request.to)
     check_installed(*GRAPHS, *(RUNS if request.parity else ()))
     merge, _ = plan_merge(replace(request.merge, options=replace(request.merge.options, layout=None)))
     drawable.check_drawable(merge.base)
     configs = drawable.configs_of(merge.base, request.merge.config_from)
     accelerator = merge.accelerator.name if merge.accelerator else request.merge.accelerator
-    preset = presets.choose(merge.base, configs, accelerator=accelerator)
+    preset = _preset(merge.base, configs, accelerator, request.cache)
     components = components_of(configs)
     chosen = dict.fromkeys(merge.base.arch.components, request.dtype)
     chosen["vae"] = request.vae_dtype or vae_dtype(merge.base, configs, request.dtype)
@@ -110,6 +110,19 @@ def prepare(request: ExportRequest) -> Prepared:
 
         check_engines(request.engines, [profile.name for profile in prepared.profiles], request.to)
     return prepared
+
+
+def _preset(model: Model, configs: Path, accelerator: str | None, cache: Path | None) -> Preset:
+    """``presets.choose``, asked once of the same configs and merge: it loads diffusers."""
+    tree = local_tree(configs)
+    facts = {
+        "accelerator": accelerator,
+        "recorded": model.source.metadata.get(RECIPE),
+        "added": model.arch.unet.added,
+        "configs": [read_json(tree, name) for name in ("scheduler/scheduler_config.json", "unet/config.json")],
+    }
+    said = once("preset", facts, lambda: choose(model, configs, accelerator=accelerator).as_dict(), cache)
+    return Preset(**said)
 
 
 def _loop(configs: Path, preset: Preset) -> Loop:
@@ -144,9 +157,7 @@ def _check(plan: Plan, components: tuple[Component, ...], configs: Path, cache: 
 
 
 def _facts(configs: Path, components: tuple[Component, ...], preset: Preset) -> Facts:
-    from lcmmerge.sample.drawable import native_size
-
     ports = {component.name: {port.name: port.dims for port in component.inputs} for component in components}
     blocks = read_json(local_tree(configs), "vae/config.json")["block_out_channels"]
     guided = preset.guidance > 1 and "timestep_cond" not in ports["unet"]
-    return Facts(native_size(configs), 2 ** (len(blocks) - 1), tokens_of(components), 2 if guided else 1)
+    return Facts(drawable.native_size(configs), 2 ** (len(blocks) - 1), tokens_of(components), 2 if guided else 1)

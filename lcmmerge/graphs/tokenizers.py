@@ -6,19 +6,33 @@ transformers 5 saves ``tokenizer.json`` alone, older ones and C++ tokenizers wan
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from lcmmerge.errors import FormatError, NotFoundError
+from lcmmerge.graphs.cache import once
 from lcmmerge.merge.configs import CURE
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 MERGES_HEAD = "#version: 0.2"
 
 
-def write_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer in the folder ``source``, into the new folder ``target``. Raises NotFoundError, FormatError."""
+def write_tokenizer(source: Path, target: Path, cache: Path | None = None) -> None:
+    """The tokenizer in the folder ``source``, into the new folder ``target``; ``cache``: of ``graphs.cache``.
+
+    Raises NotFoundError, FormatError.
+    """
+    files = sorted(path for path in source.glob("*") if path.is_file())
+    facts = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    target.mkdir()
+    for name, text in once("tokenizer", facts, lambda: _texts(source), cache).items():
+        (target / name).write_text(text, "utf-8")
+
+
+def _texts(source: Path) -> dict[str, str]:
+    """The new files, by name."""
     tokenizer = _load(source)
     whole = source / "tokenizer.json"
     text = whole.read_text("utf-8") if whole.is_file() else str(tokenizer.backend_tokenizer.to_str(pretty=True))
@@ -27,15 +41,15 @@ def write_tokenizer(source: Path, target: Path) -> None:
     special = {name: str(value) for name in SPECIAL if (value := getattr(tokenizer, name, None)) is not None}
     added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
     beyond = {word: number for word, number in added.items() if word not in vocabulary}
-    target.mkdir()
-    (target / "tokenizer.json").write_text(text, "utf-8")
-    _write_json(target / "vocab.json", dict(sorted(vocabulary.items(), key=lambda item: item[1])))
     pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in merges)
-    (target / "merges.txt").write_text("\n".join([MERGES_HEAD, *pairs]) + "\n", "utf-8")
-    if beyond:  # a textual inversion's
-        _write_json(target / "added_tokens.json", beyond)
-    _write_json(target / "special_tokens_map.json", special)
-    _write_json(target / "tokenizer_config.json", _config(tokenizer, special))
+    return {
+        "tokenizer.json": text,
+        "vocab.json": _json(dict(sorted(vocabulary.items(), key=lambda item: item[1]))),
+        "merges.txt": "\n".join([MERGES_HEAD, *pairs]) + "\n",
+        **({"added_tokens.json": _json(beyond)} if beyond else {}),  # a textual inversion's
+        "special_tokens_map.json": _json(special),
+        "tokenizer_config.json": _json(_config(tokenizer, special)),
+    }
 
 
 def _load(source: Path) -> Any:
@@ -69,5 +83,5 @@ def _config(tokenizer: Any, special: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -16,8 +16,9 @@ from lcmmerge.archs import Model
 from lcmmerge.errors import ShapeMismatchError
 from lcmmerge.merge.configs import CURE
 from lcmmerge.merge.outcome import Outcome
-from lcmmerge.merge.outputs import DIFFUSERS, weights_stem
+from lcmmerge.merge.outputs import weights_stem
 from lcmmerge.merge.plan import Piece, Plan, PlannedFile, PlannedTensor, plan_fuse
+from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DType
 from lcmmerge.tensors.layout import TensorSpec
 

@@ -18,6 +18,7 @@ from lcmmerge.archs import (
     supported,
 )
 from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
+from lcmmerge.merge.terms import check_strength
 from lcmmerge.tensors import TensorSource
 
 Shape = tuple[int, ...]
@@ -58,7 +59,8 @@ class Target:
 
 
 def term_of(source: TensorSource, strength: float) -> Term:
-    """Raises FormatError for what is no adapter, UnmatchedKeysError for one with more in it than patches."""
+    """Raises LcmMergeError (λ is no number), FormatError (no adapter), UnmatchedKeysError (more in it than patches)."""
+    check_strength(source.path.name, strength)
     file = read_adapter(source)
     if not file.patches:
         raise FormatError(f"{source.path}: is no adapter that we know", "look at it with `lcmmerge inspect`")

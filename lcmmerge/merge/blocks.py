@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from lcmmerge.archs import Model
 from lcmmerge.errors import LcmMergeError
+from lcmmerge.refs.weights import SINGLE_FILE
 
 _BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)")
 _PREFIX = {"input_blocks": "IN", "output_blocks": "OUT"}
@@ -35,7 +36,7 @@ def block_of(parameter: str, model: Model) -> str:
     component, _, rest = parameter.partition(".")
     if component != "unet":
         return "BASE"
-    found = _BLOCK.search(model.arch.keymap("single-file").slots[parameter].stored)
+    found = _BLOCK.search(model.arch.keymap(SINGLE_FILE).slots[parameter].stored)
     if found is None:
         return blocks(model)[-1] if rest.startswith(("conv_norm_out", "conv_out")) else "IN00"
     kind, number = found.groups()

@@ -162,8 +162,10 @@ def _approximate(
 
 
 def _recipe(terms: Sequence[Term], rank: int | None, dtype: DType) -> Mapping[str, Any]:
+    sources = (term.file.source for term in terms)
+    hashes = [sha256_of(source.files, known=source.sha256) for source in sources]
     named = [
-        {"name": name_of(term.path), "sha256": sha256_of(term.file.source.files), "lambda": term.strength}
-        for term in terms
+        {"name": name_of(term.path), "sha256": sha256, "lambda": term.strength}
+        for term, sha256 in zip(terms, hashes, strict=True)
     ]
     return {"type": "lcmmerge combine", "terms": named, "rank": rank, "dtype": dtype.name}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite, prod
@@ -20,7 +19,7 @@ from lcmmerge.merge.lowrank import spectrum, squared_norm
 from lcmmerge.merge.terms import Checkpoint, Difference, Term, likely_cause, match, term_of
 from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType, TensorSource
-from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.tensors.digest import hashing
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.staging import check_target
 
@@ -109,12 +108,11 @@ def extract(
     for source in sources.values():
         source.fetch()
     title = " - ".join(Path(name_of(path)).stem for path in (tuned.path, base.source.path))
-    with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
-        pending = {name: pool.submit(sha256_of, source.files) for name, source in sources.items()}
+    with hashing(sources) as hashes:
 
         def describe(sha256: str | None) -> dict[str, str]:
-            hashes = {name: future.result() if sha256 else lorafile.UNKNOWN for name, future in pending.items()}
-            recipe = _recipe(sources, hashes, settings)
+            known = hashes() if sha256 else dict.fromkeys(sources, lorafile.UNKNOWN)
+            recipe = _recipe(sources, known, settings)
             return lorafile.metadata(base.arch, title, recipe, sha256)
 
         def done(item: Target) -> None:

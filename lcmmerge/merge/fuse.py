@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 
 from lcmmerge.merge import provenance
 from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outcome import Outcome, Settings
-from lcmmerge.merge.outputs import DIFFUSERS
 from lcmmerge.merge.plan import Plan, PlannedFile
 from lcmmerge.merge.report import Report, rows
-from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.refs.weights import DIFFUSERS
+from lcmmerge.tensors.digest import hashing
 from lcmmerge.tensors.staging import Staging, check_target
 
 HEADROOM = 16 << 20  # headers, configs and tokenizers
@@ -80,23 +78,16 @@ def _prepare_folder(plan: Plan, folder: Path, configs: Path | None) -> None:
 
 def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int], None]) -> Outcome:
     """Merge, and beside it hash the inputs that nobody has, beginning before torch is loaded, which takes a second."""
-    stop = Event()
-    with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
-        wanted = plan.sources if settings.hash_base else {k: s for k, s in plan.sources.items() if k != "base"}
-        hashing = {key: pool.submit(sha256_of, source.files, stop, source.sha256) for key, source in wanted.items()}
-        known = provenance.placeholders(wanted)
+    wanted = plan.sources if settings.hash_base else {k: s for k, s in plan.sources.items() if k != "base"}
+    known = provenance.placeholders(wanted)
+    with hashing(wanted) as hashes:
 
         def metadata(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:
-            hashes = {key: future.result() for key, future in hashing.items()} if final else known
-            return provenance.metadata(plan, settings.rounding_seed, hashes, sha256)
+            return provenance.metadata(plan, settings.rounding_seed, hashes() if final else known, sha256)
 
-        try:
-            from lcmmerge.merge.execute import execute
+        from lcmmerge.merge.execute import execute
 
-            outcome = execute(plan, folder, metadata, settings, progress)
-        except BaseException:
-            stop.set()
-            raise
+        outcome = execute(plan, folder, metadata, settings, progress)
     _write_indices(plan, folder)
     return outcome
 

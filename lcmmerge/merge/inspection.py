@@ -74,7 +74,7 @@ class CheckpointFacts:
             "kind": "checkpoint",
             "architecture": arch.name,
             "title": arch.title,
-            "variant": self.model.variant,
+            "purpose": self.model.purpose,
             "layout": self.model.layout,
             "parts": {part.name: part.as_dict() for part in self.parts},
             "missing": list(self.missing),

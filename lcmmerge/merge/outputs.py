@@ -9,8 +9,7 @@ from lcmmerge.archs import Model, Slot, is_ema
 from lcmmerge.archs.unet import LDM
 from lcmmerge.errors import FormatError
 from lcmmerge.merge.operand import Operand
-
-SINGLE_FILE, DIFFUSERS = "single-file", "diffusers"
+from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,10 @@ from lcmmerge.accelerators import Accelerator
 from lcmmerge.archs import Model, aliases
 from lcmmerge.errors import NoEffectError
 from lcmmerge.merge.operand import Operand
-from lcmmerge.merge.outputs import DIFFUSERS, Draft, by_folder, drafts, weights_stem
+from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem
 from lcmmerge.merge.terms import Checkpoint, Contribution, Matched, Term, made_elsewhere, match, unmatched_error
 from lcmmerge.refs import name_of
+from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DType, TensorSource
 from lcmmerge.tensors.layout import TensorSpec
 
@@ -151,7 +152,7 @@ class Plan:
         """The plan, JSON-ready."""
         return {
             "architecture": self.base.arch.name,
-            "variant": self.base.variant,
+            "purpose": self.base.purpose,
             "layout": self.layout,
             "output": str(self.result),
             "terms": [

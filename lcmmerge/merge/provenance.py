@@ -16,6 +16,7 @@ from lcmmerge.errors import AlreadyFusedError
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.terms import Checkpoint, Term
 from lcmmerge.refs import name_of
+from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.version import __version__
@@ -23,8 +24,8 @@ from lcmmerge.version import __version__
 RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
 HASH = "modelspec.hash_sha256"
 IMPLEMENTATIONS = {
-    "single-file": "https://github.com/Stability-AI/generative-models",
-    "diffusers": "https://github.com/huggingface/diffusers",
+    SINGLE_FILE: "https://github.com/Stability-AI/generative-models",
+    DIFFUSERS: "https://github.com/huggingface/diffusers",
     "component": "https://github.com/huggingface/diffusers",
 }
 
@@ -54,7 +55,7 @@ def metadata(
 
 
 def _architecture(base: Model) -> str:
-    return base.arch.modelspec + ("" if base.variant == "base" else f"/{base.variant}")
+    return base.arch.modelspec + ("" if base.purpose == "base" else f"/{base.purpose}")
 
 
 def _recipe(plan: Plan, rounding_seed: int | None, hashes: Mapping[str, str]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from math import isfinite
 from pathlib import Path
 
 from lcmmerge import refs
@@ -16,9 +15,9 @@ from lcmmerge.archs import Model, identify
 from lcmmerge.errors import LcmMergeError, OutputError
 from lcmmerge.merge.blocks import parse_block_weights
 from lcmmerge.merge.configs import check_configs
-from lcmmerge.merge.outputs import DIFFUSERS
 from lcmmerge.merge.plan import Options, Plan, plan_fuse
-from lcmmerge.merge.terms import Term, term_of
+from lcmmerge.merge.terms import Term, check_strength, term_of
+from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.remote import open_reference
 from lcmmerge.tensors.source import PICKLES
@@ -71,8 +70,8 @@ def plan(request: Request, *, dry_run: bool = False) -> tuple[Plan, Path | None]
 def _terms(request: Request, base: Model, lcm: str | None, opened: Open) -> list[Term]:
     wanted = list(_distinct(_wanted(request, lcm)))
     names = [name for name, _, _ in wanted]
-    if endless := [name for name, _, strength in wanted if not isfinite(strength)]:
-        raise LcmMergeError(f"λ of {endless[0]}: no finite number", "give one such as 0.8")
+    for name, _, strength in wanted:  # before anything is fetched
+        check_strength(name, strength)
     if strangers := sorted(request.block_weights.keys() - set(names)):
         raise LcmMergeError(f"block weights for {strangers[0]!r}: no such term", f"the terms are {', '.join(names)}")
     weights = {name: parse_block_weights(text, base) for name, text in request.block_weights.items()}

@@ -81,8 +81,7 @@ def term_of(
 
     Raises FormatError, IncompatibleError.
     """
-    if not isfinite(strength):
-        raise LcmMergeError(f"λ of {name} is {strength}", "give a finite number, such as 0.8")
+    check_strength(name, strength)
     adapter = read_adapter(source)
     content: AdapterFile | Checkpoint = adapter
     if not adapter.patches:
@@ -95,6 +94,12 @@ def term_of(
             ) from None
         content = Checkpoint(tuned, identify(origin) if origin else base)
     return Term(name, source.path, strength, content, weights or BlockWeights())
+
+
+def check_strength(name: str, strength: float) -> None:
+    """Raises LcmMergeError where λ is no number that a weight could be multiplied by."""
+    if not isfinite(strength):
+        raise LcmMergeError(f"λ of {name}: no finite number", "give one such as 0.8")
 
 
 def match(index: int, term: Term, base: Model, aliases: Mapping[str, str]) -> Matched:

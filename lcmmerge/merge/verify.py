@@ -17,10 +17,10 @@ import torch
 from lcmmerge.errors import VerificationError
 from lcmmerge.merge.execute import execute
 from lcmmerge.merge.outcome import Settings
-from lcmmerge.merge.outputs import DIFFUSERS
 from lcmmerge.merge.plan import Plan, PlannedFile, PlannedTensor
 from lcmmerge.merge.provenance import HASH
 from lcmmerge.merge.recorded import read_recipe, replan
+from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DType, TensorInfo, TensorSource
 from lcmmerge.tensors.blockio import PAGE, Buffer, Files
 from lcmmerge.tensors.header import read_header

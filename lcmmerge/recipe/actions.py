@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lcmmerge.merge.fuse import fuse
-from lcmmerge.merge.outputs import DIFFUSERS
 from lcmmerge.merge.report import Report
 from lcmmerge.output import Output
 from lcmmerge.recipe.builds import Build
@@ -19,7 +18,7 @@ from lcmmerge.recipe.images import generate
 from lcmmerge.recipe.manifest import EXPORTS, IMAGES, STUDIES, Manifest, Record, record
 from lcmmerge.recipe.steps import CARD, Step, written
 from lcmmerge.recipe.studies import search
-from lcmmerge.refs.weights import MODEL_INDEX
+from lcmmerge.refs.weights import DIFFUSERS, MODEL_INDEX
 from lcmmerge.tensors.staging import write_text
 
 

@@ -16,13 +16,13 @@ from lcmmerge.merge import provenance
 from lcmmerge.merge.blocks import parse_block_weights
 from lcmmerge.merge.configs import check_configs
 from lcmmerge.merge.outcome import Settings
-from lcmmerge.merge.outputs import DIFFUSERS
 from lcmmerge.merge.plan import Options, Plan, plan_fuse
 from lcmmerge.merge.terms import Term as PlannedTerm
 from lcmmerge.merge.terms import term_of
 from lcmmerge.recipe.loader import Cell
 from lcmmerge.recipe.schema import Fuse, Term
 from lcmmerge.recipe.sources import Found, Sources
+from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 from lcmmerge.tensors.remote import open_reference

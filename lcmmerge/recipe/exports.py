@@ -17,7 +17,7 @@ VERSION = 1  # of what an export holds; a change makes finished ones stale
 def export(build: Build, section: Export, folder: Path, output: Output) -> tuple[list[Path], dict[str, Any]]:
     """Into ``folder``, which is replaced; its files, and what the checks look at.
 
-    Raises RecipeError where a size makes no sense, and what ``export.bundle.export`` does.
+    Raises RecipeError where a size makes no sense, and what ``graphs.bundle.export`` does.
     """
     from lcmmerge.graphs.bundle import export as write
     from lcmmerge.graphs.parity import figures

@@ -120,9 +120,11 @@ def _check_term(place: Place, document: Document, subject: str) -> None:
 
 
 def _axes(document: Document) -> list[tuple[str, list[Any]]]:
-    """None where the matrix is malformed, which the schema then says."""
+    """Empty where the matrix is malformed, which the schema then says."""
     matrix: Any = document.tree.get("matrix") if isinstance(document.tree, dict) else None
     if not isinstance(matrix, dict) or not all(isinstance(values, list) and values for values in matrix.values()):
+        return []
+    if not all(isinstance(value, str | int | float) for values in matrix.values() for value in values):
         return []
     for path in matrix:
         _check_axis(path, document)

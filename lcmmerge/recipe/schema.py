@@ -17,8 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lcmmerge.accelerators import ACCELERATORS
 from lcmmerge.graphs.targets import targets
-from lcmmerge.merge.outputs import DIFFUSERS, SINGLE_FILE
 from lcmmerge.output import parse_size
+from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.sample import SAMPLERS
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lcmmerge.merge.outputs import DIFFUSERS
 from lcmmerge.recipe import card, exports, images, studies
 from lcmmerge.recipe.builds import Build, step_key
 from lcmmerge.recipe.manifest import Manifest
+from lcmmerge.refs.weights import DIFFUSERS
 
 CARD = "README.md"
 

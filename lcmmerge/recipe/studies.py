@@ -27,7 +27,7 @@ FIELDS = {"steps", "guidance", "seed", "batch", "objective", "optimize", "front"
 def search(build: Build, section: Search, work: Path, output: Output) -> tuple[list[Path], dict[str, Any]]:
     """Search in the folder ``work``, where a study that was cut goes on; its files, and what the checks look at.
 
-    Raises RecipeError for terms that cannot be searched, and what ``search.run.search`` does.
+    Raises RecipeError for terms that cannot be searched, and what ``studies.run.search_prepared`` does.
     """
     from lcmmerge.sample import quiet_libraries
 

@@ -11,7 +11,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lcmmerge.errors import LcmMergeError, NumericError
+from lcmmerge.errors import FormatError, LcmMergeError, NumericError
+from lcmmerge.merge.configs import CURE
 from lcmmerge.sample.encode import Encoder
 from lcmmerge.sample.jobs import Job
 from lcmmerge.sample.load import Pipeline
@@ -50,7 +51,8 @@ def draw(
 
     Noise comes from one generator on the CPU per job, so that it is the same on every device. ``encoder``: one that
     knows prompts already; ``progress`` is told steps × jobs done. Where memory ends, the batch is halved for good.
-    Raises NumericError where an image is NaN, LcmMergeError where one alone does not fit into memory.
+    Raises NumericError where an image is NaN, FormatError where diffusers fails, LcmMergeError where one alone does not
+    fit into memory.
     """
     encoder = encoder or Encoder(pipeline, say)
     done = 0
@@ -93,10 +95,12 @@ class _Batch:
         try:
             self.pipeline.scheduler = self.preset.build(own.config)
             pixels = self._call(encoder, wanted)
-        except (RuntimeError, MemoryError) as error:
+        except (LcmMergeError, OSError):
+            raise
+        except Exception as error:  # diffusers computes with a model's configs, and checks little of them
             self.progress(-self.reported)
             if not _out_of_memory(error):
-                raise
+                raise _undrawable(error) from error
             self.pipeline.vae.to(self.pipeline.unet.dtype)  # SDXL's decodes in float32, and was left so
             return None
         finally:
@@ -131,6 +135,11 @@ class _Batch:
         self.reported += len(self.jobs)
         self.progress(len(self.jobs))
         return found
+
+
+def _undrawable(error: Exception) -> FormatError:
+    what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return FormatError(f"diffusers cannot draw with this model ({what})", f"where its configs are damaged, {CURE}")
 
 
 def _out_of_memory(error: Exception) -> bool:

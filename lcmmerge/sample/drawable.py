@@ -8,15 +8,14 @@ from lcmmerge import refs
 from lcmmerge.archs import Model
 from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.merge.configs import check_configs
-from lcmmerge.merge.outputs import DIFFUSERS
-from lcmmerge.refs.weights import local_tree, read_json
+from lcmmerge.refs.weights import DIFFUSERS, local_tree, read_json
 from lcmmerge.sample.jobs import Size
 
 
 def check_drawable(model: Model) -> None:
     """Refuse what makes no image of a text alone. Raises IncompatibleError."""
     path = model.source.path
-    kind = "refiner" if model.arch.from_image else model.variant
+    kind = "refiner" if model.arch.from_image else model.purpose
     if kind != "base":
         raise IncompatibleError(
             f"{path}: {model.arch.title}, {kind}: draws from an image, not from a text alone",

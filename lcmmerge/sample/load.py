@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -54,14 +54,16 @@ def load_pipeline(
 ) -> Pipeline:
     """A text-to-image pipeline; ``configs`` and ``read`` as in ``load_components``, whose errors it raises."""
     components = load_components(model, configs, dtype, read)
+    kind: type[Pipeline] = StableDiffusionXLPipeline if model.arch.unet.added else StableDiffusionPipeline
     if model.arch.unet.added:
-        index = read_json(local_tree(configs), MODEL_INDEX)
-        zeros = index.get("force_zeros_for_empty_prompt", True)
-        pipeline = StableDiffusionXLPipeline(**components, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+        zeros = read_json(local_tree(configs), MODEL_INDEX).get("force_zeros_for_empty_prompt", True)
+        given = {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
     else:
-        pipeline = StableDiffusionPipeline(
-            **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
+        given = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    try:
+        pipeline = kind(**components, **given)
+    except Exception:  # it looks into its parts' configs, of whatever they are
+        raise FormatError(f"{configs}: its configs make no {kind.__name__}", CURE) from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -89,9 +91,10 @@ def load_components(model: Model, configs: Path, dtype: torch.dtype, read: Read 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
     try:
         tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        is_bounded = 0 < tokenizer.model_max_length <= LONGEST  # 10³⁰, where no config says it
     except Exception:  # transformers checks little of what it reads: a damaged file can end in anything
         raise NotFoundError(f"{folder}: holds no CLIP tokenizer", CURE) from None
-    if tokenizer.model_max_length > LONGEST:  # 10³⁰, where no config says it
+    if not is_bounded:
         raise NotFoundError(f"{folder}: its tokenizer_config.json gives no model_max_length", CURE)
     return tokenizer
 
@@ -104,12 +107,17 @@ def _empty_modules(model: Model, configs: Path) -> dict[str, nn.Module]:
         folder = configs / component
         try:
             with init_empty_weights():
-                if component in encoders:
-                    kind = CLIPTextModelWithProjection if encoders[component].projection else CLIPTextModel
-                    modules[component] = kind(CLIPTextConfig.from_pretrained(folder, local_files_only=True))
+                if encoder := encoders.get(component):
+                    kind = CLIPTextModelWithProjection if encoder.projection else CLIPTextModel
+                    config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
+                    if config.num_hidden_layers != encoder.layers:
+                        raise ValueError  # before as many are made
+                    modules[component] = kind(config)
                 else:
                     kind = UNet2DConditionModel if component == "unet" else AutoencoderKL
                     modules[component] = kind.from_config(kind.load_config(folder, local_files_only=True))
+            if component == "vae":
+                1 / float(cast(Any, modules[component].config).scaling_factor)  # what latents are divided by
         except Exception:  # nor do diffusers' modules check their configs
             raise FormatError(f"{folder}/config.json: describes no {component} of ours", CURE) from None
     return modules

@@ -11,10 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
-
-import diffusers
-from diffusers import SchedulerMixin
+from typing import TYPE_CHECKING, Any
 
 from lcmmerge import accelerators
 from lcmmerge.accelerators import ACCELERATORS, OF_THE_MODEL, OFFICIAL, SCHEDULERS, TRAILING, Sampling, Span
@@ -24,6 +21,9 @@ from lcmmerge.merge.configs import CURE
 from lcmmerge.merge.provenance import RECIPE
 from lcmmerge.refs.weights import local_tree, read_json
 from lcmmerge.tensors import TensorSource
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
 
 MANY_STEPS = 25
 CFG, CFG_XL = 7.5, 5.0  # diffusers' defaults for its two pipelines
@@ -60,15 +60,21 @@ class Preset:
     def build(self, base: Mapping[str, Any]) -> SchedulerMixin:
         """The scheduler for a model whose own has the config ``base``.
 
-        Raises LcmMergeError where it cannot take so many steps, FormatError where diffusers has no such scheduler.
+        Raises LcmMergeError where it cannot take so many steps, FormatError where there is no such scheduler, or none
+        of such a config.
         """
         of_the_model = {key: base[key] for key in OF_THE_MODEL if key in base}
         config = of_the_model | dict(SCHEDULERS.get(self.scheduler, {})) | dict(self.settings)
         kind = _scheduler_class(self.scheduler)
         known = kind._get_init_keys(kind)
-        scheduler = kind.from_config({key: value for key, value in config.items() if key in known})
-        most = scheduler.config.get("original_inference_steps", scheduler.config.num_train_timesteps)
-        if self.steps > most:
+        try:
+            scheduler = kind.from_config({key: value for key, value in config.items() if key in known})
+            most = scheduler.config.get("original_inference_steps", scheduler.config.num_train_timesteps)
+            if is_possible := self.steps <= most:
+                scheduler.set_timesteps(self.steps)
+        except Exception:  # a scheduler computes with its config, and checks little of it
+            raise FormatError(f"the scheduler's config makes no {self.scheduler}", CURE) from None
+        if not is_possible:
             raise LcmMergeError(
                 f"{self.steps} steps: {self.scheduler} takes at most {most}", "give fewer --steps, or a --scheduler"
             )
@@ -104,7 +110,6 @@ def evaluations(steps: int, guidance: float, unet: Any) -> int:
 def evaluations_of(preset: Preset, pipeline: Any) -> int:
     """The same for a preset; some schedulers (PNDM, Heun) evaluate more often than they step."""
     scheduler = preset.build(pipeline.scheduler.config)
-    scheduler.set_timesteps(preset.steps)
     return evaluations(len(scheduler.timesteps), preset.guidance, pipeline.unet)
 
 
@@ -160,7 +165,7 @@ def recorded(source: TensorSource) -> Preset | None:
         steps, guidance = int(sampling["steps"]), float(sampling["guidance"])
         settings, arguments = dict(sampling["settings"]), dict(sampling["arguments"])
         return Preset("recorded", str(sampling["scheduler"]), steps, guidance, settings, arguments)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise FormatError(f"{source.path}: its merge recipe is damaged", "name a --scheduler") from None
 
 
@@ -170,14 +175,16 @@ def own_scheduler(configs: Path) -> SchedulerMixin:
     kind = _scheduler_class(str(config.get("_class_name")))
     try:
         return kind.from_config(config)
-    except Exception:  # a scheduler computes with its config, and checks little of it
+    except Exception:  # as above
         raise FormatError(f"{configs}/scheduler: no config of a {kind.__name__}", CURE) from None
 
 
 def _scheduler_class(name: str) -> Any:
     """diffusers' class; the name comes from files."""
+    import diffusers
+
     kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise FormatError(f"{name!r}: diffusers has no such scheduler", "name another with --scheduler")
     return kind
 

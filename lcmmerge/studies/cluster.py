@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -69,17 +70,19 @@ class Cluster:
     Raises LcmMergeError where workers die again and again, as they do when they have too little memory.
     """
 
-    def __init__(self, field: Field, jobs: tuple[Job, ...], preset: Preset, batch: int, device: torch.device) -> None:
+    def __init__(
+        self, field: Field, jobs: tuple[Job, ...], preset: Preset, batch: int, cells: int, device: torch.device
+    ) -> None:
         kind = "CPU" if device.type == "cpu" else "GPU"
         self._field = field
         self._options = {"num_cpus": 1, "num_gpus": int(kind == "GPU"), "max_restarts": 0}
-        self._inputs = (ray.put(_packed(field)), jobs, preset, batch, device)
+        workers = max(1, _resource(kind))
+        self._inputs = (ray.put(_packed(field)), jobs, preset, batch, ceil(cells / workers), device)
         self._starting: dict[Any, Any] = {}  # the promise that it is ready → worker
         self._busy: dict[Any, tuple[Any, int, list[Drawing]]] = {}  # of drawings → worker, its size, what it draws
         self._idle: list[tuple[Any, int]] = []
         self._losses: Counter[tuple[Strengths, ...]] = Counter()
         self.choice: cost.Choice  # how a worker draws
-        workers = max(1, _resource(kind))
         for _ in range(workers):
             self._start()
         while not self._idle:
@@ -145,9 +148,9 @@ class _Worker:
     """In a process of its own, somewhere on the cluster."""
 
     def __init__(
-        self, packed: _Packed, jobs: tuple[Job, ...], preset: Preset, batch: int, device: torch.device
+        self, packed: _Packed, jobs: tuple[Job, ...], preset: Preset, batch: int, cells: int, device: torch.device
     ) -> None:
-        self._way, self._choice = cost.choose(packed.unpacked(device), jobs, preset, batch)
+        self._way, self._choice = cost.choose(packed.unpacked(device), jobs, preset, batch, cells)
 
     def ready(self) -> tuple[int, cost.Choice]:
         """How many cells it draws at once, and why so."""

@@ -111,8 +111,8 @@ class Database:
             what = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
             cure = "check --storage; what is recorded is kept, and the same command goes on"
             raise LcmMergeError(f"the study's database {_harmless(self.url)}: {what}", cure) from None
-        except OSError as error:  # of a lock's file
-            raise output_error(Path(error.filename), error) from None
+        except OSError as error:  # of a lock's file; of where it lies, flock itself does not tell
+            raise output_error(Path(error.filename or self.study), error) from None
 
     def _table(self) -> Table:
         from sqlalchemy import Column, LargeBinary, MetaData, String, Table

@@ -12,6 +12,7 @@ import torch
 
 from lcmmerge.merge.changes import Change
 from lcmmerge.merge.plan import Piece, Plan
+from lcmmerge.studies.blocks import pieces, terms_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,12 @@ class Overlap:
 @torch.no_grad()
 def overlaps(plan: Plan) -> Iterator[Overlap]:
     """Of every parameter that two terms reach, at λ = 1. Raises NumericError, FormatError."""
-    for file in plan.files:
-        for tensor in file.tensors:
-            for piece in tensor.pieces:
-                yield from _of(piece, plan)
+    for piece in pieces(plan):
+        yield from _of(piece, plan)
 
 
 def _of(piece: Piece, plan: Plan) -> Iterator[Overlap]:
-    reaching = sorted({item.term for item in piece.contributions})
+    reaching = terms_of(piece)
     if len(reaching) < 2:
         return
     changes = {term: Change.of(piece, term, torch.device("cpu")) for term in reaching}

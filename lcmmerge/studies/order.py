@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-Strengths = tuple[float, ...]  # λ of each of a plan's terms
-Reached = Mapping[frozenset[int], int]  # terms → elements that exactly those terms reach
+Strengths = tuple[float, ...]  # a cell's numbers: the λ of each of a plan's terms, then the factor of each block axis
+Reached = Mapping[frozenset[int], int]  # which of a cell's numbers → elements that exactly those reach
 
 
 def changed(before: Strengths | None, after: Strengths) -> set[int]:
-    """The terms whose λ changes; ``before`` is None where it is unknown."""
-    return {term for term, strength in enumerate(after) if before is None or strength != before[term]}
+    """Which of a cell's numbers change; ``before`` is None where it is unknown."""
+    return {number for number, value in enumerate(after) if before is None or value != before[number]}
 
 
-def cost(terms: set[int], reached: Reached) -> int:
-    """Elements that are rewritten when the λs of these terms change."""
-    return sum(number for reaching, number in reached.items() if reaching & terms)
+def cost(changes: set[int], reached: Reached) -> int:
+    """Elements that are rewritten when these of a cell's numbers change."""
+    return sum(elements for reaching, elements in reached.items() if reaching & changes)
 
 
 def rewritten(cells: Iterable[Strengths], reached: Reached, now: Strengths | None) -> int:
@@ -28,12 +28,12 @@ def rewritten(cells: Iterable[Strengths], reached: Reached, now: Strengths | Non
 
 
 def ordered(cells: Iterable[Strengths], reached: Reached, now: Strengths | None) -> list[Strengths]:
-    """Each cell once, to and fro (a reflected Gray code), so that a step on a whole grid changes one λ.
+    """Each cell once, to and fro (a reflected Gray code), so that a step on a whole grid changes one number.
 
-    The dearest λ changes most seldom, and what is set now comes first. No order of a whole grid rewrites less.
+    The dearest one changes most seldom, and what is set now comes first. No order of a whole grid rewrites less.
     """
     distinct = sorted(set(cells))
-    axes = sorted(range(len(distinct[0])), key=lambda term: -cost({term}, reached)) if distinct else []
+    axes = sorted(range(len(distinct[0])), key=lambda number: -cost({number}, reached)) if distinct else []
     return _to_and_fro(distinct, axes, now)
 
 

@@ -22,7 +22,7 @@ SIDE = 256  # a thumbnail's longer side, at most
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Shown:
     """``jobs``: the numbers of those that are seen of each drawing, the first and the last among them.
 
     ``size``: in the report.
@@ -33,7 +33,7 @@ class Choice:
     lossless: bool
 
     @classmethod
-    def of(cls, jobs: Sequence[int], drawings: int, size: Size) -> Choice:
+    def of(cls, jobs: Sequence[int], drawings: int, size: Size) -> Shown:
         """Of ``jobs``, at least two, as many as ``PIXELS`` allow; where they do not allow the fewest, these shrink."""
         each = size[0] * size[1] * drawings
         count = min(len(jobs), max(FEWEST, min(MOST, PIXELS // each)))
@@ -50,12 +50,12 @@ class Pictures:
     urls: tuple[str, ...]
 
     @classmethod
-    def of(cls, pipeline: Pipeline, latents: Tensor, choice: Choice) -> Pictures:
+    def of(cls, pipeline: Pipeline, latents: Tensor, shown: Shown) -> Pictures:
         """``latents``: [n, C, h, w], of the chosen jobs."""
         images = decode(pipeline, latents)
         return cls(
             tuple(image.resize(_fitting(image.size)) for image in (images[0], images[-1])),
-            tuple(_data_url(image.resize(choice.size), choice.lossless) for image in images),
+            tuple(_data_url(image.resize(shown.size), shown.lossless) for image in images),
         )
 
 
@@ -65,7 +65,7 @@ def decode(pipeline: Pipeline, latents: Tensor) -> Sequence[Image.Image]:
     vae = pipeline.vae
     own = vae.dtype
     nn.Module.to(vae, torch.float32)  # diffusers' own would warn
-    scaled = latents.to(vae.device, torch.float32) / vae.config.scaling_factor
+    scaled = latents.to(vae.device, torch.float32) / float(vae.config.scaling_factor)
     pixels = torch.cat([vae.decode(one[None], return_dict=False)[0] for one in scaled])
     nn.Module.to(vae, own)
     images: list[Image.Image] = pipeline.image_processor.postprocess(pixels.nan_to_num(), output_type="pil")

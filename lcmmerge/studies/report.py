@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 from lcmmerge.studies.arrangement import Arrangement, label
-from lcmmerge.studies.pictures import Choice
+from lcmmerge.studies.pictures import Shown
 from lcmmerge.studies.result import Result
 from lcmmerge.studies.score import Row
 from lcmmerge.studies.study import CELL, TEACHER
@@ -27,12 +27,12 @@ WON, LOST, NOTED = "won", "lost", "noted"
 Images = Sequence[Sequence[str]]  # of each of a study's rows the chosen images as URLs; none where it has none
 
 
-def report(result: Result, arrangement: Arrangement, choice: Choice, images: Images) -> bytes:
+def report(result: Result, arrangement: Arrangement, shown: Shown, images: Images) -> bytes:
     """HTML."""
     page = files("lcmmerge.studies") / "page"
     style, *scripts = ((page / name).read_text("utf-8") for name in ("page.css", "charts.js", "page.js"))
     script = "".join(scripts)
-    study = json.dumps(_study(result, arrangement, choice, images), ensure_ascii=False, allow_nan=False)
+    study = json.dumps(_study(result, arrangement, shown, images), ensure_ascii=False, allow_nan=False)
     said = sorted(map(_said, result.scored.verdict), key=lambda item: item[0] != LOST)
     parts = {
         "title": escape(f"λ search: {label(result.prepared.names, result.scored.best.strengths)}"),
@@ -43,7 +43,7 @@ def report(result: Result, arrangement: Arrangement, choice: Choice, images: Ima
         "verdict": "\n".join(f'<li class="{tone}">{escape(text)}.</li>' for tone, text in said),
         "facts": _pairs("<div><dt>{}</dt><dd>{}</dd></div>", _facts(result)),
         "inputs": _pairs("<tr><th scope=row>{}</th><td>{}</td></tr>", _inputs(result)),
-        "images": escape(_of_images(result, choice)),
+        "images": escape(_of_images(result, shown)),
         "version": escape(__version__),
         "study": study.replace("<", "\\u003c"),  # no tag can begin in it, not even the one that ends it
     }
@@ -65,7 +65,7 @@ def _said(sentence: str) -> tuple[str, str]:
     return tone, sentence[0].upper() + sentence[1:]
 
 
-def _study(result: Result, arrangement: Arrangement, choice: Choice, images: Images) -> Mapping[str, Any]:
+def _study(result: Result, arrangement: Arrangement, shown: Shown, images: Images) -> Mapping[str, Any]:
     """What the page's script draws."""
     prepared, rows = result.prepared, result.scored.rows
     ask, names = prepared.ask(1), prepared.names
@@ -78,7 +78,7 @@ def _study(result: Result, arrangement: Arrangement, choice: Choice, images: Ima
         "figures": _figures(result),
         "rows": [_row(row, result, urls) for row, urls in zip(rows, images, strict=True)],
         "best": rows.index(result.scored.best),
-        "shown": [{"prompt": ask.jobs[job].prompt, "seed": ask.jobs[job].seed} for job in choice.jobs],
+        "shown": [{"prompt": ask.jobs[job].prompt, "seed": ask.jobs[job].seed} for job in shown.jobs],
         "grid": {
             "columns": [f"{value:.3g}" for value in arrangement.columns],
             "rows": [label(others, row) for row in arrangement.rows],
@@ -132,7 +132,7 @@ def _facts(result: Result) -> Iterable[tuple[str, str]]:
     yield "cells", ", ".join([str(len(cells)), *(f"{count} {how}" for how, count in lost.items() if count)])
     yield "tied with the best", str(len(result.scored.ties) - 1)
     yield "a cell", f"{cells[0].manner}, {cells[0].evaluations} evaluation{'s' if cells[0].evaluations > 1 else ''}"
-    yield "images of each", f"{len(request.prompts)} prompts × {request.count} seeds"
+    yield "images of each", f"{len(request.prompts)} prompts × {request.count}"
     yield "teacher", f"the style model, {teacher.manner}"
 
 
@@ -142,8 +142,8 @@ def _inputs(result: Result) -> Iterable[tuple[str, str]]:
     yield "drawn from", str(result.way) if result.way else "what an earlier run drew"
 
 
-def _of_images(result: Result, choice: Choice) -> str:
-    width, height = choice.size
-    size = "as drawn" if choice.size == result.prepared.size else "shrunk to bound the file’s size"
+def _of_images(result: Result, shown: Shown) -> str:
+    width, height = shown.size
+    size = "as drawn" if shown.size == result.prepared.size else "shrunk to bound the file’s size"
     count = len(result.prepared.ask(1).jobs)
-    return f"{len(choice.jobs)} of each drawing’s {count} images are here, {size}: {width} × {height}."
+    return f"{len(shown.jobs)} of each drawing’s {count} images are here, {size}: {width} × {height}."

@@ -12,7 +12,7 @@ from lcmmerge.sample.load import Pipeline
 from lcmmerge.studies.arrangement import Arrangement, label
 from lcmmerge.studies.drawing import Drawn
 from lcmmerge.studies.order import Strengths
-from lcmmerge.studies.pictures import Choice, Pictures
+from lcmmerge.studies.pictures import Pictures, Shown
 from lcmmerge.studies.report import report
 from lcmmerge.studies.result import Result
 from lcmmerge.studies.score import Row
@@ -37,18 +37,18 @@ def write_pictures(
 ) -> None:
     """report.html, sheet.png, sheet-2.png, …. ``set_vae``: makes the VAE a cell's. Raises OutputError."""
     seen = [index for index, one in enumerate(drawn) if one.latents is not None and one.drawing.kind != FLOOR]
-    choice = Choice.of(ask.rungs[0], len(seen), result.prepared.size)  # for which all cells are drawn
+    shown = Shown.of(ask.rungs[0], len(seen), result.prepared.size)  # for which all cells are drawn
     pictures: dict[int, Pictures] = {}
     for index in seen:
         drawing, latents = drawn[index].drawing, drawn[index].latents
         assert latents is not None
         set_vae(drawing.strengths)
-        places = [drawing.jobs.index(ask.jobs[job]) for job in choice.jobs]
-        pictures[index] = Pictures.of(pipeline, latents[places], choice)
+        places = [drawing.jobs.index(ask.jobs[job]) for job in shown.jobs]
+        pictures[index] = Pictures.of(pipeline, latents[places], shown)
     arrangement = Arrangement.of((row.strengths for row in result.scored.rows if row.kind == CELL), ask.accelerator)
     work = result.prepared.request.work
     urls = [pictures[index].urls if index in pictures else () for index in range(len(drawn))]
-    replace_with(work / REPORT, report(result, arrangement, choice, urls))
+    replace_with(work / REPORT, report(result, arrangement, shown, urls))
     found = _sheets(result, arrangement, pictures)
     for old in work.glob("sheet-*.png"):
         old.unlink()

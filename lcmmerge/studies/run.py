@@ -67,7 +67,7 @@ def _run(prepared: Prepared, store: Store, trials: Trials, output: Output) -> Re
 
     @cache
     def way() -> Way:
-        found, choice = _way(prepared, Field(plan, pipeline, prepared.blocks), ask)
+        found, choice = _way(prepared, Field(plan, pipeline, prepared.blocks), ask, len(cells) + request.optimize)
         choices.append(choice)
         output.note(f"Drawn from {choice}.")
         return found
@@ -102,13 +102,13 @@ def _run(prepared: Prepared, store: Store, trials: Trials, output: Output) -> Re
     return result
 
 
-def _way(prepared: Prepared, field: Field, ask: Ask) -> tuple[Way, cost.Choice]:
+def _way(prepared: Prepared, field: Field, ask: Ask, cells: int) -> tuple[Way, cost.Choice]:
     batch = prepared.request.batch
     if prepared.request.ray is None:
-        return cost.choose(field, ask.jobs, ask.preset, batch)
+        return cost.choose(field, ask.jobs, ask.preset, batch, cells)
     from lcmmerge.studies.cluster import Cluster
 
-    cluster = Cluster(field, ask.jobs, ask.preset, batch, prepared.device)
+    cluster = Cluster(field, ask.jobs, ask.preset, batch, cells, prepared.device)
     return cluster, cluster.choice
 
 

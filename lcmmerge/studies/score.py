@@ -18,7 +18,7 @@ from lcmmerge.studies.statistics import LEVEL, Estimate, once, resamples
 from lcmmerge.studies.study import BASELINE, CELL, CONTROL, FLOOR, TEACHER, Ask
 
 BEYOND = "farther from the teacher than two draws of the teacher are"
-Values = Mapping[str, Tensor]  # figure → [1 + resamples], what was measured first
+Values = Mapping[str, Tensor]  # figure → [1 + resamples], the first of them as measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +144,12 @@ class _Table:
         found = {index: taken for index, one in enumerate(drawn) if (taken := samples(one))}
         teacher = next(index for index in found if drawn[index].drawing.kind == TEACHER)
         few_steps = tuple(index for index in found if drawn[index].drawing.kind in (CELL, CONTROL))
-        controls = tuple(index for index in few_steps if not drawn[index].drawing.strengths[ask.accelerator])
+        controls = tuple(index for index in few_steps if ask.is_control(drawn[index].drawing.strengths))
         stopped = tuple(index for index in few_steps if len(drawn[index].drawing.jobs) < len(ask.jobs))
         cells = tuple(index for index in few_steps if index not in {*controls, *stopped})
         if not cells:
             raise LcmMergeError("no cell gave an image", "choose smaller λs, or --dtype fp32")
-        measure = _Measure(found, {index: _numbers(drawn[index], ask) for index in found})
+        measure = _Measure(found, {index: ask.numbers(drawn[index].drawing) for index in found})
         figures, styles = {}, {}
         for index in (index for index in found if index != teacher):
             floor = drawn[index].drawing.kind == FLOOR
@@ -193,13 +193,6 @@ class _Measure:
         weights = torch.cat([once(len(numbers)), resamples(len(numbers))])
         measured = objective.measure(self.samples[index], self.samples[other].of(numbers))
         return {name: statistic(weights) for name, statistic in measured.items()}
-
-
-def _numbers(one: Drawn, ask: Ask) -> Sequence[int]:
-    """Which of the jobs it has; a drawing of other seeds has them all."""
-    if one.drawing.kind == FLOOR:
-        return range(len(ask.jobs))
-    return [ask.jobs.index(job) for job in one.drawing.jobs]
 
 
 def _z_scored(figures: Mapping[int, Values], cells: Sequence[int]) -> dict[int, Tensor]:

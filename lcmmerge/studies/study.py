@@ -94,6 +94,10 @@ class Ask:
         whole = drawing.kind != CELL or self.is_control(drawing.strengths)
         return len(drawing.jobs) - (0 if whole else sizes[sizes.index(len(drawing.jobs)) - 1])
 
+    def numbers(self, drawing: Drawing) -> Sequence[int]:
+        """Which of the jobs it has; a drawing of other seeds has them all."""
+        return range(len(self.jobs)) if drawing.kind == FLOOR else [self.jobs.index(job) for job in drawing.jobs]
+
     def is_control(self, strengths: Strengths) -> bool:
         return not strengths[self.accelerator]
 

@@ -105,7 +105,7 @@ class Trials:
         with self._telling():
             for name, figure in figures.items():
                 claim.trial.set_user_attr(name, figure)
-            self._study.tell(claim.trial, values)
+            self._study.tell(claim.trial, values, skip_if_finished=True)
 
     def fail(self, claim: Claim, fault: str) -> None:
         """The cell cannot be drawn, now or ever."""
@@ -166,10 +166,12 @@ class Trials:
                 self._queue_again(trial)
 
     def _queue_again(self, trial: FrozenTrial) -> None:
-        self._study.tell(trial.number, state=_failed())
+        """First queued, then given up: where this process dies between, the next to do so sees that it is queued."""
         kept = {key: value for key, value in trial.user_attrs.items() if key in ("cell", "sampled", "rung")}
-        if kept:
-            self._enqueue(kept)
+        copied = {other.user_attrs.get("copy of") for other in self._study.get_trials(deepcopy=False)}
+        if kept and trial.number not in copied:
+            self._enqueue({**kept, "copy of": trial.number})
+        self._give_up(trial.number)
 
     def _enqueue(self, attributes: dict[str, Any]) -> None:
         """``cell``: its λs; ``sampled``: Optuna chooses them."""
@@ -190,8 +192,8 @@ class Trials:
         sign = -1 if self._study.directions[0].name == "MAXIMIZE" else 1
         return sign * float(trial.values[0])
 
-    def _give_up(self, trial: Trial) -> None:
-        self._study.tell(trial, state=_failed())
+    def _give_up(self, trial: Trial | int) -> None:
+        self._study.tell(trial, state=_failed(), skip_if_finished=True)
 
     def _check(self, inputs: Mapping[str, Any]) -> None:
         before = self._study.user_attrs.get("inputs")

@@ -32,6 +32,5 @@ class Watch:
             self._teacher.append(ours)
         if drawing.kind in (TEACHER, FLOOR):
             return row
-        numbers = [self.ask.jobs.index(job) for job in drawing.jobs]
-        found = figures(self.objective, ours, self._teacher[0].of(numbers))
+        found = figures(self.objective, ours, self._teacher[0].of(self.ask.numbers(drawing)))
         return {**row, **{figure: f"{value:.3g}" for figure, value in found.items()}}

@@ -212,4 +212,5 @@ def output_error(path: Path, error: OSError) -> OutputError:
         errno.ENAMETOOLONG: "choose a shorter name with -o",
         errno.ENOTDIR: "a part of the path is a file: choose another with -o",
     }
-    return OutputError(f"{path}: cannot be written ({error.strerror})", hints.get(error.errno or 0, ""))
+    cure = hints.get(error.errno or 0, "check the disk, or write elsewhere with -o")
+    return OutputError(f"{path}: cannot be written ({error.strerror})", cure)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from types import MappingProxyType
 
 from lcmmerge.tensors.blockio import Buffer, Files
 from lcmmerge.tensors.kept import keep, recall, record_of
+from lcmmerge.tensors.source import TensorSource
 
 BLOCK = 8 << 20
 EMPTY: Mapping[Path, str] = MappingProxyType({})
@@ -31,10 +33,27 @@ def sha256_of(
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()
 
 
+@contextmanager
+def hashing(sources: Mapping[str, TensorSource]) -> Iterator[Callable[[], dict[str, str]]]:
+    """Count the sources' sha256 beside whatever else is done; what is yielded waits for them, by the same keys.
+
+    On the way out it stops, finished or not.
+    """
+    stop = Event()
+    with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
+        pending = {key: pool.submit(sha256_of, source.files, stop, source.sha256) for key, source in sources.items()}
+        try:
+            yield lambda: {key: future.result() for key, future in pending.items()}
+        finally:
+            stop.set()
+
+
 def _sha256(path: Path, stop: Event, *, reread: bool) -> str:
     record = record_of(path)
-    if known := _blob_name(path) or (record and not reread and recall(record)):
-        return known
+    if name := _blob_name(path):
+        return name
+    if record and not reread and (known := recall(record)):
+        return known.decode()
     digest, size = hashlib.sha256(), path.stat().st_size
     buffer, spare = Buffer(BLOCK), Buffer(BLOCK)
     with Files() as inputs:

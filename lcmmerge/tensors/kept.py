@@ -1,14 +1,13 @@
-"""sha256 of large files, kept between runs: a merge's sources are gigabytes that seldom change.
+"""What is kept between runs, in ``$XDG_CACHE_HOME/lcmmerge``, else ``~/.cache/lcmmerge``. It may be deleted anytime.
 
-A record is of a file's path, device, inode, size, mtime and ctime, the last of which no program can set back. They lie
-in ``$XDG_CACHE_HOME/lcmmerge/sha256``, else ``~/.cache/lcmmerge/sha256``, and may be deleted at any time.
+In its folder ``sha256`` are hashes of large files: a merge's sources are gigabytes that seldom change. A record is of a
+file's path, device, inode, size, mtime and ctime, the last of which no program can set back.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from lcmmerge.tensors.staging import replace_with
 
 WORTHWHILE = 32 << 20  # bytes; a smaller file is hashed about as fast as a record is written
 SETTLED = 1.0  # seconds; in less a file could change twice and have the same times
+CHECKSUM = 32  # bytes
 
 
 def user_cache(name: str) -> Path:
@@ -35,15 +35,17 @@ def record_of(path: Path) -> Path | None:
     return user_cache("sha256") / hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def recall(record: Path) -> str | None:
-    with suppress(OSError, UnicodeDecodeError):
-        if re.fullmatch("[0-9a-f]{64}", found := record.read_text("ascii")):
-            return found
+def recall(path: Path) -> bytes | None:
+    """What ``keep`` wrote there; None where nothing is, or something damaged."""
+    with suppress(OSError):
+        stored = path.read_bytes()
+        if hashlib.sha256(stored[CHECKSUM:]).digest() == stored[:CHECKSUM]:
+            return stored[CHECKSUM:]
     return None
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Write a file of a cache; one that cannot be written costs time, and is no error."""
+    """Write a file of a cache, its sha256 before it; one that cannot be written costs time, and is no error."""
     with suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_with(path, content)
+        replace_with(path, hashlib.sha256(content).digest() + content)

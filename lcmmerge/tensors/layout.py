@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from lcmmerge.tensors.blockio import PAGE
 from lcmmerge.tensors.dtypes import DType
 from lcmmerge.tensors.header import METADATA
-
-PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True)

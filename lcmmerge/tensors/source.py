@@ -6,16 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from lcmmerge.errors import FormatError
 from lcmmerge.refs import Awaited
 from lcmmerge.refs.weights import SINGLE_FILE, Choice, choose, is_index, local_tree
 from lcmmerge.tensors.header import read_header
 from lcmmerge.tensors.info import TensorInfo
-
-if TYPE_CHECKING:
-    pass
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 

@@ -224,11 +224,12 @@ def test_a_config_of_another_file_is_not_used(name, config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"lora_alpha": "8"}', '{"alpha_pattern": {"x": []}}', '{"alpha_pattern": {"(": 1}}']
+    "text",
+    [b"{", b"[]", b"\xff", b'{"lora_alpha": "8"}', b'{"alpha_pattern": {"x": []}}', b'{"alpha_pattern": {"(": 1}}'],
 )
 def test_a_damaged_config_is_an_error(text, tmp_path):
     source = write(tmp_path / "a.safetensors", lora_tensors("x"))
-    (tmp_path / "adapter_config.json").write_text(text)
+    (tmp_path / "adapter_config.json").write_bytes(text)
     with pytest.raises(FormatError):
         read_adapter(source)
 

@@ -33,7 +33,7 @@ def test_every_layout_gives_the_same_parameters(name: str, layout: str, tmp_path
     write = model.folder if layout == "diffusers" else model.single_file
     found = identify(open_source(write(tmp_path / "model.safetensors")))
     assert (found.arch, found.layout) == (model.arch, layout)
-    assert found.variant == ("inpainting" if name == "sd1-inpainting" else "base")
+    assert found.purpose == ("inpainting" if name == "sd1-inpainting" else "base")
     assert {name: parameter.shape for name, parameter in found.parameters.items()} == state_shapes(name)
     assert found.components == model.arch.components
     assert not found.leftovers and not found.missing
@@ -84,12 +84,12 @@ def test_real_sizes_are_the_same_architectures(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "variant"),
+    ("channels", "purpose"),
     [(4, "base"), (5, "depth"), (8, "instruct-pix2pix"), (9, "inpainting"), (7, "7 input channels")],
 )
-def test_variants_by_input_channels(channels: int, variant: str) -> None:
+def test_purposes_by_input_channels(channels: int, purpose: str) -> None:
     stored = state_shapes("sd2") | {"unet.conv_in.weight": (8, channels, 3, 3)}
-    assert identify(named_source(stored, "diffusers")).variant == variant
+    assert identify(named_source(stored, "diffusers")).purpose == purpose
 
 
 @settings(max_examples=30, deadline=None)

@@ -30,12 +30,17 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import faultworld  # noqa: E402 - a bench is run by hand, from anywhere
-from faultcases import FAULTS, Reference, Stage, Verdict, reference  # noqa: E402
+from faultcases import FAULTS  # noqa: E402
 from machine import describe  # noqa: E402
 from reliabilityreport import tables  # noqa: E402
+from stage import Reference, Stage, Verdict, reference  # noqa: E402
 
 # How often a fault is tried in one round, where that is not once: chance has more to choose from.
-OFTEN = {"hostile file": 8, "odd file": 3, "no disk": 3, "no permission": 2, "Ctrl-C": 2, "kill -9": 2}
+OFTEN = {
+    **dict.fromkeys(("hostile onnx", "hostile png", "hostile sqlite", "hostile yaml"), 12),
+    **{"hostile json": 4, "hostile safetensors": 4, "hostile pickle": 4, "odd file": 3, "no disk": 2},
+    **{"no permission": 2, "Ctrl-C": 2, "kill -9": 2},
+}
 LONG = 4  # seconds
 PACKAGES = ("lcmmerge", "torch", "diffusers", "transformers", "safetensors", "onnx", "onnxruntime", "optuna", "rich")
 
@@ -80,9 +85,14 @@ def cases(
         for number, known in enumerate(references):
             for fault in FAULTS:
                 if known and only[1] in ("", fault):
-                    for often in range(OFTEN.get(fault, 1) if known.ended.seconds < LONG else 1):
+                    for often in range(-(-OFTEN.get(fault, 1) // (1 if known.ended.seconds < LONG else 4))):
                         place = f"{seed}/{turn}/{number}/{fault}/{often}"
                         yield Case(number, fault, Random(place).randrange(2**32) if again is None else again)
+
+
+def _may(fault: str, command: faultworld.Command) -> bool:
+    """Whether the fault can befall the command, as far as its name tells."""
+    return not fault.startswith("hostile ") or fault.removeprefix("hostile ") in command.readers.values()
 
 
 def import_all() -> None:
@@ -126,7 +136,7 @@ def main(
         world.root.mkdir(parents=True, exist_ok=True)
         references = [
             reference(command, world, Path(temporary, "reference"))
-            if chosen[0] in ("", command.name) and command.name not in without
+            if chosen[0] in ("", command.name) and command.name not in without and _may(chosen[1], command)
             else None
             for command in faultworld.COMMANDS
         ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
+HOSTILE = "hostile file"
 
 
 def tables(outcomes: Rows) -> str:
@@ -20,10 +21,9 @@ def tables(outcomes: Rows) -> str:
 
 
 def _tried(outcomes: Rows) -> Iterator[str]:
-    counts = Counter((outcome["command"], outcome["fault"]) for outcome in outcomes)
-    wrong = Counter((outcome["command"], outcome["fault"]) for outcome in outcomes if outcome["wrong"])
-    commands = list(dict.fromkeys(sorted(outcome["command"] for outcome in outcomes)))
-    found = list(dict.fromkeys(sorted(outcome["fault"] for outcome in outcomes)))
+    counts = Counter((outcome["command"], _fault(outcome)) for outcome in outcomes)
+    wrong = Counter((outcome["command"], _fault(outcome)) for outcome in outcomes if outcome["wrong"])
+    commands, found = (sorted({key[part] for key in counts}) for part in (0, 1))
     yield _row("command", *found)
     yield _row("---", *("---:" for _ in found))
     for command in commands:
@@ -35,23 +35,29 @@ def _tried(outcomes: Rows) -> Iterator[str]:
     yield _row("together", *(sum(counts[command, fault] for command in commands) for fault in found))
 
 
+def _fault(outcome: Mapping[str, Any]) -> str:
+    """Hostile files of all kinds as one."""
+    fault = str(outcome["fault"])
+    return HOSTILE if fault.startswith("hostile ") else fault
+
+
 def _ends(outcomes: Rows) -> Iterator[str]:
     ends: dict[str, Counter[int]] = defaultdict(Counter)
     for outcome in outcomes:
-        ends[outcome["fault"]][outcome["code"]] += 1
+        ends[_fault(outcome)][outcome["code"]] += 1
     codes = sorted({code for counter in ends.values() for code in counter})
     yield _row("fault", *(f"exit code {code}" for code in codes), "otherwise than it should")
     yield _row("---", *("---:" for _ in codes), "---:")
     for fault, counter in sorted(ends.items()):
-        wrong = sum(bool(outcome["wrong"]) for outcome in outcomes if outcome["fault"] == fault)
+        wrong = sum(bool(outcome["wrong"]) for outcome in outcomes if _fault(outcome) == fault)
         yield _row(fault, *(counter[code] or "–" for code in codes), wrong)
 
 
 def _readers(outcomes: Rows) -> Iterator[str]:
-    files = [outcome for outcome in outcomes if outcome["fault"] == "hostile file"]
+    files = [outcome for outcome in outcomes if _fault(outcome) == HOSTILE]
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for outcome in files:
-        kind = outcome["way"].partition(":")[0]
+        kind = outcome["fault"].removeprefix("hostile ")
         kinds[kind]["refused" if outcome["code"] else "read"] += 1
         kinds[kind]["wrong"] += bool(outcome["wrong"])
     yield _row("hostile file", "tried", "refused in one line", "read: sound for all that is read of it", "otherwise")

@@ -140,7 +140,7 @@ def plain(bench: Bench) -> Draw:
 
 
 def chosen(bench: Bench) -> Draw:
-    way, choice = cost.choose(bench.field(), bench.jobs, bench.preset, BATCH)
+    way, choice = cost.choose(bench.field(), bench.jobs, bench.preset, BATCH, len(bench.cells))
     bench.way = choice.way
     return bench.by(way)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import tomllib
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lcmmerge.doctor import GAINS, check_up
+from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.tensors.kept import SETTLED, WORTHWHILE
 
 if TYPE_CHECKING:
     from conftest import Ran
@@ -47,6 +50,19 @@ def test_it_tells_what_the_graph_cache_holds(
     assert f"graphs of exports: {tmp_path}, 2.00 MB there, " in cli("doctor").out
     places = {place["what"]: place for place in json.loads(cli("doctor", "--json").out)["places"]}
     assert places["graphs of exports"]["held"] == 2_000_000 + len("graph.onnx")
+
+
+def test_it_tells_what_the_kept_hashes_take(
+    cli: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = tmp_path / "model"
+    model.write_bytes(bytes(WORTHWHILE))
+    time.sleep(SETTLED)
+    sha256_of([model])
+    held = sum(path.stat().st_size for path in tmp_path.glob("lcmmerge/*/*"))
+    places = {place["what"]: place for place in json.loads(cli("doctor", "--json").out)["places"]}
+    assert places["sha256 of large files"]["held"] == held > 0
 
 
 def test_every_extra_is_explained() -> None:

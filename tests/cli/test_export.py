@@ -57,6 +57,22 @@ def test_a_merge_made_on_the_way(inputs, folder, out, cli, tmp_path_factory):
     assert "exists already" in again.err
 
 
+LOADED = """
+import sys
+from lcmmerge.cli import cli
+cli.main(sys.argv[1:], standalone_mode=False)
+print(sorted({"diffusers", "transformers"} & sys.modules.keys()))
+"""
+
+
+def test_what_is_in_the_cache_loads_no_library_that_made_it(inputs, folder, out, tmp_path_factory):
+    words = ["export", *merge(inputs), "--no-fused", "--quiet", "--cache", graphs(tmp_path_factory), "-o", out]
+    line = [sys.executable, "-c", LOADED, *map(str, words)]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+    assert contents(out / "tokenizer") == contents(folder / "tokenizer")
+
+
 def test_json_is_one_document_on_stdout(inputs, folder, out, cli, tmp_path_factory):
     more = ("--no-fused", "--cache", graphs(tmp_path_factory), "--json")
     done = cli("export", inputs.folder(), "-o", out, *more)

@@ -37,7 +37,7 @@ def test_a_checkpoint(files: Callable[[str], Files], cli: Callable[..., Ran]) ->
     for word in ("Stable Diffusion 1", "base, single-file", "unet", "vae", "text_encoder", "F16", "278 modules"):
         assert word in ran.out
     facts = json.loads(cli("inspect", files("sd1").base(), "--json").out)
-    assert (facts["kind"], facts["architecture"], facts["variant"]) == ("checkpoint", "sd1", "base")
+    assert (facts["kind"], facts["architecture"], facts["purpose"]) == ("checkpoint", "sd1", "base")
     assert facts["parameters"] == sum(part["parameters"] for part in facts["parts"].values())
     assert facts["lcm_lora"]["modules"] == 278
 

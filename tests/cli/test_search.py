@@ -61,7 +61,7 @@ def test_what_a_person_sees_and_what_is_left(asked, inputs, cli, tmp_path):
     assert yaml.safe_load(recipe.read_text())["sources"]["lcm"]["accelerator"] == "lcm"
     other = cli(*command, "--seed", 5)
     assert other.code == 1
-    assert "another seeds" in other.err
+    assert "another seed" in other.err
 
 
 USAGE = {

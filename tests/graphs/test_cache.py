@@ -11,6 +11,7 @@ from onnxfile import configs, make
 
 from lcmmerge.graphs.cache import cached, default_folder, parameters
 from lcmmerge.graphs.components import Component, components_of
+from lcmmerge.tensors.kept import keep, recall
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,12 @@ def test_a_graph_is_made_once_with_its_variant(component: Component, tmp_path: P
     made = cached(component, torch.float32, "plain", tmp_path)
     files = sorted(tmp_path.iterdir())
     assert [file.name.rpartition("-")[0] for file in files] == ["text_encoder-fused", "text_encoder-plain"]
-    assert files[1].read_bytes() == made
-    files[1].write_bytes(b"from the cache")
+    assert recall(files[1]) == made
+    keep(files[1], b"from the cache")
     assert cached(component, torch.float32, "plain", tmp_path) == b"from the cache"
+    files[1].write_bytes(files[1].read_bytes()[:-1])
+    assert cached(component, torch.float32, "plain", tmp_path) == made
+    assert recall(files[1]) == made
 
 
 def test_another_config_or_dtype_is_another_graph(component: Component, tmp_path: Path) -> None:
@@ -41,9 +45,12 @@ def test_another_config_or_dtype_is_another_graph(component: Component, tmp_path
 def test_parameters_are_kept_too(component: Component, tmp_path: Path) -> None:
     assert parameters(component, tmp_path) == parameters(component, tmp_path) == component.parameters()
     (file,) = tmp_path.iterdir()
-    file.write_text('{"from": [1, 2]}')
+    keep(file, b'{"from": [1, 2]}')
     assert parameters(component, tmp_path) == {"from": (1, 2)}
     assert parameters(replace(component, config=component.config | {"hidden_size": 16}), tmp_path) != {"from": (1, 2)}
+    for damaged in (b"", b"{", file.read_bytes().replace(b"2", b"3")):
+        file.write_bytes(damaged)
+        assert parameters(component, tmp_path) == component.parameters()
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(component: Component, tmp_path: Path) -> None:

@@ -11,20 +11,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, LCMScheduler
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from exporting import graphs, shared, write
 from filelock import FileLock
 from fusing import Files
-from onnxfile import make
-from pico import pico
-from safetensors.torch import save_file
-from transformers import CLIPTextConfig
+from running import linked
 
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
-from lcmmerge.graphs.cache import cached
 from lcmmerge.graphs.check import check
 from lcmmerge.graphs.components import components_of
-from lcmmerge.graphs.link import check_link, link
+from lcmmerge.graphs.link import check_link
 from lcmmerge.graphs.manifest import read_manifest
 from lcmmerge.graphs.relambda import relambda
 from lcmmerge.graphs.request import ExportRequest, prepare
@@ -32,7 +28,6 @@ from lcmmerge.graphs.schedule import steps_of
 from lcmmerge.graphs.whole import plan_loop, write_whole
 from lcmmerge.merge.request import Request
 from lcmmerge.output import Output
-from lcmmerge.sample.load import canonical
 from lcmmerge.sample.presets import Preset
 
 QUIET = Output(quiet=True)
@@ -97,43 +92,13 @@ def test_the_image_is_diffusers(sd1: Path, size: tuple[int, int]) -> None:
     assert_alike(*drawn(sd1, *size, 1.0, pipeline))
 
 
-@pytest.mark.parametrize(("part", "guidance"), [("sd2", 1.0), ("sdxl", 1.0), ("sdxl-lcm", 8.5)])
-def test_other_architectures(
-    part: str, guidance: float, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """The last is a full LCM, whose U-Net is told the guidance."""
-    pipeline = short(part, tmp_path)
-    loop = plan_loop(tmp_path, Preset("lcm", "LCMScheduler", STEPS, guidance))
-    linked = {}
-    for component in components_of(tmp_path):
-        (tmp_path / component.name).mkdir(exist_ok=True)
-        name = component.name.replace("vae_decoder", "vae").replace("vae_encoder", "vae")
-        state = {canonical("", key)[1:]: value for key, value in getattr(pipeline, name).state_dict().items()}
-        weights = tmp_path / component.name / component.weights
-        save_file({key: state[key].contiguous() for key in component.parameters()}, weights)
-        graph = cached(component, torch.float32, "plain", graphs(tmp_path_factory))
-        (tmp_path / component.name / "model.onnx").write_bytes(link(graph, weights))
-        linked[component.name] = {"plain": f"{component.name}/model.onnx"}
-    del linked["vae_encoder"]
-    write_whole(tmp_path, linked, loop)
-    assert_alike(*drawn(tmp_path, 72, 64, guidance, pipeline))
-
-
-def short(part: str, folder: Path) -> DiffusionPipeline:
-    """A pipeline of few layers, and its configs."""
-    name = part.partition("-")[0]
-    parts = dict(pico(name).pipeline.components) | {"unet": make(part), "vae": make("vae")}
-    parts["scheduler"] = LCMScheduler.from_config(parts["scheduler"].config)
-    for encoder in pico(name).arch.text_encoders:
-        config = dict(parts[encoder.name].config.to_dict()) | {"num_hidden_layers": 2}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            parts[encoder.name] = type(parts[encoder.name])(CLIPTextConfig(**config)).eval()
-    pipeline = type(pico(name).pipeline)(**parts, **({} if name == "sdxl" else {"requires_safety_checker": False}))
-    pipeline.save_pretrained(folder)
-    for weights in folder.rglob("*.safetensors"):
-        weights.unlink()
-    return pipeline
+def test_a_full_lcm_of_two_text_encoders(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Its U-Net is told the sizes, the pooled text and the guidance."""
+    pipeline = linked("ssd1b-lcm", tmp_path, graphs(tmp_path_factory))
+    paths = {item.name: {"plain": f"{item.name}/model.onnx"} for item in components_of(tmp_path)}
+    del paths["vae_encoder"]
+    write_whole(tmp_path, paths, plan_loop(tmp_path, Preset("lcm", "LCMScheduler", STEPS, 8.5)))
+    assert_alike(*drawn(tmp_path, 72, 64, 8.5, pipeline))
 
 
 def test_fused_is_plain(sd1: Path) -> None:

@@ -25,7 +25,7 @@ def test_a_checkpoint(name: str, files: Callable[[str], Files]) -> None:
     assert isinstance(facts, CheckpointFacts)
     state = pico(name).state()
     assert facts.model.arch == pico(name).arch
-    assert facts.model.variant == ("inpainting" if name == "sd1-inpainting" else "base")
+    assert facts.model.purpose == ("inpainting" if name == "sd1-inpainting" else "base")
     for part in facts.parts:
         mine = [tensor for parameter, tensor in state.items() if parameter.startswith(f"{part.name}.")]
         assert part.parameters == sum(tensor.numel() for tensor in mine)

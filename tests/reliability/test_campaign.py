@@ -8,15 +8,16 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from faultcases import FAULTS, Reference, Stage, reference
+from faultcases import FAULTS
 from faultworld import COMMANDS, World
+from stage import Reference, Stage, reference
 
 CHEAP = {
     number: command
     for number, command in enumerate(COMMANDS)
-    if command.name in ("inspect", "combine", "lock", "accelerators")
+    if command.name in ("inspect", "combine", "lock", "accelerators", "completion", "--help")
 }
-OFTEN = {"hostile file": 6, "odd file": 3}
+OFTEN = dict.fromkeys(("hostile pickle", "hostile safetensors", "hostile yaml"), 3)
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fusing import Files
+from recipefile import recipe
 
+from lcmmerge.distill.checkpoint import Checkpoint, Checkpoints
+from lcmmerge.distill.data import open_data
 from lcmmerge.doctor import _places
-from lcmmerge.errors import FormatError, NotFoundError
+from lcmmerge.errors import FormatError, NotFoundError, RecipeError
 from lcmmerge.merge.configs import _read_json
 from lcmmerge.output import Output
+from lcmmerge.recipe.loader import load
 from lcmmerge.tensors import open_source
 
 DEEP = "[" * 100_000
@@ -101,3 +106,43 @@ def test_a_full_disk_behind_stdout() -> None:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.stderr.splitlines()[0] == "Error: standard output: No space left on device"
     assert ended.returncode == 1
+
+
+@pytest.mark.parametrize("name", ["state.json", "optimizer.pt", "trained.safetensors"])
+def test_a_pipe_in_place_of_a_checkpoints_file(name: str, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(Checkpoint(2, {"w": torch.ones(2)}, {}, {"base": "a"}))
+    assert checkpoints.load(2, {"base": "a"}).step == 2
+    (tmp_path / "step-000002" / name).unlink()
+    os.mkfifo(tmp_path / "step-000002" / name)
+    with pytest.raises(FormatError, match="step-000002: not a whole checkpoint"):
+        checkpoints.load(2)
+
+
+def test_a_users_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    for name in ("step-notes", "step-7", "step-000003"):
+        (tmp_path / name).mkdir()
+    assert Checkpoints(tmp_path).steps() == [3]
+    Checkpoints(tmp_path).clear()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-7", "step-notes"]
+
+
+@pytest.mark.parametrize("value", ["[1]", "null", "{a: 1}"])
+def test_a_matrix_of_what_is_no_value(value: str, files: Callable[[str], Files], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError):
+        load(recipe(tmp_path, files("sd1"), more=f"matrix: {{lambda.style: [{value}]}}\n"))
+
+
+def test_a_shard_whose_name_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """webdataset runs what stands behind ``pipe:``."""
+    monkeypatch.chdir(tmp_path)
+    Path("pipe:touch ran; echo .tar").touch()
+    with pytest.raises(FormatError):
+        list(open_data("*.tar"))
+    assert not Path("ran").exists()
+
+
+def test_closed_streams() -> None:
+    command = "import os, sys; from lcmmerge.cli import main; sys.argv = ['lcmmerge', 'accelerators', '--json']; main()"
+    ended = subprocess.run(["sh", "-c", '"$0" -c "$1" <&- >&-', sys.executable, command], stderr=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr) == (0, b"")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sampling import BOTH, drawn, images, one, pipeline, preset, several
 
-from lcmmerge.errors import LcmMergeError, NumericError
+from lcmmerge.errors import FormatError, LcmMergeError, NumericError
 from lcmmerge.sample.draw import Wanted, draw
 from lcmmerge.sample.encode import Encoder
 
@@ -155,8 +155,9 @@ def test_one_image_that_does_not_fit_ends_it(folder, small):
 def test_other_errors_are_not_memory(folder):
     pipe = pipeline(folder)
     pipe.unet.register_forward_pre_hook(lambda module, inputs: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(FormatError, match="ZeroDivisionError: division by zero") as caught:
         drawn(pipe, several("a", count=2), preset(folder, scheduler="lcm"), 2)
+    assert "--config-from" in caught.value.hint
 
 
 @pytest.mark.parametrize("component", ["unet", "vae"])

@@ -125,6 +125,28 @@ def test_configs_that_do_not_fit_are_refused(files, tmp_path):
         pipeline(inputs.base(), folder)
 
 
+@pytest.mark.parametrize(("file", "field", "value"), [
+    ("unet/config.json", "freq_shift", "4"),
+    ("unet/config.json", "_diffusers_version", [1, 2]),
+    ("vae/config.json", "scaling_factor", [1, 2]),
+    ("vae/config.json", "scaling_factor", 0),
+    ("text_encoder/config.json", "num_hidden_layers", 10**6),
+    ("tokenizer/tokenizer_config.json", "model_max_length", "long"),
+    ("scheduler/scheduler_config.json", "prediction_type", [1, 2]),
+    ("scheduler/scheduler_config.json", "num_train_timesteps", 1),
+    ("scheduler/scheduler_config.json", "trained_betas", [1, 2]),
+])  # fmt: skip
+def test_a_damaged_config_is_one_line(file, field, value, files, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(files("sd1").folder(), folder)
+    damaged = folder / file
+    damaged.write_text(json.dumps(json.loads(damaged.read_text()) | {field: value}))
+    with pytest.raises(LcmMergeError) as caught:
+        drawn(pipeline(folder), [one()], preset(folder))
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+
+
 def test_a_shape_of_our_own_is_seen(files, tmp_path):
     name = "first_stage_model.decoder.conv_out.bias"
     path = edited(files("sd1").base(), tmp_path / "odd.safetensors", **{name: torch.zeros(4)})

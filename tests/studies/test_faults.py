@@ -34,11 +34,11 @@ ls disk/study/latents > after; cp disk/study/study.json .
 
 @pytest.fixture
 def command(files, tmp_path):
-    """``command(folder)``: a search of 42 cells, and their controls."""
+    """``command(folder)``: a search of 22 cells, and their controls."""
     inputs = files("sd1")
     (tmp_path / "prompts.txt").write_text("a fox\na hat\n")
     given = ("search", inputs.folder("fp32"), inputs.style, "--lcm", inputs.lcm, "--accelerator", "lcm",
-             "--grid", "style=0.5,1.0", "lcm=0.1:1.1:0.05", "--prompts", tmp_path / "prompts.txt", "--steps", 1,
+             "--grid", "style=0.5,1.0", "lcm=0.1:1.1:0.1", "--prompts", tmp_path / "prompts.txt", "--steps", 1,
              "--count", 1, "--size", "64x64", "--guidance", 1, "--batch", 1)  # fmt: skip
     return lambda folder: (*given, "-o", folder)
 
@@ -125,12 +125,12 @@ def test_a_full_disk(command, tmp_path):
     before, after = (set((tmp_path / name).read_text().split()) for name in ("before", "after"))
     assert len(before) > 8
     assert before < after
-    assert len(json.loads((tmp_path / "study.json").read_text())["rows"]) == 42 + 2 + 3
+    assert len(json.loads((tmp_path / "study.json").read_text())["rows"]) == 22 + 2 + 3
 
 
 def test_a_cell_that_fails_is_shown(command, cli, tmp_path):
     arguments = [*map(str, command(tmp_path / "study"))]
-    arguments[arguments.index("lcm=0.1:1.1:0.05")] = "lcm=1.0,1e38"
+    arguments[arguments.index("lcm=0.1:1.1:0.1")] = "lcm=1.0,1e38"
     done = cli(*arguments)
     assert done.code == 0, done.err
     assert sum("failed" in line for line in done.out.splitlines()) == 2
@@ -218,4 +218,34 @@ def test_a_lock_that_cannot_be_written(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'studies.db'}", tmp_path)
     with pytest.raises(OutputError, match="cannot be written"), database.held("x" * 300):
         pass
+    database.close()
+
+
+@pytest.mark.parametrize(("moment", "fault"), [
+    ("INSERT ON trials", "RAISE(ABORT, 'death')"),
+    ("UPDATE ON trials WHEN NEW.state = 'FAIL'", "zeroblob(1 << 40)"),  # Optuna neither hides it nor tries again
+])  # fmt: skip
+def test_a_death_while_cells_of_the_dead_are_queued_again(moment, fault, tmp_path):
+    """Before the copy, or between it and the old one's end: each cell is drawn, and counted once."""
+    path = tmp_path / "studies.db"
+    dead, trials = opened(f"sqlite:///{path}", tmp_path / "study")
+    trials.queue(CELLS[:2], sampled=1)
+    assert len(next(trials.claims(lambda: 3))) == 3
+    dead.close()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(f"CREATE TRIGGER death BEFORE {moment} BEGIN SELECT {fault}; END")
+    for _ in range(2):
+        database, trials = opened(f"sqlite:///{path}", tmp_path / "study")
+        with pytest.raises(LcmMergeError, match=r"death|too big"):
+            trials.queue([])
+        database.close()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("DROP TRIGGER death")
+    database, trials = opened(f"sqlite:///{path}", tmp_path / "study")
+    assert len(draw(trials, 9)) == 3
+    assert {*strengths(trials)} > {*CELLS[:2]}
+    trials.queue(CELLS[:2], sampled=1)
+    assert draw(trials, 9) == []
+    assert len(strengths(trials)) == 3
+    trials.close()
     database.close()

@@ -10,7 +10,7 @@ from postgres import Postgres
 
 from lcmmerge.studies.database import Database
 
-CELLS = 14  # seven λs for the accelerator, and for the style two
+CELLS = 8  # four λs for the accelerator, and for the style two
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def command(files, server, tmp_path):
     inputs: Files = files("sd1")
     (tmp_path / "prompts.txt").write_text("a fox\na hat\n")
     given = ("search", inputs.folder("fp32"), inputs.style, "--lcm", inputs.lcm, "--accelerator", "lcm",
-             "--grid", "style=0.5,1.0", "lcm=0.4:1.0:0.1", "--prompts", tmp_path / "prompts.txt", "--steps", 1,
+             "--grid", "style=0.5,1.0", "lcm=0.4:1.0:0.2", "--prompts", tmp_path / "prompts.txt", "--steps", 1,
              "--count", 1, "--size", "64x64", "--guidance", 1, "--storage", server.url, "--json")  # fmt: skip
     return lambda folder: (*given, "-o", tmp_path / folder / "study")
 

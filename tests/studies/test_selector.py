@@ -29,7 +29,6 @@ DISTANCES = {cell: found["distance"] for cell, found in GRID.items()}
 BEST, WORST = (choose(DISTANCES, key=DISTANCES.__getitem__) for choose in (min, max))
 TIES = {cell for cell, found in GRID.items() if found["behind"][0] <= 0}
 PROMPTS = tuple(map(caption, range(10)))
-SEEDS = 2
 OPTIMIZED = 8
 
 
@@ -40,7 +39,7 @@ def asked(tmp_path_factory):
         str(folder.base), style=str(folder.lora(TRUTH["style"])), lcm=str(folder.lora("lcm")), accelerator="lcm"
     )
     work, axes = tmp_path_factory.mktemp("selector") / "grid", {"style": STYLES, "lcm": LCMS}
-    return SearchRequest(merge, work, PROMPTS, axes, steps=4, count=SEEDS, guidance=GUIDANCE, batch=40)
+    return SearchRequest(merge, work, PROMPTS, axes, steps=4, count=1, guidance=GUIDANCE, batch=40)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def regret(strengths):
 
 
 def test_cells_are_ordered_as_the_truth_orders_them(found):
-    """Measured: 0.93; with 40 images a cell 0.90 and 0.84, with 80 0.88 and 0.81, from seeds 0 and 500."""
+    """Measured: 0.89; with 20 images a cell 0.93, with 40 0.90 and 0.84, with 80 0.88 and 0.81 (seeds 0, 500)."""
     scores = {row.strengths: row.score.value for row in found.scored.rows if row.kind == CELL and not row.control}
     assert scores.keys() == GRID.keys()
     assert spearmanr([scores[cell] for cell in GRID], [DISTANCES[cell] for cell in GRID]).statistic >= 0.75
@@ -73,13 +72,16 @@ def test_the_best_cells_are_among_the_ties_at_a_fraction_of_the_cost(found):
     assert found.scored.best.strengths in ties
     assert regret(found.scored.best.strengths) <= 0.2
     rows = found.scored.rows
-    evaluations = sum(row.evaluations for row in rows) * len(PROMPTS) * SEEDS
-    assert len(rows) * len(PROMPTS) * SEEDS <= 0.1 * TRUTH["pictures"] * (len(GRID) + 1)
+    evaluations = sum(row.evaluations for row in rows) * len(PROMPTS)
+    assert len(rows) * len(PROMPTS) <= 0.1 * TRUTH["pictures"] * (len(GRID) + 1)
     assert evaluations <= 0.12 * TRUTH["pictures"] * (len(GRID) * 4 + 50)
 
 
 def test_optuna_finds_what_the_grid_finds_with_fewer_cells(asked, found, tmp_path):
-    """Measured: regret 0.22; a cell at random has 0.39. What cells are compared with is drawn already."""
+    """Measured: regret 0.10, with 20 images a cell 0.22; a cell at random has 0.39.
+
+    What cells are compared with is drawn already.
+    """
     shutil.copytree(asked.work / "latents", tmp_path / "latents")
     corners = {"style": (STYLES[0], STYLES[-1]), "lcm": (LCMS[0], LCMS[-1])}
     result = search(replace(asked, work=tmp_path, axes=corners, optimize=OPTIMIZED))

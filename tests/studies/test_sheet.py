@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from lcmmerge.studies.arrangement import Arrangement, label
-from lcmmerge.studies.pictures import FEWEST, MOST, PIXELS, Choice
+from lcmmerge.studies.pictures import FEWEST, MOST, PIXELS, Shown
 from lcmmerge.studies.sheet import MOST as LONGEST
 from lcmmerge.studies.sheet import Tile, pages, sheets
 
@@ -47,7 +47,7 @@ def test_a_label_is_short():
 @pytest.mark.parametrize("size", [(64, 64), (512, 768), (1024, 1024)])
 def test_images_are_as_many_and_as_large_as_the_file_can_hold(jobs, drawings, size):
     numbers = range(100, 100 + jobs)
-    choice = Choice.of(numbers, drawings, size)
+    choice = Shown.of(numbers, drawings, size)
     width, height = choice.size
     pixels = len(choice.jobs) * drawings * width * height
     assert pixels <= PIXELS * 1.01  # sides are rounded

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from lcmmerge.tensors.digest import sha256_of
-from lcmmerge.tensors.kept import SETTLED, WORTHWHILE, record_of
+from lcmmerge.tensors.kept import SETTLED, WORTHWHILE, keep, record_of
 
 
 @pytest.fixture
@@ -29,11 +29,12 @@ def test_a_large_file_is_hashed_once_for_each_of_its_states(cache, tmp_path):
     time.sleep(SETTLED)
     assert sha256_of([path]) == first
     (record,) = cache.iterdir()
-    record.write_text("0" * 64)
+    keep(record, b"0" * 64)
     assert sha256_of([path]) == "0" * 64
     assert sha256_of([path], reread=True) == first
-    record.write_text("half a reco")
-    assert sha256_of([path]) == first
+    for damaged in (b"half a reco", record.read_bytes()[:-1] + b"x", b""):
+        record.write_bytes(damaged)
+        assert sha256_of([path]) == first
     times = path.stat()
     second = write(path, b"other")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))

@@ -46,7 +46,7 @@ def test_files_are_small_and_half_precision() -> None:
 
 def test_inspect_recognises_the_base(cli) -> None:
     facts = json.loads(cli("inspect", FOLDER.base, "--json").out)
-    assert (facts["kind"], facts["architecture"], facts["variant"]) == ("checkpoint", "sd1", "base")
+    assert (facts["kind"], facts["architecture"], facts["purpose"]) == ("checkpoint", "sd1", "base")
     assert facts["lcm_lora"]["modules"] == MODULES
 
 

@@ -8,8 +8,9 @@ shards of n rows: ``mean`` and ``std`` [n, C, h, w], scaled; ``sizes`` [n, 6]; `
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,20 @@ class Manifest:
         path = folder / MANIFEST
         try:
             manifest = cls(**json.loads(path.read_text("utf-8")))
+            manifest = replace(manifest, settings=dict(manifest.settings), shards=_counts(manifest.shards))
         except (OSError, ValueError, TypeError, RecursionError):
             raise FormatError(f"{path}: cannot be read", "encode again, into an empty folder") from None
         if manifest.version != VERSION:
             raise FormatError(f"{path}: of version {manifest.version}, known is {VERSION}", "encode again")
         return manifest
+
+
+def _counts(stored: object) -> tuple[int, ...] | None:
+    if stored is None:
+        return None
+    if not isinstance(stored, list) or not all(type(count) is int and count >= 0 for count in stored):
+        raise ValueError("no counts")
+    return tuple(stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +108,31 @@ def shard_name(number: int) -> str:
     return f"{number:05}.safetensors"
 
 
-def opened(path: Path) -> Any:
-    """A file of the folder, mapped. Raises FormatError."""
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A file of rows, mapped; ``text``: which of its captions is each row's."""
+
+    file: Any
+    names: Sequence[str]
+    captions: Sequence[str]
+    text: Sequence[int]
+
+    def row(self, index: int) -> Row:
+        file, text = self.file, self.text[index]
+        mean, std, sizes = (file.get_slice(name)[index].float() for name in ("mean", "std", "sizes"))
+        pooled = file.get_slice("pooled")[text].float() if "pooled" in file.keys() else None  # noqa: SIM118
+        hidden = file.get_slice("hidden")[text].float()
+        return Row(self.names[index], self.captions[index], mean, std, hidden, pooled, sizes)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of the folder, mapped. Raises FormatError, also for what goes wrong within."""
     try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
+        if not path.is_file():  # a pipe is waited for
+            raise ValueError("not a file")
+        yield safe_open(path, framework="pt")
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise FormatError(f"{path}: cannot be read ({error})", "encode again: whole shards are kept") from None
 
 
@@ -111,28 +141,50 @@ def _open(reference: str, options: Options) -> Data[Row]:
     manifest = Manifest.read(folder)
     if manifest.shards is None:
         raise FormatError(f"{folder}: was not encoded to its end", "run the same command again: it goes on")
-    blank = opened(folder / BLANK)
-    pooled = blank.get_tensor("pooled") if "pooled" in blank.keys() else None  # noqa: SIM118
-    nothing = Conditioning(blank.get_tensor("hidden"), pooled)
-    get = _reader([opened(folder / shard_name(number)) for number in range(len(manifest.shards))], manifest.shards)
-    return Encoded(reference, get, range(sum(manifest.shards)), manifest.settings, nothing)
-
-
-def _reader(shards: Sequence[Any], rows: Sequence[int]) -> Callable[[int], Row]:
-    places = [(shard, row) for shard, count in enumerate(rows) for row in range(count)]
-    metadata = [shard.metadata() for shard in shards]
-    names = [name for entry in metadata for name in json.loads(entry["names"])]
-    captions = [caption for entry in metadata for caption in json.loads(entry["captions"])]
+    blank = _blank(folder / BLANK)
+    counts = enumerate(manifest.shards)
+    shards = [_shard(folder / shard_name(number), count, blank) for number, count in counts if count]
+    places = [(shard, row) for shard in shards for row in range(len(shard.names))]
 
     def get(index: int) -> Row:
-        number, row = places[index]
-        shard = shards[number]
-        mean, std, sizes, text = (shard.get_slice(name)[row] for name in ("mean", "std", "sizes", "text"))
-        hidden = shard.get_slice("hidden")[int(text)]
-        pooled = shard.get_slice("pooled")[int(text)] if "pooled" in shard.keys() else None  # noqa: SIM118
-        return Row(names[index], captions[index], mean, std, hidden, pooled, sizes.float())
+        shard, row = places[index]
+        return shard.row(row)
 
-    return get
+    return Encoded(reference, get, range(len(places)), manifest.settings, blank)
+
+
+def _blank(path: Path) -> Conditioning:
+    with _opened(path) as file:
+        pooled = file.get_tensor("pooled").float() if "pooled" in file.keys() else None  # noqa: SIM118
+        return Conditioning(file.get_tensor("hidden").float(), pooled)
+
+
+def _shard(path: Path, count: int, blank: Conditioning) -> _Shard:
+    """Raises FormatError where it has not ``count`` rows that are shaped as ``blank`` is."""
+    with _opened(path) as file:
+        names, captions = (_texts(file.metadata()[name], count) for name in ("names", "captions"))
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        if shapes != _expected(count, shapes, blank):
+            raise ValueError(f"not {count} rows of what was encoded")
+        text = file.get_tensor("text").tolist()
+        if not all(type(index) is int and 0 <= index < shapes["hidden"][0] for index in text):
+            raise ValueError("names captions that it has not")
+        return _Shard(file, names, captions, text)
+
+
+def _texts(stored: str, count: int) -> list[str]:
+    found = json.loads(stored)
+    if not isinstance(found, list) or len(found) != count or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"not {count} names and captions")
+    return found
+
+
+def _expected(count: int, shapes: Mapping[str, list[int]], blank: Conditioning) -> dict[str, list[int]]:
+    """A shard's shapes: captions and the latents' size are as they are."""
+    captions, latent = shapes["hidden"][:1], shapes["mean"][1:]
+    images = {"mean": [count, *latent], "std": [count, *latent], "sizes": [count, 6], "text": [count]}
+    texts = {"hidden": blank.hidden} | ({} if blank.pooled is None else {"pooled": blank.pooled})
+    return images | {name: [*captions, *empty.shape[1:]] for name, empty in texts.items()}
 
 
 DATA = Kind("a folder that --encode-only wrote", lambda reference: (Path(reference) / MANIFEST).is_file(), _open)

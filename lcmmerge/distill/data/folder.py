@@ -50,8 +50,11 @@ def _entries(metadata: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Each entry with the number of its line."""
     text = _text(metadata)
     if metadata.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        yield from ((reader.line_num, dict(row)) for row in reader)
+        try:
+            reader = csv.DictReader(text.splitlines())
+            yield from ((reader.line_num, dict(row)) for row in reader)
+        except csv.Error as error:
+            raise FormatError(f"{metadata}: not CSV ({error})", "a line for each image: file_name,text") from None
         return
     for number, line in enumerate(text.splitlines(), 1):
         try:

@@ -38,7 +38,7 @@ def _open(reference: str, options: Options) -> Data[Example]:
 
     def image(index: int) -> Path | bytes:
         stored = images[index][options.image_column]
-        if stored is None:
+        if stored is None or not (stored["bytes"] or stored["path"]):
             raise FormatError(f"{names[index]}: has no image", "remove it from the dataset")
         return Path(stored["path"]) if stored["bytes"] is None else bytes(stored["bytes"])
 

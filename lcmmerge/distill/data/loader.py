@@ -55,7 +55,7 @@ def batches(
             yield from range(first, first + batch_size)
 
     if isinstance(data, Encoded):
-        if (resolution := data.settings["resolution"]) != transform.resolution:
+        if (resolution := data.settings.get("resolution")) != transform.resolution:
             cause = f"{data.name}: encoded at {resolution} pixels, and {transform.resolution} are asked for"
             raise IncompatibleError(cause, "encode again, or train at the resolution of the data")
         found: Iterator[Posteriors] = map(data.stacked, grouped(data.examples(seed, numbers()), batch_size))

@@ -14,6 +14,9 @@ from torch import Tensor
 from lcmmerge.distill.data.base import Example, draws
 from lcmmerge.errors import FormatError
 
+LONGEST = 100  # times the shorter side
+SKIP = "replace or remove it, or go on without such images by --skip-bad"
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -41,6 +44,8 @@ class Transform:
         """What is random depends on ``(seed, number)`` alone. Raises FormatError for what is no readable image."""
         image, side = read(example), self.resolution
         height, width = image.height, image.width
+        if max(height, width) > LONGEST * min(height, width):
+            raise FormatError(f"{example.name}: {width} by {height} pixels are no picture", SKIP)
         scale = side / min(height, width)
         resized = (max(side, round(width * scale)), max(side, round(height * scale)))
         image = image.resize(resized, Image.Resampling.LANCZOS)
@@ -58,6 +63,8 @@ def read(example: Example) -> Image.Image:
     """In RGB, upright; what is transparent is white. Raises FormatError."""
     source = example.source()
     try:
+        if isinstance(source, Path) and source.is_fifo():  # opening it would wait for a writer
+            raise ValueError("a pipe")
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode[0] in "IF":
@@ -68,5 +75,4 @@ def read(example: Example) -> Image.Image:
             return image.convert("RGB")
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         reason = getattr(error, "strerror", None) or str(error).partition(" <")[0].partition(" '")[0]
-        hint = "replace or remove it, or go on without such images by --skip-bad"
-        raise FormatError(f"{example.name}: not an image that can be read ({reason})", hint) from None
+        raise FormatError(f"{example.name}: not an image that can be read ({reason})", SKIP) from None

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from lcmmerge.distill.data.base import (
@@ -88,8 +89,9 @@ class Shards:
 
 
 def _shard(place: str, options: Options) -> Iterator[Example]:
-    """Raises FormatError."""
-    samples = require("webdataset.tariterators").tarfile_samples([{"url": place}])
+    """A local file by its whole path: to the library, ``pipe:rm x.tar`` is a command. Raises FormatError."""
+    url = place if place.startswith(REMOTE) else str(Path(place).absolute())
+    samples = require("webdataset.tariterators").tarfile_samples([{"url": url}])
     try:
         for sample in samples:
             yield _example(f"{place}:{sample['__key__']}", sample, options)
@@ -120,11 +122,13 @@ def _open(reference: str, options: Options) -> Data[Example]:
     expanded = list(require("braceexpand").braceexpand(reference))
     if reference.startswith(REMOTE):
         return Shards(reference, tuple(expanded), options)
-    places = [place for pattern in expanded for place in sorted(glob.glob(pattern)) or [_missing(pattern)]]  # noqa: PTH207
+    places = [place for pattern in expanded for place in _files(pattern)]
     return Shards(reference, tuple(places), options)
 
 
-def _missing(pattern: str) -> str:
+def _files(pattern: str) -> list[str]:
+    if found := [place for place in sorted(glob.glob(pattern)) if Path(place).is_file()]:  # noqa: PTH207
+        return found
     raise NotFoundError(f"{pattern}: no such shard", "a pattern or a range of local files, or https:// addresses")
 
 
