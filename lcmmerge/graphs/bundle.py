@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfile
-from threading import Event
 from typing import Any
 
 from lcmmerge.accelerators import SCHEDULERS, Sampling, Span
@@ -28,13 +25,12 @@ from lcmmerge.graphs.weights import VAE_PARTS, described, header
 from lcmmerge.merge.configs import OPTIONAL, set_scheduler
 from lcmmerge.merge.execute import execute
 from lcmmerge.merge.fuse import check_output
-from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.provenance import RECIPE, metadata
 from lcmmerge.merge.report import Row, rows
 from lcmmerge.output import Output
 from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import MODEL_INDEX, local_tree, read_json
-from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.tensors.digest import hashing
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 from lcmmerge.tensors.staging import Staging
 
@@ -60,7 +56,7 @@ def export(prepared: Prepared, output: Output) -> Exported:
     plan, request = prepared.plan, prepared.request
     check_output(plan, prepared.configs, force=request.force)
     plan.fetch()
-    with Staging(plan.target) as staging, _hashes(plan) as hashes:
+    with Staging(plan.target) as staging, hashing(plan.sources) as hashes:
         folder = staging.folder / plan.target.name
         _write_small_files(prepared, folder)
         with output.progress("weights", plan.nbytes) as progress:
@@ -91,19 +87,6 @@ def _compared(manifest: Manifest, folder: Path, output: Output) -> Manifest:
     manifest = replace(manifest, parity=parity(folder, manifest, output))
     manifest.write(folder)
     return replace(manifest, image_parity=image_parity(folder, manifest))
-
-
-@contextmanager
-def _hashes(plan: Plan) -> Iterator[Any]:
-    """The sources' sha256, which are counted beside everything else; called, it waits for them."""
-    stop = Event()
-    with ThreadPoolExecutor(1, "lcmmerge-hash") as pool:
-        found = plan.sources.items()
-        hashing = {name: pool.submit(sha256_of, source.files, stop, source.sha256) for name, source in found}
-        try:
-            yield lambda: {name: future.result() for name, future in hashing.items()}
-        finally:
-            stop.set()
 
 
 def _write_small_files(prepared: Prepared, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 The exporter of torch decomposes a program into core operators and back into ONNX's, which takes most of its time,
 leaves sequences that TensorRT refuses, and wants an optimiser that loses parameters' names. The few operators that
-diffusion models are of go straight to ONNX here (``operators.py``), and sizes stay out of the graph where ONNX's
+diffusion models are of go straight to ONNX here (``operators``), and sizes stay out of the graph where ONNX's
 Reshape can infer them.
 """
 

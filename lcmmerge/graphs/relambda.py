@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.recorded import Recipe, replan
 from lcmmerge.merge.report import Row, rows
 from lcmmerge.merge.tensors import merged
+from lcmmerge.merge.terms import check_strength
 from lcmmerge.output import Output
 from lcmmerge.tensors import open_source
 from lcmmerge.tensors.digest import sha256_of
@@ -96,8 +96,8 @@ def _check_terms(folder: Path, recipe: Recipe, strengths: Mapping[str, float]) -
         raise IncompatibleError(f"{folder}: was exported of a model that records no merge, so it has no λ", cure)
     if strange := sorted(strengths.keys() - set(names)):
         raise LcmMergeError(f"{folder}: no term of it is called {strange[0]!r}", f"its terms are {', '.join(names)}")
-    if endless := [name for name, strength in strengths.items() if not isfinite(strength)]:
-        raise LcmMergeError(f"λ of {endless[0]}: no finite number", "give one such as 0.8")
+    for name, strength in strengths.items():
+        check_strength(name, strength)
 
 
 def _plan(manifest: Manifest, recipe: Recipe, folder: Path, places: Sequence[str]) -> Plan:
