@@ -13,6 +13,7 @@ from lcmmerge.errors import RecipeError
 from lcmmerge.recipe.loader import Loaded
 from lcmmerge.recipe.lock import Lock, Locked
 from lcmmerge.recipe.schema import Source
+from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.remote import open_reference
 
 
@@ -69,13 +70,20 @@ def _found(
         kind = kind or by_reference(f"{refs.HUB}{parsed.repo}/{parsed.path_in_repo}")
         if before and before.commit and before.names(source):
             parsed, known = refs.parse(parsed.at(before.commit), name), before.hashes
-    pin = refs.pin(parsed.text, name, source.variant, configs=configs, known=known if dry_run else None)
+    pin = refs.pin(
+        parsed.text, name, source.variant, configs=configs, known=known if dry_run else None, digest=_digest
+    )
     stated = pin.license
     if before and before.commit == pin.commit:
         stated = stated or before.license  # which is unknown without a network
     uri = pin.uri if pin.commit else None
     locked = Locked(source.reference, source.variant, uri, pin.commit, stated, pin.files)
     return Found(name, pin.uri, locked, kind, configs)
+
+
+def _digest(path: Path) -> str:
+    """Without reading it where it has not changed since it was hashed last: each run asks, and bases are large."""
+    return sha256_of([path])
 
 
 def _file_of(kind: Accelerator, name: str, bases: Iterable[Found]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lcmmerge.errors import NotFoundError
 from lcmmerge.refs.http import RemoteFile
-from lcmmerge.refs.hub import Awaited, HubFile, Repository, fetch, file_sha256, remember, repository
+from lcmmerge.refs.hub import Awaited, HubFile, Repository, fetch, remember, repository
 from lcmmerge.refs.pins import Pin, PinnedFile, pin
 from lcmmerge.refs.reference import HUB, HUB_FORM, Reference, name_of, parse
 from lcmmerge.refs.weights import MODEL_INDEX, small_files
@@ -27,7 +27,6 @@ __all__ = [
     "Repository",
     "configs",
     "fetch",
-    "file_sha256",
     "name_of",
     "parse",
     "pin",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,16 +44,17 @@ def pin(
     *,
     configs: bool = False,
     known: Mapping[str, str] | None = None,
+    digest: Callable[[Path], str] = file_sha256,
 ) -> Pin:
     """What ``reference`` is now, or its ``configs`` alone: from the Hub's own records, of a local path by hashing it.
 
     Small files, which have no record of their sha256, are fetched and hashed; so are weights when the Hub cannot be
     asked and the cache holds them. ``known``: nothing is fetched, and these are the hashes of what is not in the cache.
-    Raises NotFoundError, FormatError.
+    ``digest``: how the sha256 of a local path's files is found. Raises NotFoundError, FormatError.
     """
     parsed = parse(reference, subject)
     if parsed.kind == "local":
-        return Pin(reference, reference, None, _local(parsed.path, variant, configs=configs))
+        return Pin(reference, reference, None, _local(parsed.path, variant, digest, configs=configs))
     found = repository(parsed, subject)
     names = tuple(map(found.within, small_files(found.tree()))) if configs else found.needed(variant)
     if known is None or found.unreachable:
@@ -67,8 +68,10 @@ def pin(
     return Pin(reference, parsed.at(found.commit), found.commit, tuple(files), found.license)
 
 
-def _local(path: Path, variant: str | None, *, configs: bool) -> tuple[PinnedFile, ...]:
+def _local(
+    path: Path, variant: str | None, digest: Callable[[Path], str], *, configs: bool
+) -> tuple[PinnedFile, ...]:
     folder, name = (path, "") if path.is_dir() else (path.parent, path.name)
     tree = local_tree(path)
     names = small_files(tree) if configs else needed(tree, name, variant)
-    return tuple(PinnedFile(name, (folder / name).stat().st_size, file_sha256(folder / name)) for name in names)
+    return tuple(PinnedFile(name, (folder / name).stat().st_size, digest(folder / name)) for name in names)
