@@ -30,7 +30,7 @@ from lcmmerge.version import __version__
 NAME = "lcmmerge.json"
 VERSION = 1
 NOTHING: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
-LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu")
+LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxruntime-gpu", "onnxruntime")
 
 
 @dataclass(frozen=True, slots=True)

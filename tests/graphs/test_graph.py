@@ -170,3 +170,10 @@ def test_configs_of_something_else(tmp_path: Path) -> None:
     index.write_text('{"tokenizer": ["transformers", "CLIPTokenizer"]}', "utf-8")
     with pytest.raises(IncompatibleError, match="without a part"):
         components_of(folder)
+
+
+def test_a_config_that_lacks_what_it_needs(tmp_path: Path) -> None:
+    folder = configs("vae", make("vae"), tmp_path)
+    (folder / "vae" / "config.json").write_text("{}", "utf-8")
+    with pytest.raises(FormatError, match=r"describes no vae_decoder \('latent_channels'\)"):
+        components_of(folder)

@@ -121,10 +121,17 @@ def components_of(configs: Path) -> tuple[Component, ...]:
             if source_class is not None:
                 name = source if len(kind.sources) > 1 else registered
                 config = read_config(configs / source / "config.json")
-                found.append(kind.describe(name, configs / source, config, source_class))
+                found.append(_described(kind, name, configs / source, config, source_class))
     if not found:
         raise IncompatibleError(f"{configs}: is a pipeline without a part that we export", CURE)
     return tuple(found)
+
+
+def _described(kind: Kind, name: str, folder: Path, config: dict[str, Any], source_class: str) -> Component:
+    try:
+        return kind.describe(name, folder, config, source_class)
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"{folder}/config.json: describes no {name} ({error})", CURE) from None
 
 
 def parameter_name(name: str) -> str:
