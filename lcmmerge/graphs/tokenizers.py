@@ -6,7 +6,6 @@ transformers 5 saves ``tokenizer.json`` alone, older ones and C++ tokenizers wan
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from lcmmerge.errors import FormatError, NotFoundError
 from lcmmerge.graphs.cache import once
 from lcmmerge.merge.configs import CURE
+from lcmmerge.tensors.digest import sha256_of
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 MERGES_HEAD = "#version: 0.2"
@@ -25,7 +25,7 @@ def write_tokenizer(source: Path, target: Path, cache: Path | None = None) -> No
     Raises NotFoundError, FormatError.
     """
     files = sorted(path for path in source.glob("*") if path.is_file())
-    facts = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    facts = {path.name: sha256_of([path]) for path in files}
     target.mkdir()
     for name, text in once("tokenizer", facts, lambda: _texts(source), cache).items():
         (target / name).write_text(text, "utf-8")

@@ -80,8 +80,7 @@ class Component:
             with torch.device("meta"):
                 module = self.build(self.config)
         except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-            reason = " ".join(str(error).split())
-            raise FormatError(f"{self.folder}/config.json: describes no {self.name} ({reason})", CURE) from None
+            raise _no_such(self.name, self.folder, error) from None
         # Not the class's own .to(), which warns of modules to be kept in float32 where there are none.
         return torch.nn.Module.to(module, dtype=dtype).eval().requires_grad_(False)
 
@@ -131,7 +130,12 @@ def _described(kind: Kind, name: str, folder: Path, config: dict[str, Any], sour
     try:
         return kind.describe(name, folder, config, source_class)
     except (KeyError, TypeError) as error:
-        raise FormatError(f"{folder}/config.json: describes no {name} ({error})", CURE) from None
+        raise _no_such(name, folder, error) from None
+
+
+def _no_such(name: str, folder: Path, error: Exception) -> FormatError:
+    reason = " ".join(str(error).split())
+    return FormatError(f"{folder}/config.json: describes no {name} ({reason})", CURE)
 
 
 def parameter_name(name: str) -> str:
