@@ -6,6 +6,7 @@ named in ``unverified``. Not here: what is a dense delta (PeRFlow), or needs a s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -92,7 +93,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """``files``: architecture → reference. ``licence``: as the model card says, None where it is silent;
+    """An acceleration LoRA that people publish, by name.
+
+    ``files``: architecture → reference. ``licence``: as the model card says, None where it is silent;
     ``restriction``: what it forbids that others allow. ``unverified``: facts of ours that the sources do not state.
     """
 
@@ -250,6 +253,7 @@ ENTRIES = (
 )
 ACCELERATORS: Mapping[str, Accelerator] = {entry.name: entry for entry in ENTRIES}
 OFFICIAL = ACCELERATORS["lcm"]
+NAME = re.compile(r"[\w-]+")  # what could be one's name
 
 
 def names(arch: Architecture) -> tuple[str, ...]:

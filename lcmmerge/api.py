@@ -1,7 +1,7 @@
-"""The Python API: six functions, named as the commands are, with their options as keywords.
+"""The Python API: a merge, and what can be done with it, named as the commands are.
 
-They print nothing. What a command would warn of is a Python warning (``UserWarning``), what a command would refuse is
-an ``lcmmerge.LcmMergeError`` with the same message, and results are plain data with ``as_dict()``. References are as on
+It prints nothing. What a command would warn of is a Python warning (``UserWarning``), what a command would refuse is an
+``lcmmerge.LcmMergeError`` with the same message, and results are plain data with ``as_dict()``. References are as on
 the command line: a path, ``hf://owner/repo[@revision]/file``, or ``zoo:…`` for what ships with lcmmerge. torch is
 imported when the first weight is read.
 """
@@ -10,62 +10,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
-from lcmmerge.errors import LcmMergeError
+from lcmmerge.draw import quiet_libraries
+from lcmmerge.extras import check_installed
+from lcmmerge.merge import spec
 from lcmmerge.output import Warnings
-from lcmmerge.sample import quiet_libraries
 
 if TYPE_CHECKING:
-    from lcmmerge.graphs.bundle import Exported
+    from lcmmerge.export.bundle import Exported
     from lcmmerge.merge.inspection import Inspection
     from lcmmerge.merge.plan import Plan
     from lcmmerge.merge.report import Report
-    from lcmmerge.merge.request import Request
-    from lcmmerge.recipe.manifest import Manifest
-    from lcmmerge.studies.result import Result
+    from lcmmerge.search.result import Result
 
 Reference = str | os.PathLike[str]
 Size = tuple[int, int]  # width, height in pixels
 
 
-class Terms(TypedDict, total=False):
-    """What is added to the base, beside the style.
-
-    ``lcm``: the acceleration LoRA, by reference or by name (``hyper-8steps``); without it the architecture's official
-    LCM-LoRA. ``accelerator``: what kind a file of ``lcm`` is. ``adapters``: further terms, each with its λ.
-    ``tuned_from``: what a style that is a checkpoint was tuned from, else the base. ``block_weights``: term → factors
-    on its λ per U-Net block, ``IN00-IN05=0.5,M00=0``. ``variant``: of a diffusers folder's weights, ``fp16``.
-    ``config_from``: whose configs, scheduler and tokenizers a single file takes.
-    """
-
-    lcm: Reference
-    accelerator: str
-    adapters: Sequence[tuple[Reference, float]]
-    tuned_from: Reference
-    block_weights: Mapping[str, str]
-    variant: str
-    config_from: Reference
-
-
-class Written(Terms, total=False):
-    """How the checkpoint is written.
-
-    ``layout``: the base's own where none is given. ``dtype``: fp32, fp16, bf16, fp8_e4m3fn, fp8_e5m2; each tensor's own
-    where none is given. ``max_shard_size``: split files above it. ``drop_ema``: leave out an EMA copy.
-    ``allow_unmatched``: merge what fits; ``Plan.unmatched`` and ``Report.unmatched`` list the rest.
-    """
-
-    layout: Literal["single-file", "diffusers"]
-    dtype: str
-    max_shard_size: int
-    drop_ema: bool
-    allow_unmatched: bool
-
-
-class Drawing(TypedDict, total=False):
-    """How a search draws. ``count``: images per prompt. ``guidance``: of the many-step teacher. ``size``: in pixels."""
+class DrawOptions(TypedDict, total=False):
+    """How images are drawn. ``count``: per prompt. ``size``: in pixels. ``seed``: of each prompt's first image."""
 
     steps: int
     count: int
@@ -77,66 +43,188 @@ class Drawing(TypedDict, total=False):
     device: str
 
 
-def plan(
-    base: Reference,
-    style: Reference | None = None,
-    *,
-    lambdas: tuple[float, float] = (1.0, 1.0),
-    output: Reference | None = None,
-    **options: Unpack[Written],
-) -> Plan:
-    """What ``fuse`` would do, from headers alone: terms, coverage, files, sizes.
+class Merge(spec.Merge):
+    """θ′ = θ_base + Σ λτ: a base, and named task vectors with their λs.
 
-    Raises NotFoundError, FormatError, and IncompatibleError for a term that finds no home.
+    ``terms``: name → (reference, λ), or a Term with block factors, or λ alone for an accelerator of
+    ``lcmmerge accelerators``, whose file for the base's architecture it then is.
 
-    >>> found = lcmmerge.plan("zoo:digits/base", "zoo:digits/neon.safetensors", lcm="zoo:digits/lcm.safetensors")
-    >>> [(term.name, term.strength) for term in found.terms], found.base.arch.title
-    ([('style', 1.0), ('lcm', 1.0)], 'Stable Diffusion 1')
+    >>> merge = lcmmerge.Merge("base.safetensors", {"style": ("style.safetensors", 0.8), "hyper-8steps": 1.0})
+    >>> merge.command()
+    'lcmmerge fuse base.safetensors style.safetensors --lambda 0.8 1.0 --lcm hyper-8steps'
     """
-    from lcmmerge.merge import request
 
-    planned, _ = request.plan(_written(base, style, lambdas, output, options), dry_run=True)
-    return planned
+    __slots__ = ()
 
+    def plan(self) -> Plan:
+        """What ``write`` would do, from headers alone: terms, coverage, files, sizes.
 
-def fuse(
-    base: Reference,
-    style: Reference | None = None,
-    *,
-    lambdas: tuple[float, float] = (1.0, 1.0),
-    output: Reference | None = None,
-    force: bool = False,
-    device: str = "cpu",
-    threads: int = 0,
-    rounding_seed: int | None = None,
-    hash_base: bool = False,
-    **options: Unpack[Written],
-) -> Report:
-    """Write θ′ = θ_pre + λ1·τ′ + λ2·τ_LCM, with ``lambdas`` = (λ1, λ2), as one standalone checkpoint.
+        Raises NotFoundError, FormatError, and IncompatibleError for a term that finds no home.
 
-    ``output``: None names it after the inputs, in this folder. ``rounding_seed``: of stochastic rounding, None rounds
-    to nearest. ``threads``: 0 is one per core, at most four. ``hash_base``: record the base's sha256 too. The report
-    has ‖Δ‖/‖θ‖ of each term and sha256 of each file. Raises what ``plan`` does, OutputError, NumericError,
-    NoEffectError, AlreadyFusedError.
+        >>> from lcmmerge import Merge, Source, Term
+        >>> lcm = Term("lcm", Source("zoo:digits/lcm.safetensors"), accelerator="lcm")
+        >>> planned = Merge("zoo:digits/base", {"style": ("zoo:digits/neon.safetensors", 0.8), "lcm": lcm}).plan()
+        >>> [(term.name, term.strength) for term in planned.terms], planned.base.arch.title
+        ([('style', 0.8), ('lcm', 1.0)], 'Stable Diffusion 1')
+        """
+        from lcmmerge.merge.plan import plan
 
-    >>> report = lcmmerge.fuse(
-    ...     "zoo:digits/base", "zoo:digits/neon.safetensors", lambdas=(0.8, 1.0),
-    ...     lcm="zoo:digits/lcm.safetensors", accelerator="lcm", output="neon-lcm",
-    ... )
-    >>> [(row.term, row.strength) for row in report.rows]
-    [('style', 0.8), ('lcm', 1.0)]
-    """
-    from lcmmerge.merge import request
-    from lcmmerge.merge.fuse import check_output
-    from lcmmerge.merge.fuse import fuse as run_fuse
-    from lcmmerge.merge.outcome import Settings
+        return plan(self)
 
-    planned, configs = request.plan(_written(base, style, lambdas, output, options))
-    _warn(planned.doubts)
-    check_output(planned, configs, force=force)
-    planned.fetch()
-    settings = Settings(threads, device, rounding_seed, hash_base)
-    return run_fuse(planned, configs=configs, settings=settings, force=force)
+    def write(
+        self,
+        path: Reference | None = None,
+        *,
+        layout: Literal["single-file", "diffusers"] | None = None,
+        dtype: str | None = None,
+        max_shard_size: int | None = None,
+        drop_ema: bool = False,
+        rounding_seed: int | None = None,
+        force: bool = False,
+        device: str = "cpu",
+        threads: int = 0,
+        hash_base: bool = False,
+    ) -> Report:
+        """Write the merge as one standalone checkpoint, as ``lcmmerge fuse`` does.
+
+        ``path``: None names it after the inputs, in the working folder. ``layout``, ``dtype``: the base's own where
+        none is given. ``max_shard_size``: split files above it, in bytes. ``rounding_seed``: of stochastic rounding,
+        None rounds to nearest. ``threads``: 0 is one per core, at most four. ``hash_base``: record the base's sha256
+        too. The report has ‖Δ‖/‖θ‖ of each term and the sha256 of each file. Raises what ``plan`` does, OutputError,
+        NumericError, AlreadyFusedError.
+
+        >>> from lcmmerge import Merge, Source, Term
+        >>> lcm = Term("lcm", Source("zoo:digits/lcm.safetensors"), accelerator="lcm")
+        >>> merge = Merge("zoo:digits/base", {"style": ("zoo:digits/neon.safetensors", 0.8), "lcm": lcm})
+        >>> [(row.term, row.strength) for row in merge.write("neon-lcm").rows]
+        [('style', 0.8), ('lcm', 1.0)]
+        """
+        from lcmmerge.merge.fuse import fuse
+        from lcmmerge.merge.outcome import Settings
+
+        place = None if path is None else Path(path)
+        output = spec.Written(place, layout, dtype, max_shard_size, drop_ema, rounding_seed)
+        planned = replace(self, output=output).plan()
+        _warn(planned.doubts)
+        return fuse(planned, settings=Settings(threads, device, hash_base), force=force)
+
+    def search(
+        self,
+        prompts: Sequence[str],
+        folder: Reference,
+        *,
+        grid: Mapping[str, Sequence[float]] | None = None,
+        optimize: int = 0,
+        objective: str = "teacher",
+        force: bool = False,
+        **drawing: Unpack[DrawOptions],
+    ) -> Result:
+        """Draw every cell of a grid of λs (term → λs) and choose by measuring; ``folder``: the study's.
+
+        The same call goes on with a study where it ended. ``optimize``: how many cells Optuna adds. ``Result.scored``
+        has the rows, the best cell and the verdict against what a merge must beat; ``Result.merge`` is the merge at the
+        λs found, ``Result.command`` the command that bakes it. Needs ``lcmmerge[search]``. Raises what ``plan`` does,
+        and LcmMergeError.
+
+        >>> from lcmmerge import Merge, Source, Term
+        >>> lcm = Term("lcm", Source("zoo:digits/lcm.safetensors"), accelerator="lcm")
+        >>> merge = Merge("zoo:digits/base", {"style": ("zoo:digits/neon.safetensors", 1.0), "lcm": lcm})
+        >>> found = merge.search(["a one", "a two"], "study", grid={"style": [0.6, 1.0]}, steps=1, guidance=2.5)
+        >>> [term.strength for term in found.merge.terms] in ([0.6, 1.0], [1.0, 1.0])
+        True
+        """
+        check_installed("search")
+        quiet_libraries()
+        from lcmmerge.search.request import SearchRequest
+        from lcmmerge.search.run import search
+
+        axes = {term: tuple(values) for term, values in (grid or {}).items()}
+        asked = SearchRequest(
+            self, Path(folder), tuple(prompts), axes, optimize, objective=objective, force=force, **drawing
+        )
+        return search(asked, Warnings(quiet=True))
+
+    def export(
+        self,
+        folder: Reference,
+        *,
+        to: str = "onnx",
+        dtype: Literal["fp32", "fp16", "bf16"] = "fp16",
+        static: Sequence[Size] = (),
+        fused: bool = True,
+        parity: bool = False,
+        force: bool = False,
+    ) -> Exported:
+        """Write ONNX graphs over the merge's weights, as one folder.
+
+        ``to``: ``tensorrt`` adds profiles, also ``static`` ones. ``fused``: also graphs with Attention nodes.
+        ``parity``: compare every graph with its torch module. Needs ``lcmmerge[export]``. Raises what ``write`` does.
+
+        >>> found = lcmmerge.Merge("zoo:digits/base").export("graphs", fused=False)
+        >>> sorted(path.parent.name for path in found.folder.glob("*/model.onnx"))
+        ['text_encoder', 'unet', 'vae_decoder', 'vae_encoder']
+        """
+        check_installed("export")
+        quiet_libraries()
+        from lcmmerge.export.bundle import export
+        from lcmmerge.export.request import ExportRequest, prepare
+
+        merge = self.to(Path(folder))
+        asked = ExportRequest(merge, to, dtype, statics=tuple(static), fused=fused, parity=parity, force=force)
+        prepared = prepare(asked)
+        _warn(prepared.plan.doubts)
+        return export(prepared, Warnings(quiet=True))
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        folder: Reference,
+        *,
+        negative: str = "",
+        scheduler: str | None = None,
+        force: bool = False,
+        **drawing: Unpack[DrawOptions],
+    ) -> tuple[Path, ...]:
+        """Draw images with the merge, which is not written, into ``folder``; the PNG files.
+
+        The scheduler, steps and guidance are the accelerator's where none are given. Needs ``lcmmerge[draw]``. Raises
+        what ``plan`` does, OutputError, AlreadyFusedError.
+
+        >>> from lcmmerge import Merge, Source, Term
+        >>> lcm = Term("lcm", Source("zoo:digits/lcm.safetensors"), accelerator="lcm")
+        >>> merge = Merge("zoo:digits/base", {"style": ("zoo:digits/neon.safetensors", 0.8), "lcm": lcm})
+        >>> [path.name for path in merge.draw(["a three"], "images", seed=7)]
+        ['0000-7.png']
+        """
+        check_installed("draw")
+        quiet_libraries()
+        from lcmmerge.draw import drawable, live, load, png, presets
+        from lcmmerge.draw.draw import draw
+        from lcmmerge.draw.jobs import jobs_of
+
+        planned = live.plan_live(self, force=force)
+        _warn(planned.doubts)
+        configs = drawable.configs_of(planned.base, self.config_from)
+        preset = presets.choose(
+            planned.base,
+            configs,
+            accelerator=planned.accelerator.name if planned.accelerator else None,
+            scheduler=scheduler,
+            steps=drawing.get("steps"),
+            guidance=drawing.get("guidance"),
+        )
+        size = drawing.get("size") or drawable.native_size(configs)
+        jobs = jobs_of(
+            prompts, size, negative=negative, seed=drawing.get("seed", 0), count=drawing.get("count", 1)
+        )
+        names, place = png.names_of(jobs), Path(folder)
+        png.check_folder(place, names, force=force)
+        device, dtype = load.pick_device(drawing.get("device"), drawing.get("dtype"))
+        origin = png.Origin.of(planned.base, planned, dtype, device)
+        pipeline = live.load_live(planned, configs, dtype, device)
+        for name, drawn in zip(names, draw(pipeline, jobs, preset, drawing.get("batch", 1)), strict=True):
+            png.save(drawn, place / name, preset, origin)
+        return tuple(place / name for name in names)
 
 
 def inspect(reference: Reference, *, variant: str | None = None) -> Inspection:
@@ -151,151 +239,6 @@ def inspect(reference: Reference, *, variant: str | None = None) -> Inspection:
     from lcmmerge.tensors.remote import open_reference
 
     return look(open_reference(os.fspath(reference), variant=variant, scalars=True))
-
-
-def search(
-    base: Reference,
-    style: Reference | None = None,
-    *,
-    prompts: Sequence[str],
-    output: Reference,
-    grid: Mapping[str, Sequence[float]] | None = None,
-    optimize: int = 0,
-    objective: str = "teacher",
-    drawing: Drawing | None = None,
-    **terms: Unpack[Terms],
-) -> Result:
-    """Draw every cell of a grid of λs (term → λs) and choose by measuring; ``output``: the study's folder.
-
-    The same call goes on with a study where it ended. ``optimize``: how many cells Optuna adds. ``Result.scored`` has
-    the rows, the best cell and the verdict against what a merge must beat; ``Result.merge`` is the request at the λs
-    found, ``Result.command`` the command that bakes it. Raises what ``plan`` does, and LcmMergeError.
-
-    >>> found = lcmmerge.search(
-    ...     "zoo:digits/base", "zoo:digits/neon.safetensors", lcm="zoo:digits/lcm.safetensors", accelerator="lcm",
-    ...     prompts=["a one", "a two"], grid={"style": [0.6, 1.0]}, output="study",
-    ...     drawing={"steps": 1, "guidance": 2.5},
-    ... )
-    >>> found.merge.strengths in [(0.6, 1.0), (1.0, 1.0)]
-    True
-    """
-    quiet_libraries()
-    from lcmmerge.studies.request import SearchRequest
-    from lcmmerge.studies.run import search as run_search
-
-    merge = _merge(base, style, (1.0, 1.0), None, terms)
-    axes = {term: tuple(values) for term, values in (grid or {}).items()}
-    asked = SearchRequest(merge, Path(output), tuple(prompts), axes, optimize, objective=objective, **(drawing or {}))
-    return run_search(asked, Warnings(quiet=True))
-
-
-def export(
-    model: Reference,
-    style: Reference | None = None,
-    *,
-    output: Reference,
-    lambdas: tuple[float, float] = (1.0, 1.0),
-    to: str = "onnx",
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp16",
-    static: Sequence[Size] = (),
-    fused: bool = True,
-    parity: bool = False,
-    force: bool = False,
-    **terms: Unpack[Terms],
-) -> Exported:
-    """Write ONNX graphs over the weights of a model, or of a merge made on the way, as one folder.
-
-    A model alone gets no LCM-LoRA. ``to``: ``tensorrt`` adds profiles, also ``static`` ones. ``fused``: also
-    graphs with Attention nodes. ``parity``: compare every graph with its torch module. Needs ``lcmmerge[export]``.
-    Raises what ``fuse`` does.
-
-    >>> found = lcmmerge.export("zoo:digits/base", output="graphs", fused=False)
-    >>> sorted(path.parent.name for path in found.folder.glob("*/model.onnx"))
-    ['text_encoder', 'unet', 'vae_decoder', 'vae_encoder']
-    """
-    quiet_libraries()
-    from lcmmerge.graphs.bundle import export as run_export
-    from lcmmerge.graphs.request import ExportRequest, prepare
-
-    strengths = lambdas if style or "lcm" in terms else (1.0, 0.0)
-    merge = _merge(model, style, strengths, output, terms)
-    asked = ExportRequest(merge, to, dtype, statics=tuple(static), fused=fused, parity=parity, force=force)
-    prepared = prepare(asked)
-    _warn(prepared.plan.doubts)
-    return run_export(prepared, Warnings(quiet=True))
-
-
-def run(
-    recipe: Reference, output: Reference, *, sets: Sequence[str] = (), locked: bool = False, force: bool = False
-) -> Manifest:
-    """Make what a recipe file says in the folder ``output``, as far as it is not made yet.
-
-    ``sets``: changes to the recipe, ``lambda.style=0.7``. ``locked``: only the sources of its lock. The manifest has
-    every step with its files' sha256 and figures. Raises RecipeError with every fault of the file, LockError,
-    QualityError once everything is written, and what the steps raise.
-
-    >>> from pathlib import Path
-    >>> _ = Path("neon.yaml").write_text('''
-    ... version: 1
-    ... sources:
-    ...   base: zoo:digits/base
-    ...   style: zoo:digits/neon.safetensors
-    ...   lcm: zoo:digits/lcm.safetensors
-    ... fuse: {base: base, terms: {style: 0.8, lcm: 1}}
-    ... ''')
-    >>> list(lcmmerge.run("neon.yaml", "out").steps)
-    ['fuse neon', 'card neon']
-    """
-    from lcmmerge.recipe import runner
-    from lcmmerge.recipe.loader import load
-
-    asked = runner.Asked(Path(output), tuple(sets), locked, force)
-    _, manifest = runner.run(load(Path(recipe), sets), asked, Warnings(quiet=True))
-    return manifest
-
-
-def _written(
-    base: Reference, style: Reference | None, lambdas: tuple[float, float], output: Reference | None, options: Written
-) -> Request:
-    from dataclasses import replace
-
-    from lcmmerge.merge.plan import Options
-    from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
-
-    dtype = options.get("dtype")
-    if dtype is not None and dtype not in OUTPUT_DTYPES:
-        raise LcmMergeError(f"dtype {dtype!r}: unknown", f"one of {', '.join(OUTPUT_DTYPES)}")
-    wanted = Options(
-        OUTPUT_DTYPES[dtype] if dtype else None,
-        options.get("layout"),
-        options.get("drop_ema", False),
-        options.get("max_shard_size"),
-        options.get("allow_unmatched", False),
-    )
-    return replace(_merge(base, style, lambdas, output, options), options=wanted)
-
-
-def _merge(
-    base: Reference, style: Reference | None, lambdas: tuple[float, float], output: Reference | None, terms: Terms
-) -> Request:
-    from lcmmerge.merge.request import Request
-
-    def text(reference: Reference | None) -> str | None:
-        return None if reference is None else os.fspath(reference)
-
-    return Request(
-        os.fspath(base),
-        None if output is None else Path(output),
-        text(style),
-        lambdas,
-        text(terms.get("lcm")),
-        tuple((os.fspath(reference), strength) for reference, strength in terms.get("adapters", ())),
-        text(terms.get("tuned_from")),
-        terms.get("block_weights", {}),
-        terms.get("variant"),
-        text(terms.get("config_from")),
-        accelerator=terms.get("accelerator"),
-    )
 
 
 def _warn(doubts: Sequence[str]) -> None:

@@ -14,24 +14,18 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from lcmmerge.extras import EXTRAS
 from lcmmerge.version import __version__
 
 PACKAGE = "lcmmerge"
-# What people gain; `test` is for developers and is not listed.
-GAINS = {
-    "cluster": "search on many machines (Ray)",
-    "export": "ONNX and TensorRT-ready graphs, and drawing with them",
-    "metrics": "CLIP, DINO, LPIPS, FID and KID as objectives of a search",
-    "postgres": "a search's study in PostgreSQL, for many workers",
-    "tensorrt-rtx": "NVIDIA's real parser and builder, also without a GPU",
-    "train": "data sets of the Hub and WebDataset; TensorBoard",
-    "zoo": "building the embedded model anew",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """``found``: the installed version; ``fits``: it is one that ``wanted`` allows."""
+    """A package that lcmmerge needs, and the version that is here.
+
+    ``found``: the installed version; ``fits``: it is one that ``wanted`` allows.
+    """
 
     name: str
     wanted: str
@@ -40,8 +34,8 @@ class Package:
 
 
 @dataclass(frozen=True, slots=True)
-class Extra:
-    """``lacking``: the packages that are not installed."""
+class ExtraState:
+    """Whether an extra is installed. ``lacking``: the packages that are not installed."""
 
     name: str
     gain: str
@@ -60,11 +54,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Checkup:
-    """``devices``: where arithmetic and drawing can be done; ``providers``: of ONNX Runtime, None without it."""
+    """What `lcmmerge doctor` found.
+
+    ``devices``: where arithmetic and drawing can be done; ``providers``: of ONNX Runtime, None without it.
+    """
 
     system: str
     packages: tuple[Package, ...]
-    extras: tuple[Extra, ...]
+    extras: tuple[ExtraState, ...]
     devices: tuple[str, ...]
     providers: tuple[str, ...] | None
     places: tuple[Place, ...]
@@ -85,7 +82,7 @@ def check_up() -> Checkup:
     return Checkup(
         f"{PACKAGE} {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
         tuple(map(_package, main)),
-        tuple(_extra(name, gain, wanted) for name, gain in GAINS.items()),
+        tuple(ExtraState(name, extra.adds, tuple(_lacking(name, wanted))) for name, extra in EXTRAS.items()),
         tuple(_devices()),
         _providers(),
         tuple(_places()),
@@ -109,9 +106,15 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _extra(name: str, gain: str, wanted: list[Requirement]) -> Extra:
-    own = [one for one in wanted if one.marker and not _holds(one) and _holds(one, name)]
-    return Extra(name, gain, tuple(one.name for one in own if not _package(one).fits))
+def _lacking(extra: str, wanted: list[Requirement]) -> Iterator[str]:
+    """Also of the extras that it builds on, which are requirements of our own package."""
+    for requirement in wanted:
+        if requirement.marker and not _holds(requirement) and _holds(requirement, extra):
+            if requirement.name == PACKAGE:
+                for other in sorted(requirement.extras):
+                    yield from _lacking(other, wanted)
+            elif not _package(requirement).fits:
+                yield requirement.name
 
 
 def _devices() -> Iterator[str]:
@@ -137,7 +140,7 @@ def _providers() -> tuple[str, ...] | None:
 def _places() -> Iterator[Place]:
     from huggingface_hub import constants
 
-    from lcmmerge.graphs.cache import default_folder
+    from lcmmerge.export.cache import default_folder
     from lcmmerge.tensors.kept import user_cache
 
     yield _place("downloads", Path(constants.HF_HUB_CACHE), cache=True)

@@ -7,6 +7,7 @@
     ├── NumericError                  NaN, Inf, or an overflow of the output dtype
     ├── OutputError                   the result cannot be written
     ├── VerificationError             a recomputed merge differs from the file
+    ├── OptionError              exit 2  an option is malformed, or argues with another
     ├── RecipeError              exit 2  a recipe asks for what makes no sense
     ├── QualityError             exit 4  a result misses the recipe's checks
     ├── LockError                exit 5  the sources are not those of the lock
@@ -39,60 +40,74 @@ class LcmMergeError(Exception):
 
 
 class NotFoundError(LcmMergeError):
-    pass
+    """A file, a repository or a name that is not there."""
 
 
 class FormatError(LcmMergeError):
-    pass
+    """A file that is damaged, or not of the kind that was wanted."""
 
 
 class UnsafePickleError(FormatError):
-    pass
+    """A pickle that would run code."""
 
 
 class NumericError(LcmMergeError):
-    pass
+    """NaN, Inf or an overflow, in what is read or would be written."""
 
 
 class OutputError(LcmMergeError):
-    pass
+    """An output that cannot be written, or would replace what is not ours."""
 
 
 class VerificationError(LcmMergeError):
-    pass
+    """A file that is not what was recorded of it."""
+
+
+class OptionError(LcmMergeError):
+    """An option's value that makes no sense."""
+
+    exit_code = 2
 
 
 class RecipeError(LcmMergeError):
+    """A recipe with faults."""
+
     exit_code = 2
 
 
 class QualityError(LcmMergeError):
+    """A threshold that was missed."""
+
     exit_code = 4
 
 
 class LockError(LcmMergeError):
+    """A source that is not the one in the lock."""
+
     exit_code = 5
 
 
 class IncompatibleError(LcmMergeError):
+    """Sources that do not fit each other."""
+
     exit_code = 3
 
 
 class UnknownArchitectureError(IncompatibleError):
-    pass
+    """A checkpoint of no architecture that is known."""
 
 
 class UnmatchedKeysError(IncompatibleError):
-    pass
+    """Tensors of an adapter that find no home in the base."""
 
 
 class ShapeMismatchError(IncompatibleError):
-    pass
+    """Tensors of an adapter whose shapes do not fit the base."""
 
 
 class NoEffectError(IncompatibleError):
-    pass
+    """A term that would change nothing."""
 
 
 class AlreadyFusedError(IncompatibleError):
-    pass
+    """An adapter that the base already holds."""

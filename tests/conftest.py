@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,11 +18,20 @@ from hub import Hub
 
 from lcmmerge.cli import main
 
-LONGEST = ("tests/test_readme.py", "recipe/test_hub.py", "studies/test_selector.py")
+pytest_plugins = ["tiers"]
+LONGEST = ("tests/test_readme.py", "recipe/test_hub.py", "search/test_selector.py")
 
 
 def pytest_configure() -> None:
-    """One thread for each of xdist's workers, and for the commands that they start: workers are as many as cores."""
+    """One thread for each of xdist's workers, as many as cores, and for the commands that they start.
+
+    A shell's background job ignores Ctrl-C, and ``nohup`` a closed terminal, and so would the commands whose
+    interruption is tested: what is ignored is handed on to them, a handler is not.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)

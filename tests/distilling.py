@@ -11,20 +11,20 @@ import torch
 from pico import pico
 
 from lcmmerge.archs import identify
-from lcmmerge.distill.job import Job
-from lcmmerge.distill.networks import LoraNetworks
-from lcmmerge.distill.noise import Noise
-from lcmmerge.distill.origin import Origin
-from lcmmerge.distill.settings import Settings
 from lcmmerge.tensors import open_source
+from lcmmerge.train.job import TrainingJob
+from lcmmerge.train.networks import LoraNetworks
+from lcmmerge.train.noise import Noise
+from lcmmerge.train.origin import TrainingOrigin
+from lcmmerge.train.settings import TrainingSettings
 
 FAST = ("--resolution", 64, "--batch", 2, "--rank", 2, "--device", "cpu", "--workers", 0)
 
 
-def job(base: Path, data: Path, output: Path, steps: int = 2, **fields: Any) -> Job:
-    settings = Settings(steps=steps, batch_size=2, **fields.pop("settings", {}))
+def job(base: Path, data: Path, output: Path, steps: int = 2, **fields: Any) -> TrainingJob:
+    settings = TrainingSettings(steps=steps, batch_size=2, **fields.pop("settings", {}))
     given = {"rank": 2, "resolution": 64, "device": "cpu", **fields}
-    return Job(str(base), str(data), output, settings=settings, **given)
+    return TrainingJob(str(base), str(data), output, settings=settings, **given)
 
 
 def networks(name: str, rank: int = 3, alpha: float = 2.0) -> LoraNetworks:
@@ -43,9 +43,9 @@ def trained(name: str) -> LoraNetworks:
     return networks(name)
 
 
-def origin(name: str, folder: Path, kind: str = "lcd") -> Origin:
+def origin(name: str, folder: Path, kind: str = "lcd") -> TrainingOrigin:
     """What a run would say of a product of the pico's diffusers folder."""
-    asked = Job(str(folder), "data", Path("out"), kind=kind)
+    asked = TrainingJob(str(folder), "data", Path("out"), kind=kind)
     base = identify(open_source(folder))
     facts = {"objective": asked.objective(base.arch, 1000).as_dict(), "data": {"name": "squares"}, "step": 4}
-    return Origin(asked.command, base, "", "0" * 64, facts, asked.sampling(base, 50, guided=False))
+    return TrainingOrigin(asked.command, base, "", "0" * 64, facts, asked.sampling(base, 50, guided=False))

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from fusing import Files
+from merging import merge_of
 
-from lcmmerge.graphs.bundle import Exported, export
-from lcmmerge.graphs.relambda import relambda
-from lcmmerge.graphs.request import ExportRequest, prepare
+from lcmmerge.export.bundle import Exported, export
+from lcmmerge.export.relambda import relambda
+from lcmmerge.export.request import ExportRequest, prepare
 from lcmmerge.merge.outcome import Settings
-from lcmmerge.merge.request import Request
+from lcmmerge.merge.spec import Merge
 from lcmmerge.output import Output
 
 STRENGTHS = (0.8, 1.0)
@@ -37,15 +38,15 @@ def graphs(factory: pytest.TempPathFactory) -> Path:
     return cache_home(factory) / "lcmmerge" / "graphs"
 
 
-def merge(files: Files, target: Path, strengths: tuple[float, float] = STRENGTHS, **fields: Any) -> Request:
+def merge(files: Files, target: Path, strengths: tuple[float, float] = STRENGTHS, **fields: Any) -> Merge:
     """The style and the LCM-LoRA of a pico, into its single file."""
-    return Request(
+    return merge_of(
         str(files.base()), target, str(files.style), strengths, str(files.lcm), config_from=str(files.folder()),
         accelerator="lcm", **fields,
     )  # fmt: skip
 
 
-def write(request: Request, cache: Path, **fields: Any) -> Exported:
+def write(request: Merge, cache: Path, **fields: Any) -> Exported:
     asked = {"cache": cache, "fused": False, "settings": Settings(threads=1)} | fields
     return export(prepare(ExportRequest(request, **asked)), Output(quiet=True))
 

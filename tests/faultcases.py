@@ -6,6 +6,7 @@ A function gets a Stage and a random source, and gives a Verdict; ``FAULTS`` nam
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import signal
@@ -16,6 +17,8 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from random import Random
+from threading import Timer
+from typing import Any
 
 from faultworld import Command
 from hostile import KINDS, spoil
@@ -259,6 +262,128 @@ def windows_path(stage: Stage, random: Random) -> Verdict | None:
     return stage.judged(path, run(arguments, stage.folder), before, (1, 2))
 
 
+def planted_link(stage: Stage, random: Random) -> Verdict | None:
+    """At a name that the command could use there is a link to a folder of the user's, or to a file in it."""
+    if not stage.command.writes:
+        return None
+    stage.lay()
+    victim = stage.folder / "victim"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("mine")
+    names = sorted({*_places(stage), *stage.command.readers})
+    place = stage.folder / random.choice(names)
+    if place.is_file():
+        place.unlink()
+    elif place.exists():
+        return None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        return None
+    to = random.choice(("victim", "victim/thesis.txt", "victim/new", "/dev/zero", "nowhere/at/all"))
+    place.symlink_to(to if to.startswith("/") else stage.folder / to)
+    before = tree(stage.folder)
+    ended = run(stage.command.arguments, stage.folder)
+    after = tree(stage.folder)
+    touched = [name for name in changes(before, after) if name.startswith("victim")]
+    wrong = faults(ended) or (f"changed {touched[0]}" if touched else "")
+    return Verdict(f"{place.relative_to(stage.folder)} → {to}", ended.code, wrong)
+
+
+def _places(stage: Stage) -> Iterator[str]:
+    """What its run leaves below ``out``, the folders on the way, and the hidden names beside them."""
+    for name in stage.reference.tree:
+        path = Path(name)
+        if path.parts[0] == "out":
+            for place in (path, *path.parents[:-2]):
+                yield place.as_posix()
+                yield place.with_name(f".{place.name}.lcmmerge.partial").as_posix()
+                yield place.with_name(f".{place.name}.partial").as_posix()
+
+
+RECORDS = ("run.json", ".lock", "lcmmerge.json", "files.json", "study.json", "state.json", "lcmmerge-encoded.json")
+FORGERIES: tuple[object, ...] = (
+    "../../victim/thesis.txt", "/etc/passwd", "", ".", "..", "a\0b", "\x1b[2J", "x" * 5000, 10**400, -1, 1.5, None,
+    True, [], {}, ["../x"], {"../x": "../y"},
+)  # fmt: skip
+
+
+def forged_record(stage: Stage, random: Random) -> Verdict | None:
+    """A record of ours in which a name or a value is another's."""
+    stage.lay()
+    victim = stage.folder / "victim"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("mine")
+    files = (path for path in stage.folder.rglob("*") if path.is_file() and path.stat().st_size)
+    found = sorted(path for path in files if path.name.endswith(RECORDS))
+    if not found:
+        return None
+    record = random.choice(found)
+    content = json.loads(record.read_text())
+    place, key = _somewhere(content, random)
+    way = f"{record.relative_to(stage.folder)}: {key!r}"
+    if isinstance(place, dict) and random.random() < 0.3:
+        place[random.choice(("../../victim/thesis.txt", "/etc/passwd", "", "a\nb"))] = place.pop(key)
+    else:
+        place[key] = random.choice(FORGERIES)
+    record.write_text(json.dumps(content))
+    before = tree(stage.folder)
+    ended = run(stage.command.arguments, stage.folder)
+    outside = [name for name in changes(before, tree(stage.folder)) if not name.startswith(("out/", "cache/"))]
+    return Verdict(way, ended.code, faults(ended) or (f"changed {outside[0]}" if outside else ""))
+
+
+def _somewhere(content: Any, random: Random) -> tuple[Any, Any]:
+    """A container within, and one of its keys or places."""
+    while True:
+        keys = list(content) if isinstance(content, dict) else list(range(len(content)))
+        if not keys:
+            return {"": content}, ""
+        key = random.choice(keys)
+        inner = content[key]
+        if not isinstance(inner, dict | list) or not inner or random.random() < 0.3:
+            return content, key
+        content = inner
+
+
+def changed_meanwhile(stage: Stage, random: Random) -> Verdict | None:
+    """An input is written, replaced, cut or removed while the command reads it: the same end as ever, or one line."""
+    names = [name for name in stage.command.readers if not name.startswith("out/")]
+    if not names or stage.command.varies:
+        return None
+    before = stage.lay()
+    path = stage.folder / random.choice(sorted(names))
+    way = random.choice(("written", "replaced", "cut", "removed"))
+    content, moment = path.read_bytes(), random.random() * stage.reference.ended.seconds
+
+    def change() -> None:
+        match way:
+            case "written":
+                path.write_bytes(content)
+            case "replaced":
+                path.with_name("copy").write_bytes(content)
+                path.with_name("copy").replace(path)
+            case "cut":
+                os.truncate(path, len(content) // 2)
+            case "removed":
+                path.unlink()
+
+    timer = Timer(moment, change)
+    timer.start()
+    ended = run(stage.command.arguments, stage.folder)
+    timer.join()
+    path.write_bytes(content)
+    return stage.judged(f"{way} {path.relative_to(stage.folder)}", ended, before)
+
+
+def other_encoding(stage: Stage, random: Random) -> Verdict:
+    """A terminal whose encoding lacks letters."""
+    encoding = random.choice(("ascii", "latin-1", "cp437"))
+    before = stage.lay()
+    ended = run(stage.command.arguments, stage.folder, Circumstances(encoding=encoding))
+    return stage.judged(encoding, ended, before, (0,))
+
+
 FAULTS: dict[str, Fault] = {
     **{f"hostile {kind}": hostile(kind) for kind in KINDS},
     "odd file": odd_file,
@@ -267,7 +392,12 @@ FAULTS: dict[str, Fault] = {
     "no permission": no_permission,
     "Ctrl-C": stopped_by(signal.SIGINT),
     "SIGTERM": stopped_by(signal.SIGTERM),
+    "SIGHUP": stopped_by(signal.SIGHUP),
     "kill -9": killed,
+    "planted link": planted_link,
+    "forged record": forged_record,
+    "changed meanwhile": changed_meanwhile,
+    "other encoding": other_encoding,
     "40 columns": narrow,
     "no terminal": unseen,
     "NO_COLOR": uncoloured,

@@ -5,18 +5,20 @@ lcmmerge itself is imported by each, and so is what reads its environment as it 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import TracebackType
 from typing import Any, Self
 
 LIBRARIES = ["torch._dynamo", "torch.distributed.fsdp", "scipy.stats", "PIL.Image", "pydantic", "sqlalchemy.orm"]
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _context = get_context("forkserver")
 _context.set_forkserver_preload(LIBRARIES)
 
@@ -77,6 +79,9 @@ def _begin(
     env: Mapping[str, str],
     said: Sequence[str],
 ) -> None:
+    if sys.platform == "linux":  # ends with the forkserver, and that with the tests, however these end
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.close(forkserver._forkserver._forkserver_alive_fd)  # which would keep the forkserver waiting for us
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

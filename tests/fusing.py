@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from merging import merge_of
 from pico import lcm_lora, pico, style_lora
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -15,12 +16,10 @@ from torch import Tensor
 
 from lcmmerge.archs import identify
 from lcmmerge.merge import fuse as merge
-from lcmmerge.merge import request
 from lcmmerge.merge.outcome import Settings
-from lcmmerge.merge.plan import Options
+from lcmmerge.merge.plan import plan
 from lcmmerge.merge.report import Report
 from lcmmerge.tensors import open_source
-from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +74,26 @@ def fuse(
     drop_ema: bool = False,
     shard: int | None = None,
     allow_unmatched: bool = False,
+    rounding_seed: int | None = None,
     **fields: Any,
 ) -> Report:
     """What ``lcmmerge fuse`` does; without ``lcm`` there is no such term."""
-    options = Options(OUTPUT_DTYPES[dtype] if dtype else None, layout, drop_ema, shard, allow_unmatched)
-    asked = request.Request(
-        str(base),
+    asked = merge_of(
+        base,
         target,
-        str(style) if style else None,
+        style,
         strengths if lcm else (strengths[0], 0.0),
-        str(lcm) if lcm else None,
-        tuple((str(path), strength) for path, strength in adapters),
-        options=options,
-        **{key: str(value) if isinstance(value, Path) else value for key, value in fields.items()},
+        lcm,
+        adapters,
+        layout=layout,
+        dtype=dtype,
+        max_shard_bytes=shard,
+        drop_ema=drop_ema,
+        rounding_seed=rounding_seed,
+        allow_unmatched=allow_unmatched,
+        **fields,
     )
-    plan, configs = request.plan(asked)
-    return merge.fuse(plan, configs=configs, settings=settings, force=force)
+    return merge.fuse(plan(asked), settings=settings, force=force)
 
 
 def load(path: Path) -> dict[str, Tensor]:

@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lcmmerge.graphs.cache import cached
-from lcmmerge.graphs.components import Component, components_of
-from lcmmerge.graphs.link import link
-from lcmmerge.sample.load import canonical
+from lcmmerge.draw.load import canonical
+from lcmmerge.export.cache import cached
+from lcmmerge.export.components import Component, components_of
+from lcmmerge.export.link import link
 
 FILES = {"plain": "model.onnx", "fused": "model.fused.onnx"}
 SHORT = {"block_out_channels": (8, 16), "layers_per_block": 1}

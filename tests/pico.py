@@ -161,6 +161,19 @@ def canonical_state(components: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     return state
 
 
+def scheduler(prediction: str = "epsilon") -> DDIMScheduler:
+    """Stable Diffusion's noise."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
+    )
+
+
 @cache
 def pico(name: str, seed: int = 0) -> PicoModel:
     """The pico of an architecture (or ``sd1-inpainting``), built once per process."""
@@ -180,15 +193,7 @@ def pico(name: str, seed: int = 0) -> PicoModel:
             ),
             "text_encoder": None,
             "tokenizer": None,
-            "scheduler": DDIMScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                clip_sample=False,
-                set_alpha_to_one=False,
-                steps_offset=1,
-                prediction_type="v_prediction" if name == "sd2" else "epsilon",
-            ),
+            "scheduler": scheduler("v_prediction" if name == "sd2" else "epsilon"),
         }
         for encoder in arch.text_encoders:
             parts[encoder.name] = _text_encoder(HIDDEN[encoder.comfy], encoder.layers, encoder.projection)

@@ -9,7 +9,7 @@ import numpy as np
 from pico import pico
 from PIL import Image
 
-from lcmmerge.distill.conditioning import Encoder
+from lcmmerge.train.conditioning import TextEncoders
 
 
 def picture(seed: int, width: int = 24, height: int = 18) -> Image.Image:
@@ -27,10 +27,10 @@ def folder_of(path: Path, count: int, **size: int) -> Path:
     return path
 
 
-def encoder_of(name: str, **options: Any) -> Encoder:
+def encoder_of(name: str, **options: Any) -> TextEncoders:
     """Over the pico's own modules."""
     pipeline, two = pico(name).pipeline, pico(name).arch.unet.added
     parts = ("", "_2") if two else ("",)
     tokenizers = [getattr(pipeline, f"tokenizer{part}") for part in parts]
     encoders = [getattr(pipeline, f"text_encoder{part}") for part in parts]
-    return Encoder("sdxl" if two else "sd", tokenizers, encoders, **options)
+    return TextEncoders("sdxl" if two else "sd", tokenizers, encoders, **options)

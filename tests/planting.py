@@ -12,18 +12,19 @@ from pathlib import Path
 from zlib import crc32
 
 import torch
+from searching import impatient
 from torch import Tensor
 
-from lcmmerge.sample.jobs import Job, jobs_of
-from lcmmerge.sample.presets import Preset
-from lcmmerge.studies.database import Database
-from lcmmerge.studies.drawing import Drawing, Drawn
-from lcmmerge.studies.objectives import objectives
-from lcmmerge.studies.order import Strengths
-from lcmmerge.studies.score import Scored, score
-from lcmmerge.studies.store import Store
-from lcmmerge.studies.study import TEACHER_STEPS, Ask, Study
-from lcmmerge.studies.trials import Trials
+from lcmmerge.draw.jobs import Job, jobs_of
+from lcmmerge.draw.presets import Preset
+from lcmmerge.search.database import Database
+from lcmmerge.search.drawing import Drawing, Sampled
+from lcmmerge.search.objectives import objectives
+from lcmmerge.search.order import Cell
+from lcmmerge.search.score import Scored, score
+from lcmmerge.search.store import Store
+from lcmmerge.search.study import Ask, Study
+from lcmmerge.search.trials import Trials
 
 PROMPTS = tuple(f"prompt {number}" for number in range(12))
 ASK = Ask(tuple(jobs_of(PROMPTS, (64, 64), count=3)), Preset("lcm", "LCMScheduler", 4, 1.0), 4, 2, 1, 1.0, halving=3)
@@ -44,18 +45,18 @@ class Planted:
     at_once: int = 2
     drawn: list[Drawing] = field(default_factory=list)
 
-    def __call__(self, drawings: Sequence[Drawing]) -> Iterator[Drawn]:
+    def __call__(self, drawings: Sequence[Drawing]) -> Iterator[Sampled]:
         for drawing in drawings:
             if len(self.drawn) >= self.stop:
                 raise KeyboardInterrupt
             self.drawn.append(drawing)
             time.sleep(self.seconds)
             with self.log.open("a") as log:
-                lines = ([drawing.kind, drawing.preset.steps, *drawing.strengths, *key(job)] for job in drawing.jobs)
+                lines = ([drawing.kind, drawing.preset.steps, *drawing.cell.lambdas, *key(job)] for job in drawing.jobs)
                 log.writelines(json.dumps(line) + "\n" for line in lines)
-            yield Drawn(drawing, torch.stack([image(drawing, job) for job in drawing.jobs]))
+            yield Sampled(drawing, torch.stack([image(drawing, job) for job in drawing.jobs]))
 
-    def set(self, strengths: Strengths) -> None:
+    def set(self, cell: Cell) -> None:
         pass
 
 
@@ -65,18 +66,18 @@ def key(job: Job) -> tuple[str, int]:
 
 def image(drawing: Drawing, job: Job) -> Tensor:
     """[4, 8, 8]: depends on the job and on the distance alone."""
-    if drawing.preset.steps == TEACHER_STEPS:
+    if drawing.preset.steps == ASK.teacher_steps:
         distance = 0.0
     elif drawing.preset != ASK.preset:  # the baseline
         distance = 1.5
     else:
-        distance = sum(abs(ours - best) for ours, best in zip(drawing.strengths, BEST, strict=True))
+        distance = sum(abs(ours - best) for ours, best in zip(drawing.cell.lambdas, BEST, strict=True))
     generator = torch.Generator().manual_seed(crc32(repr(key(job)).encode()))
     own, other = torch.randn((2, 4, 8, 8), generator=generator)
     return own * (1 + 0.3 * distance) + distance * (0.5 * other + 0.3)
 
 
-def run(work: Path, cells: Sequence[Strengths], way: Planted, ask: Ask = ASK, *, sampled: int = 0,
+def run(work: Path, cells: Sequence[tuple[float, float]], way: Planted, ask: Ask = ASK, *, sampled: int = 0,
         front: bool = False) -> Scored:  # fmt: skip
     """A study in the folder ``work``, as ``search`` runs it."""
     known = objectives()
@@ -88,8 +89,8 @@ def run(work: Path, cells: Sequence[Strengths], way: Planted, ask: Ask = ASK, *,
         closing(Trials(database, {"front": front}, bounds, [False] * len(chosen))) as trials,
     ):
         study = Study(ask, Store(work / "latents", {}, database), trials, lambda: way, chosen, lambda drawn: None)
-        drawn = study.run(cells, sampled)
-    return score(drawn, [4] * len(drawn), known["teacher"], known["style"], ask, BEST)
+        drawn = study.run([*map(Cell, cells)], sampled)
+    return score(drawn, [4] * len(drawn), known["teacher"], known["style"], ask, Cell(BEST))
 
 
 def drawn_twice(log: Path) -> list[str]:
@@ -105,5 +106,6 @@ def whole(ask: Ask) -> Ask:
 
 def planted(work: Path, log: Path) -> None:
     """For a process of its own: it takes its time, and prints what it found."""
+    impatient()
     found = run(work, GRID, Planted(log, seconds=0.05))
     sys.stdout.write(json.dumps(found.as_dict()))

@@ -9,7 +9,7 @@ from fusing import Files
 from lcmmerge.output import Output
 from lcmmerge.recipe import runner
 from lcmmerge.recipe.loader import load
-from lcmmerge.recipe.manifest import Manifest
+from lcmmerge.recipe.manifest import RunManifest
 
 TEXT = """\
 version: 1
@@ -36,13 +36,13 @@ def recipe(folder: Path, files: Files, *, more: str = "", base: Path | None = No
     return path
 
 
-def run(path: Path, out: Path, *sets: str, **asked: bool) -> Manifest:
-    return runner.run(load(path, sets), runner.Asked(out, sets, **asked), Output(quiet=True))[1]
+def run(path: Path, out: Path, *sets: str, **asked: bool) -> RunManifest:
+    return runner.run(load(path, sets), runner.RunRequest(out, sets, **asked), Output(quiet=True))[1]
 
 
 def due(path: Path, out: Path, *sets: str) -> dict[str, str | None]:
     """Step → why it would be done, of a dry run."""
-    prepared = runner.prepare(load(path, sets), runner.Asked(out, sets), dry_run=True)
+    prepared = runner.prepare(load(path, sets), runner.RunRequest(out, sets), dry_run=True)
     return {step.name: step.due for step in prepared.steps}
 
 

@@ -10,19 +10,19 @@ from diffusers import DiffusionPipeline, LCMScheduler
 from exporting import graphs, shared, write
 from filelock import FileLock
 from fusing import Files
+from merging import merge_of
 from onnxfile import make
 from pico import pico
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
 
-from lcmmerge.graphs.cache import cached
-from lcmmerge.graphs.components import Component, components_of
-from lcmmerge.graphs.link import link
-from lcmmerge.graphs.manifest import read_manifest
-from lcmmerge.graphs.runtime import Runtime, Session, open_session
-from lcmmerge.graphs.weights import source_of
-from lcmmerge.merge.request import Request
-from lcmmerge.sample.load import canonical
+from lcmmerge.draw.load import canonical
+from lcmmerge.export.cache import cached
+from lcmmerge.export.components import Component, components_of
+from lcmmerge.export.link import link
+from lcmmerge.export.manifest import read_manifest
+from lcmmerge.export.runtime import Runtime, Session, open_session
+from lcmmerge.export.weights import source_of
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def exact(factory: pytest.TempPathFactory, files: Files) -> Path:
     folder = shared(factory) / f"exact-{files.name}"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            request = Request(str(files.folder("fp32")), folder, None, (1.0, 0.0))
+            request = merge_of(str(files.folder("fp32")), folder, None, (1.0, 0.0))
             write(request, graphs(factory), dtype="fp32", fused=True)
     return folder
 

@@ -11,14 +11,14 @@ import torch
 from diffusers import DiffusionPipeline
 
 from lcmmerge.archs import identify
-from lcmmerge.sample import load, presets
-from lcmmerge.sample.draw import Drawn, Wanted, draw
-from lcmmerge.sample.jobs import Job, jobs_of
-from lcmmerge.sample.presets import Preset
+from lcmmerge.draw import load, presets
+from lcmmerge.draw.draw import Drawn, DrawOutputs, draw
+from lcmmerge.draw.jobs import Job, jobs_of
+from lcmmerge.draw.presets import Preset
 from lcmmerge.tensors import open_source
 
 CPU = torch.device("cpu")
-BOTH = Wanted(latents=True)
+BOTH = DrawOutputs(latents=True)
 
 
 def pipeline(source: Path, configs: Path | None = None, dtype: torch.dtype = torch.float32) -> load.Pipeline:

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from adapterfile import write
 from fusing import Files
+from merging import merge_of
 from pico import canonical_state
 from torch import Tensor
 
+from lcmmerge.draw.load import Pipeline, load_pipeline
 from lcmmerge.merge.plan import Plan
-from lcmmerge.merge.request import Request
-from lcmmerge.merge.request import plan as plan_merge
-from lcmmerge.sample.load import Pipeline, load_pipeline
-from lcmmerge.studies.blocks import Asked, block_axes
-from lcmmerge.studies.field import Field
-from lcmmerge.studies.request import SearchRequest
+from lcmmerge.merge.plan import plan as plan_merge
+from lcmmerge.search.blocks import Asked, block_axes
+from lcmmerge.search.field import Field
+from lcmmerge.search.request import SearchRequest
 
 CPU = torch.device("cpu")
 ROUNDING = {"fp32": 2.0**-23, "fp16": 2.0**-10}  # two neighbours' largest distance, relative
@@ -73,11 +73,11 @@ def adapter(kind: str, folder: Path) -> Path:
 
 
 def planned(base: Path, style: Path | None, lcm: Path | None, **fields: Any) -> Plan:
-    asked = Request(
+    asked = merge_of(
         str(base), style=str(style) if style else None, strengths=(1.0, 1.0 if lcm else 0.0),
         lcm=str(lcm) if lcm else None, **fields,
     )  # fmt: skip
-    return plan_merge(asked)[0]
+    return plan_merge(asked)
 
 
 def pipeline_of(plan: Plan, configs: Path, dtype: torch.dtype = torch.float32) -> Pipeline:
@@ -121,13 +121,30 @@ def state(pipeline: Pipeline, components: tuple[str, ...] = ("unet", "vae", "tex
 
 def requested(inputs: Files, folder: Path, **fields: Any) -> SearchRequest:
     """The smallest search of a pico: two prompts, one step, four cells."""
-    merge = Request(str(inputs.folder("fp32")), style=str(inputs.style), lcm=str(inputs.lcm), accelerator="lcm")
-    asked = {"axes": {"style": (0.5, 1.0), "lcm": (0.5, 1.0)}, "steps": 1, "count": 1, "size": (64, 64), "guidance": 1}
+    merge = merge_of(str(inputs.folder("fp32")), style=str(inputs.style), lcm=str(inputs.lcm), accelerator="lcm")
+    asked = {"axes": {"style": (0.5, 1.0), "lcm": (0.5, 1.0)}, "steps": 1, "count": 1, "size": (64, 64), "guidance": 1,
+             "teacher_steps": 2}  # fmt: skip
     return SearchRequest(merge, folder / "work", ("a fox", "a hat"), **(asked | fields))  # type: ignore[arg-type]
+
+
+def impatient() -> None:
+    """In this process a worker is dead after three seconds of silence."""
+    from lcmmerge.search import database
+
+    database.HEARTBEAT, database.GRACE = 1, 3
+
+
+def impatiently(*words: str) -> None:
+    """The command line, for a process of its own."""
+    from forked import command
+
+    impatient()
+    command(*words)
 
 
 def searched(asked: SearchRequest) -> None:
     """For a process of its own: it prints how many rows it found."""
-    from lcmmerge.studies.run import search
+    from lcmmerge.search.run import search
 
+    impatient()
     sys.stdout.write(f"{len(search(asked).scored.rows)}\n")

@@ -28,7 +28,7 @@ VARIABLES = {"adapters": "ADAPTER", "archs": "ARCHITECTURE", "objectives": "OBJE
 # What every registered entry must keep to, for the new ones: selected by their names.
 CONFORMANCE = (
     *("adapters/test_conformance.py", "archs/test_identify.py", "archs/test_keymap.py", "archs/test_targets.py"),
-    *("studies/test_objectives.py", "graphs/test_targets.py"),
+    *("search/test_objectives.py", "export/test_targets.py"),
 )
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -82,6 +82,7 @@ def test_each_example_is_one_short_file() -> None:
     assert not ours & {name for _, name, _ in EXAMPLES}
 
 
+@pytest.mark.e2e
 def test_conformance_tests_find_them(lcmmerge: Callable[..., str], tmp_path: Path) -> None:
     names = " or ".join(name.replace("_", "-") if "objectives" in room else name for room, name, _ in EXAMPLES)
     files = [ROOT / "tests" / file for file in CONFORMANCE]
@@ -91,6 +92,7 @@ def test_conformance_tests_find_them(lcmmerge: Callable[..., str], tmp_path: Pat
         assert re.search(rf"\[[^\]]*{name}[^\]]*\] PASSED", shown), name
 
 
+@pytest.mark.e2e
 def test_an_adapter_fuses(lcmmerge: Callable[..., str], inputs: Files, tmp_path: Path) -> None:
     """Oracle: PEFT merges its own file; its configuration says that the reflections are made orthogonal."""
     unet = UNet2DConditionModel.from_pretrained(inputs.folder("fp32") / "unet")
@@ -109,6 +111,7 @@ def test_an_adapter_fuses(lcmmerge: Callable[..., str], inputs: Files, tmp_path:
     assert changed == {name for name in expected if name.endswith("to_q.weight")}
 
 
+@pytest.mark.e2e
 def test_an_architecture_is_recognised_and_fused(lcmmerge: Callable[..., str], tmp_path: Path) -> None:
     """A checkpoint of diffusers' own, from the published config at a tiny width."""
     config = {
@@ -135,6 +138,7 @@ def test_an_architecture_is_recognised_and_fused(lcmmerge: Callable[..., str], t
         torch.testing.assert_close(tensor, weights[name], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.e2e
 def test_an_objective_scores(lcmmerge: Callable[..., str], inputs: Files, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a fox\na hat\n")
     report = json.loads(
@@ -149,6 +153,7 @@ def test_an_objective_scores(lcmmerge: Callable[..., str], inputs: Files, tmp_pa
     assert all("contrast error" in json.dumps(row) for row in cells)
 
 
+@pytest.mark.e2e
 def test_a_target_is_written(
     lcmmerge: Callable[..., str], inputs: Files, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -6,10 +6,10 @@ import re
 import pytest
 
 from lcmmerge import errors
-from lcmmerge.errors import IncompatibleError, LcmMergeError, LockError, QualityError, RecipeError
+from lcmmerge.errors import IncompatibleError, LcmMergeError, LockError, OptionError, QualityError, RecipeError
 
 CLASSES = [value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, LcmMergeError)]
-CODES = {RecipeError: 2, IncompatibleError: 3, QualityError: 4, LockError: 5}
+CODES = {OptionError: 2, RecipeError: 2, IncompatibleError: 3, QualityError: 4, LockError: 5}
 
 
 @pytest.mark.parametrize("kind", CLASSES)

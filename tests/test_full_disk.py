@@ -12,6 +12,8 @@ from fusing import Files
 from hub import Hub
 from recipefile import contents, run
 
+pytestmark = pytest.mark.e2e
+
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 SCRIPT = """
 mount -t tmpfs -o size=800k none "$HF_HOME"
@@ -36,7 +38,7 @@ def allowed(folder: Path) -> bool:
 
 def test_a_full_disk(hub: Hub, files: Callable[[str], Files], tmp_path: Path) -> None:
     if not allowed(tmp_path):
-        pytest.skip("this system lets nobody mount a file system; tests/test_refs.py has a limit in its place")
+        pytest.skip("this system lets nobody mount a file system; tests/refs/test_refs.py has a limit in its place")
     hub.add("owner/repo", {"base.safetensors": files("sd1").base(), "lcm.safetensors": files("sd1").lcm})
     (tmp_path / "r.yaml").write_text(RECIPE.format("hf://owner/repo/"))
     (tmp_path / "home").mkdir()

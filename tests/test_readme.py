@@ -16,6 +16,8 @@ from fusing import Files
 from pico import lcm_lora, pico, style_lora
 from PIL import Image
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 HUB = {
@@ -90,8 +92,8 @@ def lcmmerge(run: Callable[..., str]) -> Callable[..., str]:
 
 
 def test_the_main_job(lcmmerge: Callable[..., str], tmp_path: Path) -> None:
-    command = next(block for block in blocks("sh") if "digits.yaml" in block).splitlines()[1]
-    command = command.removeprefix(".venv/bin/").replace("recipes/", f"{ROOT}/recipes/")
+    command = next(block for block in blocks("sh") if "digits.yaml" in block).split(" && .venv/bin/")[-1]
+    command = command.replace("recipes/", f"{ROOT}/recipes/")
     shown = lcmmerge(tmp_path, command)
     table, found, verdict = shown.partition("search digits: λ")
     printed = [line.rstrip() for line in table.splitlines() if line.strip()]

@@ -19,11 +19,11 @@ from pydantic import BaseModel
 import lcmmerge.api
 from lcmmerge.archs import identify
 from lcmmerge.cli import cli as program
+from lcmmerge.draw import png
+from lcmmerge.draw.draw import Drawn
+from lcmmerge.draw.jobs import Job
+from lcmmerge.draw.presets import Preset
 from lcmmerge.recipe.schema import Recipe
-from lcmmerge.sample import png
-from lcmmerge.sample.draw import Drawn
-from lcmmerge.sample.jobs import Job
-from lcmmerge.sample.presets import Preset
 from lcmmerge.tensors import open_source
 
 PAGE = Path(__file__).parents[1] / "docs" / "vocabulary.md"
@@ -66,12 +66,14 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _python() -> Iterator[str]:
-    """The API's functions, what they take, and what their keywords hold."""
-    for name, one in vars(lcmmerge.api).items():
+    """The merge's fields and methods, what these take, and what their keywords hold."""
+    for name, one in {**vars(lcmmerge.api), **vars(lcmmerge.api.Merge)}.items():
         if inspect.isfunction(one) and one.__module__ == "lcmmerge.api" and not name.startswith("_"):
             yield from (name, *inspect.signature(one).parameters)
         elif typing.is_typeddict(one):
             yield from (name, *one.__annotations__)
+    for value in (lcmmerge.Merge, lcmmerge.Term, lcmmerge.Source):
+        yield from (value.__name__, *value.__dataclass_fields__)
 
 
 def _keys(value: Any) -> Iterator[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from pico import pico
 
-from lcmmerge.distill.batch import Batch, Conditioning
-from lcmmerge.distill.checkpoint import Best
-from lcmmerge.distill.trainer import Stepped
+from lcmmerge.train.batch import Batch, Conditioning
+from lcmmerge.train.checkpoint import Best
+from lcmmerge.train.trainer import Stepped
 
 
 class Recording:

@@ -47,7 +47,7 @@ class Circumstances:
     """What a child meets. ``kill``: (signal, after so many seconds). ``columns``: on a terminal of that width.
 
     ``file_size``: no file may grow beyond it. ``out``: what stdout is in place of a file, or CLOSED.
-    ``unprivileged``: with no capability.
+    ``unprivileged``: with no capability. ``encoding``: of stdout and stderr.
     """
 
     environment: Mapping[str, str | None] | None = None
@@ -56,6 +56,7 @@ class Circumstances:
     file_size: int = 0
     unprivileged: bool = False
     out: str = ""
+    encoding: str = "utf-8"
 
 
 PLAIN = Circumstances()
@@ -99,7 +100,7 @@ def _child(arguments: Sequence[object], folder: Path, met: Circumstances, stream
         os.dup2(streams[0], 1)
         os.dup2(streams[1], 2)
         sys.stdin, sys.stdout, sys.stderr = (
-            open(number, mode, buffering, "utf-8", errors, closefd=False)  # noqa: SIM115
+            open(number, mode, buffering, met.encoding, errors, closefd=False)  # noqa: SIM115
             for number, mode, buffering, errors in (
                 (0, "r", -1, "strict"), (1, "w", -1, "strict"), (2, "w", 1, "backslashreplace"),
             )

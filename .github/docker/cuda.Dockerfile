@@ -3,6 +3,6 @@
 FROM python:3.11-slim
 COPY pyproject.toml README.md LICENSE constraints.txt /src/
 COPY lcmmerge /src/lcmmerge
-RUN pip install --no-cache-dir -c /src/constraints.txt /src && rm -rf /src
+RUN pip install --no-cache-dir -c /src/constraints.txt '/src[all]' && rm -rf /src
 WORKDIR /work
 ENTRYPOINT ["lcmmerge"]

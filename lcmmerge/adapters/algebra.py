@@ -68,15 +68,22 @@ def scale(patch: Patch, tensors: Mapping[str, Tensor], rank: int | None) -> floa
     if rank is not None:
         alpha = rank if patch.alpha is None else patch.alpha
         factor = alpha / (sqrt(rank) if patch.rank_stabilized else rank)
-    return factor * float(tensors["scalar"].float().item()) if "scalar" in tensors else factor
+    return factor * float(wide(tensors["scalar"]).item()) if "scalar" in tensors else factor
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32; what is in float64 is for a parameter that is, and stays so."""
+    import torch
+
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def flat(tensor: Tensor) -> Tensor:
-    return tensor.flatten(1).float()
+    return wide(tensor.flatten(1))
 
 
 def tucker_right(core: Tensor, right: Tensor) -> Tensor:
     """core [p, q, kh, kw], right [q, in] → [p, in·kh·kw]: the second mode's product."""
     import torch
 
-    return torch.einsum("pqk,qi->pik", core.flatten(2).float(), right).flatten(1)
+    return torch.einsum("pqk,qi->pik", wide(core.flatten(2)), right).flatten(1)

@@ -1,7 +1,7 @@
 """What an adapter algorithm is: from its tensors to ΔW.
 
 Notation: the base weight W is [out, in] or [out, in, kh, kw]; "flat" means ``flatten(1)``: [out, in·kh·kw].
-Everything returned is float32. λ is not applied here; scale (alpha / rank) is.
+Everything returned is float32, or float64 where the tensors given are. λ is not applied here; scale (alpha / rank) is.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Dependent:
-    """ΔW as a function of the pristine W (float32, the parameter's shape): DoRA, OFT, (IA)³, GLoRA.
+    """ΔW as a function of the pristine W (float32 or float64, the parameter's shape): DoRA, OFT, (IA)³, GLoRA.
 
     ``rows_of``: where rows of ΔW depend on no others of W, these rows of ΔW from the same rows of W.
     """

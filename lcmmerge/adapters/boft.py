@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lcmmerge.adapters.algebra import columns, dims, no_matrix
+from lcmmerge.adapters.algebra import columns, dims, no_matrix, wide
 from lcmmerge.adapters.base import Adapter, Dependent, Example, Patch, Shape
 from lcmmerge.adapters.oft import rescale_misfit, rescaled_delta
 from lcmmerge.adapters.rotation import cayley_minus_identity, constrained
@@ -52,8 +52,8 @@ def _blocks_misfit(patch: Patch, role: str, size: int) -> str:
 
 def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Dependent:
     if "boft_R" in tensors:
-        return _input_update(tensors["boft_R"].float(), tensors["boft_s"])
-    blocks = tensors["boft_blocks"].float()
+        return _input_update(wide(tensors["boft_R"]), tensors["boft_s"])
+    blocks = wide(tensors["boft_blocks"])
     turns = cayley_minus_identity(constrained(blocks - blocks.mT, (patch.alpha or 0.0) * shape[0]))
 
     def delta_of(weight: Tensor) -> Tensor:

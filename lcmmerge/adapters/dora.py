@@ -13,7 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from lcmmerge.adapters import loha, lokr, lora
-from lcmmerge.adapters.algebra import dims
+from lcmmerge.adapters.algebra import dims, wide
 from lcmmerge.adapters.base import SHARED, Adapter, Dense, Dependent, Example, Factored, Patch, Shape
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Depende
     axis = _kept_axis(patch, shape)
     others = [dim for dim in range(len(shape)) if dim != axis]
     (role,) = MAGNITUDES & patch.roles.keys()
-    magnitude = tensors[role].float().reshape([size if dim == axis else 1 for dim, size in enumerate(shape)])
+    magnitude = wide(tensors[role]).reshape([size if dim == axis else 1 for dim, size in enumerate(shape)])
 
     def rows_of(weight: Tensor, rows: slice) -> Tensor:
         import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lcmmerge.adapters.algebra import dims
+from lcmmerge.adapters.algebra import dims, wide
 from lcmmerge.adapters.base import Adapter, Dense, Example, Patch, Shape
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _core(shape: Shape) -> Shape:
 
 def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Dense:
     (role,) = patch.roles
-    return Dense(tensors[role].float().reshape(shape))
+    return Dense(wide(tensors[role]).reshape(shape))
 
 
 ADAPTER = Adapter(

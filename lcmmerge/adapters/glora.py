@@ -45,7 +45,9 @@ ADAPTER = Adapter(
     "GLoRA", "https://arxiv.org/abs/2306.07967", claims, rank, fit, update,
     names={"lycoris": {f"{role}.weight": role for role in FACTORS}},
     examples=(
-        Example((8, 12, 3, 3), {"a1": (12, 3, 1, 1), "a2": (3, 12, 1, 1), "b1": (8, 3, 1, 1), "b2": (3, 12, 3, 3)}),
+        Example(
+            (8, 12, 3, 3), {"a1": (12, 3, 1, 1), "a2": (3, 12, 1, 1), "b1": (8, 3, 1, 1), "b2": (3, 12, 3, 3)}
+        ),
     ),
     together=(FACTORS,),
 )  # fmt: skip

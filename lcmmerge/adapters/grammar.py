@@ -20,7 +20,9 @@ OFT_SETTINGS = ("coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms")
 
 @dataclass(frozen=True, slots=True)
 class AdapterFile:
-    """``patches`` in the file's order. ``embeddings``: a bundle's textual inversions, which patch nothing.
+    """An adapter file that was read: what it patches, module by module.
+
+    ``patches`` in the file's order. ``embeddings``: a bundle's textual inversions, which patch nothing.
     ``unknown``: names of no grammar. ``grammars``: those met, sorted.
     """
 

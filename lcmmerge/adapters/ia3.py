@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
-from lcmmerge.adapters.algebra import dims
+from lcmmerge.adapters.algebra import dims, wide
 from lcmmerge.adapters.base import Adapter, Dependent, Example, Patch, Shape
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def fit(patch: Patch, shape: Shape) -> str:
 def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Dependent:
     (role,) = patch.roles
     axis = 1 if role.endswith("_in") else 0
-    vector = tensors[role].float().reshape([size if dim == axis else 1 for dim, size in enumerate(shape)])
+    vector = wide(tensors[role]).reshape([size if dim == axis else 1 for dim, size in enumerate(shape)])
     shift = vector - 1 if role.startswith("scale") else vector
     return Dependent(lambda weight: weight * shift)
 

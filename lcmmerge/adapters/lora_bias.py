@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lcmmerge.adapters.algebra import dims, leading, scale
+from lcmmerge.adapters.algebra import dims, leading, scale, wide
 from lcmmerge.adapters.base import Adapter, Dense, Example, Patch, Shape
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def fit(patch: Patch, shape: Shape) -> str:
 
 def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Dense:
     """``up_bias``: [out]; ``down`` only tells the rank."""
-    return Dense(tensors["up_bias"].float() * scale(patch, tensors, rank(patch)))
+    return Dense(wide(tensors["up_bias"]) * scale(patch, tensors, rank(patch)))
 
 
 ADAPTER = Adapter(

@@ -29,6 +29,8 @@ PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class Name:
+    """A tensor's name in an adapter file, taken apart."""
+
     grammar: str
     key: str
     role: str

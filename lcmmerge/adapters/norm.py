@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lcmmerge.adapters.algebra import dims
+from lcmmerge.adapters.algebra import dims, wide
 from lcmmerge.adapters.base import Adapter, Dense, Example, Patch, Shape
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def fit(patch: Patch, shape: Shape) -> str:
 def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Dense:
     """``w_norm``, ``b_norm``: [channels]."""
     (role,) = patch.roles
-    return Dense(tensors[role].float())
+    return Dense(wide(tensors[role]))
 
 
 ADAPTER = Adapter(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from math import isqrt, sqrt
 from typing import TYPE_CHECKING
 
-from lcmmerge.adapters.algebra import columns, dims, no_matrix
+from lcmmerge.adapters.algebra import columns, dims, no_matrix, wide
 from lcmmerge.adapters.base import Adapter, Dependent, Example, Patch, Shape
 from lcmmerge.adapters.rotation import cayley_minus_identity, constrained, neumann_minus_identity
 
@@ -66,8 +66,8 @@ def _block_size(triangle: int) -> int:
 
 def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Dependent:
     if "oft_R" in tensors:
-        return _input_update(patch, tensors["oft_R"].float())
-    blocks = tensors["oft_blocks"].float()
+        return _input_update(patch, wide(tensors["oft_R"]))
+    blocks = wide(tensors["oft_blocks"])
     skew = constrained(blocks - blocks.mT, (patch.alpha or 0.0) * shape[0])
     turn = cayley_minus_identity(skew)
 
@@ -82,7 +82,7 @@ def rescaled_delta(delta: Tensor, weight: Tensor, rescale: Tensor | None) -> Ten
     """s·(W + Δ) − W."""
     if rescale is None:
         return delta
-    factor = rescale.float().reshape(-1, *[1] * (weight.dim() - 1))
+    factor = wide(rescale).reshape(-1, *[1] * (weight.dim() - 1))
     return factor * delta + (factor - 1) * weight
 
 
@@ -102,7 +102,7 @@ def _input_turn(patch: Patch, triangles: Tensor) -> Tensor:
 
     count, size = triangles.shape[0], _block_size(triangles.shape[1])
     rows, cols = torch.triu_indices(size, size, 1)
-    upper = torch.zeros(count, size, size, device=triangles.device)
+    upper = torch.zeros(count, size, size, device=triangles.device, dtype=triangles.dtype)
     upper[:, rows, cols] = triangles
     skew = upper - upper.mT
     if patch.config["coft"]:

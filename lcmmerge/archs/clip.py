@@ -9,43 +9,45 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lcmmerge.archs.keymap import Row, Slot, Table, expand
+from lcmmerge.archs.keymap import KeyRow, Slot, Table, expand
 
 LAYER = "text_model.encoder.layers.{i}."
 BLOCK = "transformer.resblocks.{i}."
 
 CLIP: Table = (
-    Row("text_model.embeddings.token_embedding.weight"),
-    Row("text_model.embeddings.position_embedding.weight"),
-    Row(LAYER + "layer_norm1.{p}"),
-    Row(LAYER + "self_attn.q_proj.{p}"),
-    Row(LAYER + "self_attn.k_proj.{p}"),
-    Row(LAYER + "self_attn.v_proj.{p}"),
-    Row(LAYER + "self_attn.out_proj.{p}"),
-    Row(LAYER + "layer_norm2.{p}"),
-    Row(LAYER + "mlp.fc1.{p}"),
-    Row(LAYER + "mlp.fc2.{p}"),
-    Row("text_model.final_layer_norm.{p}"),
+    KeyRow("text_model.embeddings.token_embedding.weight"),
+    KeyRow("text_model.embeddings.position_embedding.weight"),
+    KeyRow(LAYER + "layer_norm1.{p}"),
+    KeyRow(LAYER + "self_attn.q_proj.{p}"),
+    KeyRow(LAYER + "self_attn.k_proj.{p}"),
+    KeyRow(LAYER + "self_attn.v_proj.{p}"),
+    KeyRow(LAYER + "self_attn.out_proj.{p}"),
+    KeyRow(LAYER + "layer_norm2.{p}"),
+    KeyRow(LAYER + "mlp.fc1.{p}"),
+    KeyRow(LAYER + "mlp.fc2.{p}"),
+    KeyRow("text_model.final_layer_norm.{p}"),
 )
 OPEN_CLIP: Table = (
-    Row("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
-    Row("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-    Row(LAYER + "layer_norm1.{p}", BLOCK + "ln_1.{p}"),
-    Row(LAYER + "self_attn.q_proj.{p}", BLOCK + "attn.in_proj_{p}", part=0, parts=3),
-    Row(LAYER + "self_attn.k_proj.{p}", BLOCK + "attn.in_proj_{p}", part=1, parts=3),
-    Row(LAYER + "self_attn.v_proj.{p}", BLOCK + "attn.in_proj_{p}", part=2, parts=3),
-    Row(LAYER + "self_attn.out_proj.{p}", BLOCK + "attn.out_proj.{p}"),
-    Row(LAYER + "layer_norm2.{p}", BLOCK + "ln_2.{p}"),
-    Row(LAYER + "mlp.fc1.{p}", BLOCK + "mlp.c_fc.{p}"),
-    Row(LAYER + "mlp.fc2.{p}", BLOCK + "mlp.c_proj.{p}"),
-    Row("text_model.final_layer_norm.{p}", "ln_final.{p}"),
+    KeyRow("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
+    KeyRow("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+    KeyRow(LAYER + "layer_norm1.{p}", BLOCK + "ln_1.{p}"),
+    KeyRow(LAYER + "self_attn.q_proj.{p}", BLOCK + "attn.in_proj_{p}", part=0, parts=3),
+    KeyRow(LAYER + "self_attn.k_proj.{p}", BLOCK + "attn.in_proj_{p}", part=1, parts=3),
+    KeyRow(LAYER + "self_attn.v_proj.{p}", BLOCK + "attn.in_proj_{p}", part=2, parts=3),
+    KeyRow(LAYER + "self_attn.out_proj.{p}", BLOCK + "attn.out_proj.{p}"),
+    KeyRow(LAYER + "layer_norm2.{p}", BLOCK + "ln_2.{p}"),
+    KeyRow(LAYER + "mlp.fc1.{p}", BLOCK + "mlp.c_fc.{p}"),
+    KeyRow(LAYER + "mlp.fc2.{p}", BLOCK + "mlp.c_proj.{p}"),
+    KeyRow("text_model.final_layer_norm.{p}", "ln_final.{p}"),
 )
-OPEN_CLIP_PROJECTION: Table = (Row("text_projection.weight", "text_projection", transposed=True),)
+OPEN_CLIP_PROJECTION: Table = (KeyRow("text_projection.weight", "text_projection", transposed=True),)
 
 
 @dataclass(frozen=True, slots=True)
 class TextEncoder:
-    """``name`` is the component, ``stored`` its prefix in a single file, ``comfy`` ComfyUI's name for it.
+    """A CLIP text encoder of an architecture.
+
+    ``name`` is the component, ``stored`` its prefix in a single file, ``comfy`` ComfyUI's name for it.
 
     ``layers`` are those in use: SD 2 reads the last but one of OpenCLIP's 24, so diffusers keeps 23, and the
     24th is no parameter of ours but a leftover, copied in its own layout and dropped in another.

@@ -41,7 +41,7 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class KeyRow:
     """One line of a table; an empty ``stored`` is the same as ``canonical``. The rest is as in Slot."""
 
     canonical: str
@@ -52,7 +52,7 @@ class Row:
     conv1x1: bool = False
 
 
-Table = tuple[Row, ...]
+Table = tuple[KeyRow, ...]
 
 
 def expand(table: Table, canonical: str, stored: str, count: int = 1) -> Iterator[Slot]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lcmmerge.archs.keymap import Row, Slot, Table, expand
+from lcmmerge.archs.keymap import KeyRow, Slot, Table, expand
 
 LDM = "model.diffusion_model."
 
@@ -32,44 +32,44 @@ class UNet:
 
 
 ENDS: Table = (
-    Row("conv_in.{p}", "input_blocks.0.0.{p}"),
-    Row("time_embedding.linear_1.{p}", "time_embed.0.{p}"),
-    Row("time_embedding.linear_2.{p}", "time_embed.2.{p}"),
-    Row("conv_norm_out.{p}", "out.0.{p}"),
-    Row("conv_out.{p}", "out.2.{p}"),
+    KeyRow("conv_in.{p}", "input_blocks.0.0.{p}"),
+    KeyRow("time_embedding.linear_1.{p}", "time_embed.0.{p}"),
+    KeyRow("time_embedding.linear_2.{p}", "time_embed.2.{p}"),
+    KeyRow("conv_norm_out.{p}", "out.0.{p}"),
+    KeyRow("conv_out.{p}", "out.2.{p}"),
 )
 ADDED: Table = (
-    Row("add_embedding.linear_1.{p}", "label_emb.0.0.{p}"),
-    Row("add_embedding.linear_2.{p}", "label_emb.0.2.{p}"),
+    KeyRow("add_embedding.linear_1.{p}", "label_emb.0.0.{p}"),
+    KeyRow("add_embedding.linear_2.{p}", "label_emb.0.2.{p}"),
 )
 RESNET: Table = (
-    Row("norm1.{p}", "in_layers.0.{p}"),
-    Row("conv1.{p}", "in_layers.2.{p}"),
-    Row("time_emb_proj.{p}", "emb_layers.1.{p}"),
-    Row("norm2.{p}", "out_layers.0.{p}"),
-    Row("conv2.{p}", "out_layers.3.{p}"),
-    Row("conv_shortcut.{p}", "skip_connection.{p}"),
+    KeyRow("norm1.{p}", "in_layers.0.{p}"),
+    KeyRow("conv1.{p}", "in_layers.2.{p}"),
+    KeyRow("time_emb_proj.{p}", "emb_layers.1.{p}"),
+    KeyRow("norm2.{p}", "out_layers.0.{p}"),
+    KeyRow("conv2.{p}", "out_layers.3.{p}"),
+    KeyRow("conv_shortcut.{p}", "skip_connection.{p}"),
 )
 TRANSFORMER: Table = (
-    Row("norm.{p}"),
-    Row("proj_in.{p}"),
-    Row("proj_out.{p}"),
-    Row("transformer_blocks.{i}.norm1.{p}"),
-    Row("transformer_blocks.{i}.attn1.to_q.weight"),
-    Row("transformer_blocks.{i}.attn1.to_k.weight"),
-    Row("transformer_blocks.{i}.attn1.to_v.weight"),
-    Row("transformer_blocks.{i}.attn1.to_out.0.{p}"),
-    Row("transformer_blocks.{i}.norm2.{p}"),
-    Row("transformer_blocks.{i}.attn2.to_q.weight"),
-    Row("transformer_blocks.{i}.attn2.to_k.weight"),
-    Row("transformer_blocks.{i}.attn2.to_v.weight"),
-    Row("transformer_blocks.{i}.attn2.to_out.0.{p}"),
-    Row("transformer_blocks.{i}.norm3.{p}"),
-    Row("transformer_blocks.{i}.ff.net.0.proj.{p}"),
-    Row("transformer_blocks.{i}.ff.net.2.{p}"),
+    KeyRow("norm.{p}"),
+    KeyRow("proj_in.{p}"),
+    KeyRow("proj_out.{p}"),
+    KeyRow("transformer_blocks.{i}.norm1.{p}"),
+    KeyRow("transformer_blocks.{i}.attn1.to_q.weight"),
+    KeyRow("transformer_blocks.{i}.attn1.to_k.weight"),
+    KeyRow("transformer_blocks.{i}.attn1.to_v.weight"),
+    KeyRow("transformer_blocks.{i}.attn1.to_out.0.{p}"),
+    KeyRow("transformer_blocks.{i}.norm2.{p}"),
+    KeyRow("transformer_blocks.{i}.attn2.to_q.weight"),
+    KeyRow("transformer_blocks.{i}.attn2.to_k.weight"),
+    KeyRow("transformer_blocks.{i}.attn2.to_v.weight"),
+    KeyRow("transformer_blocks.{i}.attn2.to_out.0.{p}"),
+    KeyRow("transformer_blocks.{i}.norm3.{p}"),
+    KeyRow("transformer_blocks.{i}.ff.net.0.proj.{p}"),
+    KeyRow("transformer_blocks.{i}.ff.net.2.{p}"),
 )
-DOWNSAMPLER: Table = (Row("downsamplers.0.conv.{p}", "0.op.{p}"),)
-UPSAMPLER: Table = (Row("upsamplers.0.conv.{p}", "conv.{p}"),)
+DOWNSAMPLER: Table = (KeyRow("downsamplers.0.conv.{p}", "0.op.{p}"),)
+UPSAMPLER: Table = (KeyRow("upsamplers.0.conv.{p}", "conv.{p}"),)
 
 
 def unet_slots(unet: UNet) -> Iterator[Slot]:

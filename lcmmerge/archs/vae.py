@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lcmmerge.archs.keymap import Row, Slot, Table, expand
+from lcmmerge.archs.keymap import KeyRow, Slot, Table, expand
 
 LDM = "first_stage_model."
 BLOCKS = 4
@@ -17,34 +17,34 @@ ENCODER_LAYERS = 2
 DECODER_LAYERS = 3
 
 ENDS: Table = (
-    Row("conv_in.{p}"),
-    Row("conv_norm_out.{p}", "norm_out.{p}"),
-    Row("conv_out.{p}"),
+    KeyRow("conv_in.{p}"),
+    KeyRow("conv_norm_out.{p}", "norm_out.{p}"),
+    KeyRow("conv_out.{p}"),
 )
 QUANT: Table = (
-    Row("quant_conv.{p}"),
-    Row("post_quant_conv.{p}"),
+    KeyRow("quant_conv.{p}"),
+    KeyRow("post_quant_conv.{p}"),
 )
 RESNET: Table = (
-    Row("norm1.{p}"),
-    Row("conv1.{p}"),
-    Row("norm2.{p}"),
-    Row("conv2.{p}"),
-    Row("conv_shortcut.{p}", "nin_shortcut.{p}"),
+    KeyRow("norm1.{p}"),
+    KeyRow("conv1.{p}"),
+    KeyRow("norm2.{p}"),
+    KeyRow("conv2.{p}"),
+    KeyRow("conv_shortcut.{p}", "nin_shortcut.{p}"),
 )
 ATTENTION: Table = (
-    Row("group_norm.{p}", "norm.{p}"),
-    Row("to_q.weight", "q.weight", conv1x1=True),
-    Row("to_q.bias", "q.bias"),
-    Row("to_k.weight", "k.weight", conv1x1=True),
-    Row("to_k.bias", "k.bias"),
-    Row("to_v.weight", "v.weight", conv1x1=True),
-    Row("to_v.bias", "v.bias"),
-    Row("to_out.0.weight", "proj_out.weight", conv1x1=True),
-    Row("to_out.0.bias", "proj_out.bias"),
+    KeyRow("group_norm.{p}", "norm.{p}"),
+    KeyRow("to_q.weight", "q.weight", conv1x1=True),
+    KeyRow("to_q.bias", "q.bias"),
+    KeyRow("to_k.weight", "k.weight", conv1x1=True),
+    KeyRow("to_k.bias", "k.bias"),
+    KeyRow("to_v.weight", "v.weight", conv1x1=True),
+    KeyRow("to_v.bias", "v.bias"),
+    KeyRow("to_out.0.weight", "proj_out.weight", conv1x1=True),
+    KeyRow("to_out.0.bias", "proj_out.bias"),
 )
-DOWNSAMPLER: Table = (Row("downsamplers.0.conv.{p}", "downsample.conv.{p}"),)
-UPSAMPLER: Table = (Row("upsamplers.0.conv.{p}", "upsample.conv.{p}"),)
+DOWNSAMPLER: Table = (KeyRow("downsamplers.0.conv.{p}", "downsample.conv.{p}"),)
+UPSAMPLER: Table = (KeyRow("upsamplers.0.conv.{p}", "upsample.conv.{p}"),)
 
 
 def vae_slots() -> Iterator[Slot]:

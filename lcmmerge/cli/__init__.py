@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import signal
 import sys
+import threading
+from functools import partial
 
 import click
 
-from lcmmerge.cli import candidates
 from lcmmerge.cli.accelerators import accelerators
 from lcmmerge.cli.bench import bench
 from lcmmerge.cli.check import check
@@ -35,10 +37,13 @@ from lcmmerge.cli.sections import Map
 from lcmmerge.cli.train_style import train_style
 from lcmmerge.cli.verify import verify
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.output import Output, open_streams
+from lcmmerge.output import Output, open_streams, plain
+from lcmmerge.refs.reference import check_endpoint
 from lcmmerge.version import __version__
 
 INTERRUPTED = 130
+NEAR = 40  # letters around one that cannot be written
+SOON = 0.01  # seconds
 BUG = "please report it, with what -v prints in its place"
 
 
@@ -71,27 +76,33 @@ def cli() -> None:
 
     θ′ = θ_pre + λ1·τ′ + λ2·τ_LCM
     """
-
-
-for command in cli.commands.values():
-    candidates.attach(command)
+    check_endpoint()
 
 
 def main() -> None:
     """Run the command line; every foreseen error is one line and an exit code, never a traceback."""
     open_streams()
+    if __doc__ is None:
+        Output.error(LcmMergeError("Python runs with -OO, which takes the help out of commands", "python -O keeps it"))
+        sys.exit(1)
     # OpenMP's threads spin for each other by default: on cores that others use too, that is many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's way to say Ctrl-C
+    # A job scheduler's way to say Ctrl-C, and a terminal's that is closed; `nohup` has asked not to be told of it.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    running = threading.Event()
+    sys.unraisablehook = partial(_raise_later, running)
+    running.set()
     atexit.register(gc.freeze)  # else the last collection walks through all of torch: half a second
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as stopped:
         said = str(stopped.__cause__ or stopped)  # click makes the second of the first
-        sys.stderr.write(f"{said or 'Interrupted; nothing was written.'}\n")
+        Output.last(said or "Interrupted; nothing was written.")
         sys.exit(INTERRUPTED)
     except LcmMergeError as error:
         Output.error(error)
@@ -103,6 +114,9 @@ def main() -> None:
         where = error.filename or "standard output"
         Output.error(LcmMergeError(f"{where}: {error.strerror or error}", "check the path, and that you may use it"))
         sys.exit(1)
+    except UnicodeEncodeError as error:
+        Output.error(_unnameable(error))
+        sys.exit(1)
     except MemoryError:
         Output.error(LcmMergeError("out of memory", "use a machine with more, or smaller inputs"))
         sys.exit(1)
@@ -111,3 +125,38 @@ def main() -> None:
             raise
         Output.error(LcmMergeError(f"a bug of lcmmerge: {type(error).__name__}: {error}", BUG))
         sys.exit(1)
+    finally:
+        running.clear()
+
+
+def _raise_later(running: threading.Event, unraisable: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C in a destructor or in a weak reference's callback, from which Python raises nothing: soon after it.
+
+    By a signal that ``main`` handles alike, and that wakes the main thread where it waits.
+    """
+
+    def interrupt() -> None:
+        if running.is_set():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(SOON, interrupt).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _show(error: click.ClickException) -> None:
+    """click's own words about how a command is used, on lines of click's own: they quote what was given."""
+    said = error.format_message()
+    with io.StringIO() as shown:
+        error.show(shown)
+        Output.last(*shown.getvalue().replace(said, plain(said)).splitlines())
+
+
+def _unnameable(error: UnicodeEncodeError) -> LcmMergeError:
+    """Names of files are bytes, which Python keeps; what we write is UTF-8, and a system's names may be ASCII only."""
+    around = error.object[max(0, error.start - NEAR) : error.end + NEAR]
+    return LcmMergeError(
+        f"{around}: cannot be written in {error.encoding}",
+        "rename what is called so, and let the system's names be in UTF-8 (LC_ALL=C.UTF-8, or PYTHONUTF8=1)",
+    )

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lcmmerge.cli import candidates
+from lcmmerge.cli.candidates import NameType
 from lcmmerge.cli.common import output_options
 from lcmmerge.output import Output
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="List the public acceleration LoRAs, and how to draw with each.")
-@click.argument("arch", required=False)
+@click.argument("arch", type=NameType(candidates.architectures), required=False)
 @output_options
 def accelerators(arch: str | None, output: Output) -> None:
     """List the names that `lcmmerge fuse --lcm` takes, of all architectures or of ARCH (sd1, sd2, sdxl, ssd1b).

@@ -6,17 +6,17 @@ from decimal import Decimal
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from lcmmerge.cli.candidates import objective_names
-from lcmmerge.cli.shells import words_of
+from lcmmerge.cli.candidates import NameType, objectives
+from lcmmerge.draw.jobs import MOST_CELLS
+from lcmmerge.errors import LcmMergeError
+from lcmmerge.merge.outcome import LARGEST
 
-FINEST = 10_000  # λs of one axis
 Range = tuple[float, float, tuple[float, ...]]  # the least factor, the largest, and those of a grid
 
 
 class Axis(click.ParamType["tuple[str, tuple[float, ...]]"]):
-    """``style=0.2:1.2:0.2`` or ``style=0.5,0.8``."""
+    """A term and the λs that it takes in a search. ``style=0.2:1.2:0.2`` or ``style=0.5,0.8``."""
 
     name = "axis"
 
@@ -32,17 +32,23 @@ class Axis(click.ParamType["tuple[str, tuple[float, ...]]"]):
 
 
 def _values(text: str) -> tuple[float, ...]:
-    """In decimals, so that 0.2:1.2:0.2 ends at 1.2."""
+    """In decimals, so that 0.2:1.2:0.2 ends at 1.2. Raises ValueError, ArithmeticError."""
+    numbers = [Decimal(value) for value in text.split("," if ":" not in text else ":")]
+    if not all(number.is_finite() and abs(number) <= LARGEST for number in numbers):
+        raise ValueError
     if ":" not in text:
-        return tuple(float(Decimal(value)) for value in text.split(","))
-    first, last, step = map(Decimal, text.split(":"))
-    if not all(value.is_finite() for value in (first, last, step)) or step <= 0 or (last - first) / step > FINEST:
+        return tuple(map(float, numbers))
+    first, last, step = numbers
+    if step <= 0 or (last - first) / step > MOST_CELLS:
         raise ValueError
     return tuple(float(first + number * step) for number in range(int((last - first) / step) + 1))
 
 
 class Blocks(click.ParamType["dict[str, Range]"]):
-    """``IN,M,OUT=0:1.5`` or ``IN00-IN05=0:1:0.5,M00=0.5:1.5``."""
+    """Spans of blocks and the factors that they take in a search.
+
+    ``IN,M,OUT=0:1.5`` or ``IN00-IN05=0:1:0.5,M00=0.5:1.5``.
+    """
 
     name = "blocks"
 
@@ -73,7 +79,7 @@ def _range(text: str) -> Range:
 
 
 class GridCommand(click.Command):
-    """``--grid`` takes all the axes that follow it."""
+    """A command with an option of several words. ``--grid`` takes all the axes that follow it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         spread: list[str] = []
@@ -82,18 +88,41 @@ class GridCommand(click.Command):
             spread += ["--grid", word] if follows and "=" in word and not word.startswith("-") else [word]
         return super().parse_args(ctx, spread)
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
-        """A further axis, where the last word is one."""
-        words = words_of(ctx)
-        options = [word for word in words if word.startswith("-")]
-        follows = options[-1:] == ["--grid"] and "=" in words[-1]
-        axis = next(param for param in self.params if "--grid" in param.opts)
-        return [*(axis.shell_complete(ctx, incomplete) if follows else []), *super().shell_complete(ctx, incomplete)]
+
+class ObjectiveType(NameType):
+    """An objective of the registry. ``NAME``, or ``NAME=WEIGHTS``."""
+
+    def __init__(self) -> None:
+        super().__init__(objectives)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        known = objectives()
+        if str(value).partition("=")[0] not in known:
+            self.fail(f"{value!r}: no such objective; there are {', '.join(known)}", param, ctx)
+        return str(value)
+
+
+class Storage(click.ParamType[str]):
+    """A database's URL, which may hold a password: it is never quoted."""
+
+    name = "URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from lcmmerge.search.address import parse
+
+        try:
+            parse(str(value))
+        except LcmMergeError as error:
+            self.fail(f"{error.message.removeprefix('--storage: ')}: {error.hint}", param, ctx)
+        return str(value)
 
 
 class ObjectiveOption(click.Option):
-    """``{}`` in its help is what is registered: to find that takes a look at every installed package."""
+    """An option whose help lists the registry only when it is shown.
+
+    ``{}`` in its help is what is registered: to find that takes a look at every installed package.
+    """
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         found = super().get_help_record(ctx)
-        return found and (found[0], found[1].format(", ".join(objective_names())))
+        return found and (found[0], found[1].format(", ".join(objectives())))

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from lcmmerge.cli.common import output_options
+from lcmmerge.extras import check_installed
 from lcmmerge.output import Output, size
 
 
@@ -23,7 +24,8 @@ def check(folder: Path, tensorrt: bool, output: Output) -> None:
       lcmmerge check merged-onnx
       lcmmerge check merged-onnx --tensorrt
     """
-    from lcmmerge.graphs.check import check as run
+    check_installed("export", *(["tensorrt-rtx"] if tensorrt else []))
+    from lcmmerge.export.check import check as run
 
     report = run(folder, output, tensorrt=tensorrt)
     if output.as_json:

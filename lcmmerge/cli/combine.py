@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from lcmmerge.cli.common import ADAPTER_DTYPE, output_options, show_layers, target_options
+from lcmmerge.cli.candidates import REFERENCE
+from lcmmerge.cli.common import ADAPTER_DTYPE, RANK, STRENGTH, output_options, show_layers, target_options
 from lcmmerge.output import Output
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
@@ -13,11 +14,11 @@ from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
     short_help="Add LoRAs up into one: Σ λᵢτᵢ.",
     context_settings={"ignore_unknown_options": True},  # so that -0.5 is a number
 )
-@click.argument("terms", nargs=-1, required=True, metavar="ADAPTER λ [ADAPTER λ]…")
+@click.argument("terms", type=REFERENCE, nargs=-1, required=True, metavar="ADAPTER λ [ADAPTER λ]…")
 @target_options
-@click.option("--rank", type=click.IntRange(1), help="Recompress to this rank.  [default: exact, the sum of ranks]")
+@click.option("--rank", type=RANK, help="Recompress to this rank.  [default: exact, the sum of ranks]")
 @click.option("--dtype", type=ADAPTER_DTYPE, help="[default: the widest of the adapters']")
-@click.option("--base", metavar="REF", help="The model they are for, where their names do not tell.")
+@click.option("--base", type=REFERENCE, metavar="REF", help="The model they are for, where their names do not tell.")
 @output_options
 def combine(
     terms: tuple[str, ...], target: Path, rank: int | None, dtype: str | None, base: str | None, force: bool,
@@ -31,15 +32,15 @@ def combine(
     """
     from lcmmerge.archs import identify
     from lcmmerge.merge.alignment import term_of
-    from lcmmerge.merge.combine import Settings
+    from lcmmerge.merge.combine import CombineSettings
     from lcmmerge.merge.combine import combine as run
-    from lcmmerge.merge.request import safetensors_name
+    from lcmmerge.merge.plan import safetensors_name
     from lcmmerge.tensors.remote import open_reference
 
     pairs = _pairs(terms)
     model = identify(open_reference(base, "base", pickles=True)) if base else None
     opened = [term_of(open_reference(reference, "adapter", pickles=True), strength) for reference, strength in pairs]
-    settings = Settings(rank, OUTPUT_DTYPES[dtype] if dtype else None)
+    settings = CombineSettings(rank, OUTPUT_DTYPES[dtype] if dtype else None)
     found = run(opened, safetensors_name(target), settings, model, force=force)
     if output.as_json:
         output.json(found.as_dict())
@@ -52,6 +53,7 @@ def combine(
 def _pairs(terms: tuple[str, ...]) -> list[tuple[str, float]]:
     references, strengths = terms[::2], terms[1::2]
     try:
-        return list(zip(references, map(float, strengths), strict=True))
+        pairs = list(zip(references, map(float, strengths), strict=True))
     except ValueError:
         raise click.UsageError("write each adapter with its λ: style.safetensors 0.8 lcm.safetensors 1") from None
+    return [(reference, STRENGTH.convert(strength, None, None)) for reference, strength in pairs]

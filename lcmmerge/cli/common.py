@@ -5,23 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import wraps
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lcmmerge.draw.jobs import MOST_IMAGES, MOST_STEPS
+from lcmmerge.merge.outcome import LARGEST, MOST_WORKERS
 from lcmmerge.output import Output, parse_size, ratio
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
 if TYPE_CHECKING:
-    from lcmmerge.merge.lorafile import Layer
+    from lcmmerge.merge.lorafile import LoraLayer
 
 DTYPE = click.Choice(list(OUTPUT_DTYPES))
 ADAPTER_DTYPE = click.Choice(["fp32", "fp16", "bf16"])
+# Bounds that no real use meets: beyond them a slip of a finger takes all of a machine's memory.
+THREADS = click.IntRange(0, MOST_WORKERS)
+IMAGES = click.IntRange(1, MOST_IMAGES)  # also those, or the examples, that are in memory at once
+STEPS = click.IntRange(1, MOST_STEPS)
+RANK = click.IntRange(1, 16_384)  # a matrix has no larger one
 
 
 class Bytes(click.ParamType[int]):
-    """``5GB``, ``500MiB``, ``1000000``."""
+    """A size in bytes. ``5GB``, ``500MiB``, ``1000000``."""
 
     name = "size"
 
@@ -32,6 +40,31 @@ class Bytes(click.ParamType[int]):
             return parse_size(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class Number(click.FloatRange):
+    """A finite number: NaN is within every range of click's."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return number
+
+
+class Strength(click.ParamType[float]):
+    """λ: a number of float32."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = click.FLOAT.convert(value, param, ctx)
+        if not abs(number) <= LARGEST:
+            self.fail(f"{value!r} is no finite number of float32: give a λ such as 0.8.", param, ctx)
+        return number
+
+
+STRENGTH = Strength()
 
 
 def target_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -62,7 +95,7 @@ def few(names: Sequence[str], output: Output) -> str:
     return ", ".join(shown) + (", … (all with -v)" if len(names) > len(shown) else "")
 
 
-def show_layers(layers: Sequence[Layer], output: Output) -> None:
+def show_layers(layers: Sequence[LoraLayer], output: Output) -> None:
     """What became of each parameter of an adapter file."""
     rows = [
         (layer.name, layer.rank or "whole", ratio(layer.square**0.5), f"{layer.energy:.2%}") for layer in layers

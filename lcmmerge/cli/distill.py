@@ -5,27 +5,30 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from lcmmerge.cli.training import COUNT, Sections, job_of, option, show_result, training_options
+from lcmmerge.cli.candidates import REFERENCE
+from lcmmerge.cli.common import STEPS, Number
+from lcmmerge.cli.training import Sections, job_of, option, show_result, training_options
+from lcmmerge.draw import quiet_libraries
+from lcmmerge.extras import check_installed
 from lcmmerge.output import Output, count
-from lcmmerge.sample import quiet_libraries
 
 if TYPE_CHECKING:
-    from lcmmerge.distill.count import Count
+    from lcmmerge.train.count import Count
 
 LORA_RATE, FULL_RATE = 1e-4, 1e-6
 
 
 @click.command(cls=Sections, short_help="Make a base's own LCM-LoRA: latent consistency distillation.")
-@click.argument("base")
+@click.argument("base", type=REFERENCE)
 @training_options(
     option("--full", is_flag=True, help="The whole U-Net with a guidance embedding, instead of a LoRA."),
     option("--finetune", is_flag=True, help="BASE is an LCM: fine-tune it on the data, without a teacher."),
     option("--w", nargs=2, type=float, metavar="LOW HIGH",
            help="Range of w; the guidance scale is 1 + w.  [default: 5 15, SDXL 3 15]"),
-    option("--skip", type=COUNT, default=20, show_default=True, metavar="k",
+    option("--skip", type=STEPS, default=20, show_default=True, metavar="k",
            help="Timesteps from one point of the grid to the next."),
     option("--distance", type=click.Choice(["huber", "l2"]), default="huber", show_default=True),
-    option("--mu", type=click.FloatRange(0, 1), default=0.95, show_default=True,
+    option("--mu", type=Number(0, 1), default=0.95, show_default=True,
            help="EMA rate of the target of --full."),
     rank=64, batch=12, learning_rate=f"{LORA_RATE:g}, with --full {FULL_RATE:g}",
     instead=(
@@ -39,7 +42,7 @@ def distill(
     """Distil BASE into a few-step model: Algorithm 1 of LCM-LoRA, https://arxiv.org/abs/2311.05556.
 
     The output is a LoRA in the official LCM-LoRA's format, for `lcmmerge fuse`, diffusers and others; with --full it is
-    a diffusers folder. Beside it stands a work folder with checkpoints, log.csv, loss.svg and sheets of samples.
+    a diffusers folder. Beside it stands a work folder with checkpoints, log.csv and sheets of samples.
     Several GPUs: `accelerate launch -m lcmmerge distill …`.
 
     \b
@@ -55,10 +58,11 @@ def distill(
     source = click.get_current_context().get_parameter_source
     if full and (given["alpha"] or source("rank") != ParameterSource.DEFAULT):
         raise click.UsageError("--rank and --alpha are a LoRA's, and --full trains none.")
+    check_installed("train")
     quiet_libraries()
-    from lcmmerge.distill.job import LCD, LCF
-    from lcmmerge.distill.run import encode_only as encode
-    from lcmmerge.distill.run import run
+    from lcmmerge.train.job import LCD, LCF
+    from lcmmerge.train.run import encode_only as encode
+    from lcmmerge.train.run import run
 
     own = {name: given.pop(name) for name in ("skip", "distance", "mu")}
     kind, rate = LCF if finetune else LCD, FULL_RATE if full else LORA_RATE
@@ -74,8 +78,8 @@ def distill(
 
 def _count(base: str, variant: str | None, rank: int, output: Output) -> None:
     from lcmmerge.archs import identify
-    from lcmmerge.distill.count import count as counted
     from lcmmerge.tensors.remote import open_reference
+    from lcmmerge.train.count import count as counted
 
     found = counted(identify(open_reference(base, "base", variant)), rank)
     if output.as_json:

@@ -24,7 +24,7 @@ def doctor(output: Output) -> None:
     if output.as_json:
         output.json(found.as_dict())
     output.text(found.system)
-    output.text("\n".join(found.devices))
+    output.text(*found.devices)
     providers = ", ".join(found.providers) if found.providers else "not installed: see the extra export"
     output.text(f"ONNX Runtime: {providers}")
     for place in found.places:

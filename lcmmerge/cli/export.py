@@ -1,49 +1,61 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
-from lcmmerge.cli.common import ADAPTER_DTYPE, output_options
+from lcmmerge.cli.candidates import REFERENCE, NameType, targets
+from lcmmerge.cli.common import ADAPTER_DTYPE, STEPS, THREADS, output_options
 from lcmmerge.cli.generate import Pixels
-from lcmmerge.graphs.names import NVIDIA
+from lcmmerge.cli.options import (
+    accelerator_option,
+    adapter_option,
+    config_option,
+    is_given,
+    lambda_option,
+    lcm_option,
+    merge_of,
+    tuned_from_option,
+    variant_option,
+)
+from lcmmerge.draw import quiet_libraries
+from lcmmerge.export.names import NVIDIA
+from lcmmerge.extras import check_installed
 from lcmmerge.output import Output, ratio, size
-from lcmmerge.sample import quiet_libraries
 
 if TYPE_CHECKING:
-    from lcmmerge.graphs.bundle import Exported
-    from lcmmerge.graphs.request import ExportRequest, Prepared
-    from lcmmerge.merge.request import Request
+    from lcmmerge.export.bundle import Exported
+    from lcmmerge.export.request import PreparedExport
 
 
 @click.command(short_help="Write ONNX graphs over the weights of a model or a merge.")
-@click.argument("model")
-@click.argument("style", required=False)
+@click.argument("model", type=REFERENCE)
+@click.argument("style", type=REFERENCE, required=False)
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), required=True, help="The export's folder.")
-@click.option("--to", default="onnx", show_default=True, metavar="TARGET", help="onnx, or tensorrt: profiles too.")
+@click.option(
+    "--to", type=NameType(targets), default="onnx", show_default=True, metavar="TARGET",
+    help="onnx, or tensorrt: profiles too.",
+)
 @click.option("--dtype", type=ADAPTER_DTYPE, default="fp16", show_default=True, help="Of weights and graphs.")
 @click.option("--vae-dtype", type=ADAPTER_DTYPE, help="[default: as --dtype; fp32 where a VAE overflows fp16]")
-@click.option(
-    "--lambda", "lambdas", nargs=2, type=float, default=(1.0, 1.0), show_default=True, metavar="λ1 λ2",
-    help="Strength of the style and of the LCM-LoRA.",
-)
-@click.option("--lcm", metavar="REF|NAME", help="The acceleration LoRA to merge, as in `lcmmerge fuse`.")
-@click.option("--accelerator", metavar="NAME", help="Which of `lcmmerge accelerators` MODEL or --lcm is drawn as.")
-@click.option("--adapter", "adapters", type=(str, float), multiple=True, metavar="REF λ", help="One more term.")
-@click.option("--tuned-from", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: MODEL]")
+@lambda_option("style and of the LCM-LoRA")
+@lcm_option("The acceleration LoRA to merge, as in `lcmmerge fuse`.")
+@accelerator_option("MODEL or --lcm is drawn as")
+@adapter_option
+@tuned_from_option("MODEL")
 @click.option("--static", "statics", type=Pixels(), multiple=True, metavar="WxH", help="A size to build an engine for.")
 @click.option("--fused/--no-fused", default=True, show_default=True, help="Also graphs with Attention nodes, opset 23.")
-@click.option("--config-from", metavar="REF", help="Configs, scheduler and tokenizers for a single file.")
-@click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
+@config_option
+@variant_option
 @click.option(
     "--cache", type=click.Path(path_type=Path), envvar="LCMMERGE_CACHE",
     help="Where graphs are kept for the next model like it.  [default: ~/.cache/lcmmerge/graphs]",
 )
 @click.option("--build", "engines", multiple=True, metavar="PROFILE", help="Build engines: dynamic, or a static WxH.")
 @click.option(
-    "--whole-pipeline", "whole", type=click.IntRange(1), metavar="N",
+    "--whole-pipeline", "whole", type=STEPS, metavar="N",
     help="Also one graph from token ids and noise to the image, its N steps in it. Experimental.",
 )
 @click.option(
@@ -52,9 +64,15 @@ if TYPE_CHECKING:
 )
 @click.option("--parity", is_flag=True, help="Compare every graph with its torch module, at six sizes.")
 @click.option("--force", is_flag=True, help="Replace the output; merge again what MODEL already holds.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core, at most four]")
+@click.option("--threads", type=THREADS, default=0, help="[default: one per core, at most four]")
 @output_options
-def export(output: Output, **given: Any) -> None:
+def export(
+    model: str, style: str | None, target: Path, to: str, dtype: str, vae_dtype: str | None,
+    lambdas: tuple[float, float], lcm: str | None, accelerator: str | None, adapters: Sequence[tuple[str, float]],
+    tuned_from: str | None, statics: tuple[tuple[int, int], ...], fused: bool, config_from: str | None,
+    variant: str | None, cache: Path | None, engines: tuple[str, ...], whole: int | None, names: str | None,
+    parity: bool, force: bool, threads: int, output: Output,
+) -> None:  # fmt: skip
     """Write MODEL, or STYLE and an acceleration LoRA merged into it, as one folder for three runtimes.
 
     diffusers loads it, ONNX Runtime runs its graphs, TensorRT builds engines of them. A graph points into the same
@@ -73,67 +91,39 @@ def export(output: Output, **given: Any) -> None:
       lcmmerge export base style.safetensors --lambda 0.8 1.0 --lcm lcm -o export
       lcmmerge export merged.safetensors --to tensorrt --static 768x512 -o export
     """
+    check_installed("export")
     quiet_libraries()
-    from lcmmerge.graphs.bundle import export
-    from lcmmerge.graphs.request import prepare
+    from lcmmerge.export.bundle import export
+    from lcmmerge.export.request import ExportRequest, prepare
+    from lcmmerge.merge.outcome import Settings
+    from lcmmerge.merge.spec import Written
 
-    request = _request(given)
-    prepared = prepare(request)
+    if not (style or lcm):  # a model alone gets no LCM-LoRA, and a style gets one
+        if is_given("lambdas"):
+            raise click.UsageError("--lambda is of a merge: give STYLE, or --lcm.")
+        lambdas = (1.0, 0.0)
+    merge = merge_of(
+        model, style, lambdas, lcm=lcm, accelerator=accelerator if style or lcm else None, adapters=adapters,
+        tuned_from=tuned_from, variant=variant, config_from=config_from, output=Written(target),
+    )  # fmt: skip
+    prepared = prepare(
+        ExportRequest(
+            merge, to, dtype, vae_dtype, statics, fused, cache, parity, engines, force, Settings(threads), whole,
+            names == NVIDIA, accelerator,
+        )
+    )  # fmt: skip
     _warn(prepared, output)
     _show(export(prepared, output), output)
 
 
-def _request(given: dict[str, Any]) -> ExportRequest:
-    from lcmmerge.graphs.request import ExportRequest
-    from lcmmerge.merge.outcome import Settings
-
-    return ExportRequest(
-        _merge(given),
-        given["to"],
-        given["dtype"],
-        given["vae_dtype"],
-        given["statics"],
-        given["fused"],
-        given["cache"],
-        given["parity"],
-        given["engines"],
-        given["force"],
-        Settings(given["threads"]),
-        given["whole"],
-        given["names"] == NVIDIA,
-    )
-
-
-def _merge(given: dict[str, Any]) -> Request:
-    """A model alone gets no LCM-LoRA, and a style gets one, as `lcmmerge generate --live` has it."""
-    from lcmmerge.merge.request import Request
-
-    strengths = given["lambdas"]
-    if not (given["style"] or given["lcm"]):
-        if click.get_current_context().get_parameter_source("lambdas") != ParameterSource.DEFAULT:
-            raise click.UsageError("--lambda is of a merge: give STYLE, or --lcm.")
-        strengths = (1.0, 0.0)
-    return Request(
-        given["model"],
-        given["target"],
-        given["style"],
-        strengths,
-        given["lcm"],
-        given["adapters"],
-        given["tuned_from"],
-        variant=given["variant"],
-        config_from=given["config_from"],
-        accelerator=given["accelerator"],
-    )
-
-
-def _warn(prepared: Prepared, output: Output) -> None:
+def _warn(prepared: PreparedExport, output: Output) -> None:
     request, plan = prepared.request, prepared.plan
     for doubt in plan.doubts:
         output.warn(doubt)
-    if request.merge.lcm and request.merge.strengths[1] and not plan.accelerator:
-        lcm = request.merge.lcm
-        output.warn(f"which accelerator {lcm} is cannot be told, so the scheduler stays: name it by --accelerator")
+    fast = request.merge.accelerated
+    if fast and fast.source and fast.strength and not plan.accelerator:
+        file = fast.source.reference
+        output.warn(f"which accelerator {file} is cannot be told, so the scheduler stays: name it by --accelerator")
     if prepared.dtypes["vae_decoder"] != request.dtype and not request.vae_dtype:
         output.note("The VAE is in fp32: it overflows fp16, by its config. --vae-dtype fp16 is for one that does not.")
 

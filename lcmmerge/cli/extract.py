@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lcmmerge.cli.common import ADAPTER_DTYPE, few, output_options, show_layers, target_options
+from lcmmerge.cli.candidates import REFERENCE
+from lcmmerge.cli.common import ADAPTER_DTYPE, RANK, Number, few, output_options, show_layers, target_options
 from lcmmerge.output import Output
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Turn a fine-tuned checkpoint into a LoRA: τ = θ_ft − θ_base.")
-@click.argument("tuned")
-@click.argument("base")
+@click.argument("tuned", type=REFERENCE)
+@click.argument("base", type=REFERENCE)
 @target_options
-@click.option("--rank", type=click.IntRange(1), default=64, show_default=True, help="Of every module, or at most.")
+@click.option("--rank", type=RANK, default=64, show_default=True, help="Of every module, or at most.")
 @click.option(
-    "--energy", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
+    "--energy", type=Number(0, 1, min_open=True), metavar="SHARE",
     help="Only as much rank per module as keeps this share of ‖Δ‖², such as 0.99.",
 )  # fmt: skip
 @click.option("--dtype", type=ADAPTER_DTYPE, default="fp16", show_default=True)
@@ -35,14 +36,14 @@ def extract(
       lcmmerge extract tuned.safetensors base.safetensors -o style.safetensors --rank 64
     """
     from lcmmerge.archs import identify
-    from lcmmerge.merge.extract import Settings, tuned_of
+    from lcmmerge.merge.extract import ExtractSettings, tuned_of
     from lcmmerge.merge.extract import extract as run
-    from lcmmerge.merge.request import safetensors_name
+    from lcmmerge.merge.plan import safetensors_name
     from lcmmerge.tensors.remote import open_reference
 
     origin = identify(open_reference(base, "base", pickles=True))
     term = tuned_of(open_reference(tuned, "tuned checkpoint", pickles=True), origin)
-    settings = Settings(rank, energy, OUTPUT_DTYPES[dtype], full)
+    settings = ExtractSettings(rank, energy, OUTPUT_DTYPES[dtype], full)
     total = sum(parameter.info.nbytes for parameter in origin.parameters.values())
     with output.progress("extract", total) as progress:
         found = run(term, origin, safetensors_name(target), settings, force=force, progress=progress)

@@ -2,37 +2,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
-from lcmmerge.cli.common import DTYPE, Bytes, few, output_options
+from lcmmerge.cli.candidates import REFERENCE
+from lcmmerge.cli.common import DTYPE, THREADS, Bytes, few, output_options
+from lcmmerge.cli.options import (
+    accelerator_option,
+    adapter_option,
+    is_given,
+    lambda_option,
+    lcm_option,
+    merge_of,
+    once_each,
+    tuned_from_option,
+    variant_option,
+)
 from lcmmerge.output import Output, ratio, size
-from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
 if TYPE_CHECKING:
     from lcmmerge.merge.plan import Plan
     from lcmmerge.merge.report import Report
-    from lcmmerge.merge.request import Request
 
 SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype keeps little of a term
 
 
 @click.command(short_help="Merge a style and an acceleration LoRA into a checkpoint.")
-@click.argument("base")
-@click.argument("style", required=False)
-@click.option(
-    "--lambda", "lambdas", nargs=2, type=float, default=(1.0, 1.0), show_default=True, metavar="λ1 λ2",
-    help="Strength of the style and of the LCM-LoRA.",
+@click.argument("base", type=REFERENCE)
+@click.argument("style", type=REFERENCE, required=False)
+@lambda_option("style and of the LCM-LoRA")
+@lcm_option(
+    "The acceleration LoRA; NAME: of `lcmmerge accelerators`.  [default: the architecture's official LCM-LoRA]"
 )
-@click.option(
-    "--lcm", metavar="REF|NAME",
-    help="The acceleration LoRA; NAME: of `lcmmerge accelerators`.  [default: the architecture's official LCM-LoRA]",
-)
-@click.option("--accelerator", metavar="NAME", help="Which of `lcmmerge accelerators` the file of --lcm is.")
-@click.option("--adapter", "adapters", type=(str, float), multiple=True, metavar="REF λ", help="One more term.")
-@click.option("--tuned-from", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: BASE]")
+@accelerator_option()
+@adapter_option
+@tuned_from_option("BASE")
 @click.option(
     "--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC",
     help="Factors on a term's λ per U-Net block: `style IN00-IN05=0.5,M00=0`, or one number per block. "
@@ -43,18 +48,27 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @click.option("--dtype", type=DTYPE, help="[default: each tensor's own]")
 @click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), default="nearest", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the stochastic rounding.")
-@click.option("--config-from", metavar="REF", help="Configs, scheduler, tokenizers for --layout diffusers.")
-@click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
+@click.option(
+    "--config-from", type=REFERENCE, metavar="REF",
+    help="Configs, scheduler, tokenizers for --layout diffusers.",
+)
+@variant_option
 @click.option("--max-shard-size", "shard", type=Bytes(), help="Split files above this size, such as 5GB.")
 @click.option("--drop-ema", is_flag=True, help="Leave out a checkpoint's EMA copy.")
 @click.option("--allow-unmatched", is_flag=True, help="Merge what fits, and list what does not.")
 @click.option("--hash-base", is_flag=True, help="Record the base's sha256 too, which reads it once more.")
 @click.option("--force", is_flag=True, help="Replace the output; fuse again what the base already holds.")
 @click.option("--device", default="cpu", show_default=True, help="Where the arithmetic is done: cpu, cuda, cuda:1.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core, at most four]")
+@click.option("--threads", type=THREADS, default=0, help="[default: one per core, at most four]")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @output_options
-def fuse(target: Path | None, force: bool, dry_run: bool, output: Output, **given: Any) -> None:
+def fuse(
+    base: str, style: str | None, lambdas: tuple[float, float], lcm: str | None, accelerator: str | None,
+    adapters: Sequence[tuple[str, float]], tuned_from: str | None, weights: Sequence[tuple[str, str]],
+    target: Path | None, layout: str | None, dtype: str | None, rounding: str, seed: int, config_from: str | None,
+    variant: str | None, shard: int | None, drop_ema: bool, allow_unmatched: bool, hash_base: bool, force: bool,
+    device: str, threads: int, dry_run: bool, output: Output,
+) -> None:  # fmt: skip
     """Merge STYLE and an LCM-LoRA into BASE, and write one standalone checkpoint.
 
     BASE is a checkpoint (.safetensors, .ckpt, a shard index, a diffusers folder), STYLE a LoRA or one of its
@@ -67,59 +81,30 @@ def fuse(target: Path | None, force: bool, dry_run: bool, output: Output, **give
       lcmmerge fuse base.safetensors --lcm hyper.safetensors --accelerator hyper-8steps -o fast.safetensors
       lcmmerge fuse base.safetensors style.safetensors --layout diffusers --dtype fp16
     """
-    from lcmmerge.merge import request
     from lcmmerge.merge.fuse import check_output, fuse
     from lcmmerge.merge.outcome import Settings
+    from lcmmerge.merge.plan import plan
+    from lcmmerge.merge.spec import Written
 
-    asked = _request(target, given)
-    if not asked.style and click.get_current_context().get_parameter_source("lambdas") != ParameterSource.DEFAULT:
-        output.note(f"No STYLE is given, so λ1 = {asked.strengths[0]:g} has no term.")
-    plan, configs = request.plan(asked, dry_run=dry_run)
-    for doubt in plan.doubts:
+    if not style and is_given("lambdas"):
+        output.note(f"No STYLE is given, so λ1 = {lambdas[0]:g} has no term.")
+    merge = merge_of(
+        base, style, lambdas, lcm=lcm, accelerator=accelerator, adapters=adapters, tuned_from=tuned_from,
+        block_weights=once_each(weights, "--block-weights"), variant=variant, config_from=config_from,
+        output=Written(target, layout, dtype, shard, drop_ema, seed if rounding == "stochastic" else None),
+        allow_unmatched=allow_unmatched,
+    )  # fmt: skip
+    planned = plan(merge, dry_run=dry_run)
+    for doubt in planned.doubts:
         output.warn(doubt)
-    check_output(plan, configs, force=force)
     if dry_run:
-        _show_plan(plan, output)
-        _show_sampling(plan, output)
-        return
-    if not any(term.strength for term in plan.terms):
-        output.warn("every λ is 0: the weights stay the base's")
-    seed = given["seed"] if given["rounding"] == "stochastic" else None
-    settings = Settings(given["threads"], given["device"], seed, given["hash_base"])
-    plan.fetch()
-    with output.progress("fuse", plan.nbytes) as progress:
-        report = fuse(plan, configs=configs, settings=settings, force=force, progress=progress)
-    _show_report(report, output)
-    _show_sampling(plan, output)
-
-
-def _request(target: Path | None, given: dict[str, Any]) -> Request:
-    from lcmmerge.merge.plan import Options
-    from lcmmerge.merge.request import Request
-
-    weights = dict(given["weights"])
-    if len(weights) < len(given["weights"]):
-        raise click.UsageError("--block-weights is given twice for one term.")
-    return Request(
-        given["base"],
-        target,
-        given["style"],
-        given["lambdas"],
-        given["lcm"],
-        given["adapters"],
-        given["tuned_from"],
-        weights,
-        given["variant"],
-        given["config_from"],
-        Options(
-            OUTPUT_DTYPES[given["dtype"]] if given["dtype"] else None,
-            given["layout"],
-            given["drop_ema"],
-            given["shard"],
-            given["allow_unmatched"],
-        ),
-        given["accelerator"],
-    )
+        check_output(planned, force=force)
+        _show_plan(planned, output)
+    else:
+        if not any(term.strength for term in planned.terms):
+            output.warn("every λ is 0: the weights stay the base's")
+        _show_report(fuse(planned, settings=Settings(threads, device, hash_base), force=force, output=output), output)
+    _show_sampling(planned, output)
 
 
 def _show_plan(plan: Plan, output: Output) -> None:

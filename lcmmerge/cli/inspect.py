@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lcmmerge.cli.candidates import REFERENCE
 from lcmmerge.cli.common import few, output_options
 from lcmmerge.output import Output, count, size
 
@@ -17,7 +18,7 @@ FEW = 4  # ranks or alphas of a row
 
 
 @click.command(short_help="Say what a checkpoint or an adapter is, from its headers.")
-@click.argument("ref")
+@click.argument("ref", type=REFERENCE)
 @click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
 @output_options
 def inspect(ref: str, variant: str | None, output: Output) -> None:

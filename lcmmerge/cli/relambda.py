@@ -5,19 +5,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lcmmerge.cli.common import output_options
+from lcmmerge.cli.candidates import REFERENCE
+from lcmmerge.cli.common import STRENGTH, THREADS, output_options
 from lcmmerge.output import Output, size
 
 if TYPE_CHECKING:
-    from lcmmerge.graphs.relambda import Rewritten
+    from lcmmerge.export.relambda import Rewritten
 
 
 @click.command(short_help="Give an export other λs; its graphs stay.")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--lambda", "lambdas", nargs=2, type=float, metavar="λ1 λ2", help="Of the terms style and lcm.")
-@click.option("--term", "terms", type=(str, float), multiple=True, metavar="TERM λ", help="Of any other term.")
-@click.option("--source", "sources", multiple=True, metavar="REF", help="A source of the merge, or a folder around it.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core, at most four]")
+@click.option("--lambda", "lambdas", nargs=2, type=STRENGTH, metavar="λ1 λ2", help="Of the terms style and lcm.")
+@click.option("--term", "terms", type=(str, STRENGTH), multiple=True, metavar="TERM λ", help="Of any other term.")
+@click.option(
+    "--source", "sources", type=REFERENCE, multiple=True, metavar="REF",
+    help="A source of the merge, or a folder around it.",
+)
+@click.option("--threads", type=THREADS, default=0, help="[default: one per core, at most four]")
 @output_options
 def relambda(
     folder: Path, lambdas: tuple[float, float] | None, terms: tuple[tuple[str, float], ...], sources: tuple[str, ...],
@@ -32,7 +36,7 @@ def relambda(
       lcmmerge relambda export --lambda 0.6 1.0
       lcmmerge relambda export --term papercut 0.7 --source loras
     """
-    from lcmmerge.graphs.relambda import relambda
+    from lcmmerge.export.relambda import relambda
     from lcmmerge.merge.outcome import Settings
 
     strengths = dict(terms)

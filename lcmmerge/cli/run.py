@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lcmmerge.cli.common import output_options
+from lcmmerge.cli.common import THREADS, output_options
 from lcmmerge.output import Output, size
 
 if TYPE_CHECKING:
-    from lcmmerge.recipe.manifest import Manifest
-    from lcmmerge.recipe.runner import Prepared
+    from lcmmerge.recipe.manifest import RunManifest
+    from lcmmerge.recipe.runner import PreparedRun
 
 
 FEW = 3  # files that are named one by one
@@ -27,7 +27,7 @@ FEW = 3  # files that are named one by one
 @click.option("--publish", "publishes", is_flag=True, help="Upload the outputs to the recipe's `publish` repository.")
 @click.option("--force", is_flag=True, help="Replace what no run wrote; fuse again what a base already holds.")
 @click.option("--device", default="cpu", show_default=True, help="Where the arithmetic is done: cpu, cuda, cuda:1.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core, at most four]")
+@click.option("--threads", type=THREADS, default=0, help="[default: one per core, at most four]")
 @output_options
 def run(
     recipe: Path, out: Path, sets: tuple[str, ...], locked: bool, dry_run: bool, publishes: bool, force: bool,
@@ -35,8 +35,9 @@ def run(
 ) -> None:  # fmt: skip
     """Make what RECIPE says in the folder OUT: models, their cards, RECIPE.lock, and run.json with every hash.
 
-    A step that is done is not done again: after a change, only what depends on it is. Where a check of the recipe is
-    missed, the exit code is 4.
+    A step that is done is not done again: after a change, only what depends on it is, and what was there before stays
+    until the new is whole. What no run made, or was changed since, is replaced with --force alone. Where a check of the
+    recipe is missed, the exit code is 4.
 
     \b
       lcmmerge run recipes/sdxl-papercut.yaml -o papercut --dry-run
@@ -48,7 +49,7 @@ def run(
 
     loaded = load(recipe, sets)
     target = publish.repository(loaded.recipe, wanted=publishes)
-    asked = runner.Asked(out, sets, locked, force, Settings(threads, device))
+    asked = runner.RunRequest(out, sets, locked, force, Settings(threads, device))
     if dry_run:
         _show_plan(runner.prepare(loaded, asked, dry_run=True), target, output)
         return
@@ -61,7 +62,7 @@ def run(
         _show(prepared, manifest, out, output)
 
 
-def _show_plan(prepared: Prepared, target: str | None, output: Output) -> None:
+def _show_plan(prepared: PreparedRun, target: str | None, output: Output) -> None:
     for doubt in prepared.doubts:
         output.warn(doubt)
     if output.as_json:
@@ -79,14 +80,14 @@ def _show_plan(prepared: Prepared, target: str | None, output: Output) -> None:
         output.text(f"Then everything would be published to {target}.")
 
 
-def _show(prepared: Prepared, manifest: Manifest, out: Path, output: Output) -> None:
+def _show(prepared: PreparedRun, manifest: RunManifest, out: Path, output: Output) -> None:
     rows = [(step.name, "done now" if step.due else "was done", _gathered(list(manifest.steps[step.name].outputs)))
             for step in prepared.steps]  # fmt: skip
     output.table("", ("step", "state", "files"), rows)
     for name, record in manifest.steps.items():
         if "verdict" in record.figures:
             best = ", ".join(f"{term} {strength:g}" for term, strength in record.figures["best"].items())
-            output.text("\n".join([f"{name}: λ {best}", *(f"  {line}" for line in record.figures["verdict"])]))
+            output.text(f"{name}: λ {best}", *(f"  {line}" for line in record.figures["verdict"]))
     output.text(str(out))
 
 

@@ -7,28 +7,43 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lcmmerge.cli.axes import Axis, Blocks, GridCommand, ObjectiveOption, Range
-from lcmmerge.cli.common import ADAPTER_DTYPE, output_options
+from lcmmerge.cli.axes import Axis, Blocks, GridCommand, ObjectiveOption, ObjectiveType, Range, Storage
+from lcmmerge.cli.candidates import REFERENCE
+from lcmmerge.cli.common import ADAPTER_DTYPE, IMAGES, STEPS, Number, output_options
 from lcmmerge.cli.generate import SEEDS, Pixels
+from lcmmerge.cli.options import (
+    accelerator_option,
+    config_option,
+    lcm_option,
+    merge_of,
+    once_each,
+    tuned_from_option,
+    variant_option,
+)
+from lcmmerge.draw import quiet_libraries
+from lcmmerge.draw.jobs import MOST_CELLS
+from lcmmerge.extras import check_installed
 from lcmmerge.output import Output, ratio
-from lcmmerge.sample import quiet_libraries
 
 if TYPE_CHECKING:
-    from lcmmerge.merge.request import Request
-    from lcmmerge.studies.blocks import Factors
-    from lcmmerge.studies.result import Result
-    from lcmmerge.studies.score import Row
-    from lcmmerge.studies.statistics import Estimate
+    from lcmmerge.merge.spec import Merge
+    from lcmmerge.search.blocks import Factors
+    from lcmmerge.search.result import Result
+    from lcmmerge.search.score import ScoreRow
+    from lcmmerge.search.statistics import Estimate
+
+
+CELLS = click.IntRange(1, MOST_CELLS)
 
 
 @click.command(cls=GridCommand, short_help="Find the λs: draw a grid of them, and measure each cell.")
-@click.argument("base")
-@click.argument("style", required=False)
+@click.argument("base", type=REFERENCE)
+@click.argument("style", type=REFERENCE, required=False)
 @click.option(
     "--grid", "axes", type=Axis(), multiple=True, metavar="TERM=FIRST:LAST:STEP …",
     help="The λs of each term: style, lcm, or an adapter's file name without its suffix. One without stays at 1.",
 )
-@click.option("--optimize", type=click.IntRange(1), metavar="N", help="Let Optuna choose N cells, after the grid's.")
+@click.option("--optimize", type=CELLS, metavar="N", help="Let Optuna choose N cells, after the grid's.")
 @click.option("--front", is_flag=True, help="With --optimize: seek cells that are good in score or in style (NSGA-II).")
 @click.option(
     "--block", "blocks", type=(str, Blocks()), multiple=True, metavar="TERM SPEC",
@@ -36,46 +51,54 @@ if TYPE_CHECKING:
     "`style IN00-IN05=0:1:0.5`, also on the grid.",
 )
 @click.option(
-    "--halving", type=click.IntRange(2), is_flag=False, flag_value=3, metavar="[ETA]",
+    "--halving", type=click.IntRange(2, MOST_CELLS), is_flag=False, flag_value=3, metavar="[ETA]",
     help="Draw cells for a few prompts, and of them the best 1/ETA further, until all prompts are drawn.  "
     "[ETA if not given: 3]",
 )
 @click.option("--prompts", "prompt_file", type=click.Path(path_type=Path), required=True, help="One prompt a line.")
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="The study's folder.")
-@click.option("--steps", type=click.IntRange(1), help="Of a cell.  [default: the accelerator's]")
-@click.option("--lcm", metavar="REF|NAME", help="The acceleration LoRA, as in `lcmmerge fuse`.")
-@click.option("--accelerator", metavar="NAME", help="Which of `lcmmerge accelerators` the file of --lcm is.")
-@click.option("--adapter", "adapters", multiple=True, metavar="REF", help="One more term.")
-@click.option("--tuned-from", metavar="REF", help="What a STYLE checkpoint was tuned from.  [default: BASE]")
+@click.option("--steps", type=STEPS, help="Of a cell.  [default: the accelerator's]")
+@lcm_option("The acceleration LoRA, as in `lcmmerge fuse`.")
+@accelerator_option()
+@click.option("--adapter", "adapters", type=REFERENCE, multiple=True, metavar="REF", help="One more term.")
+@tuned_from_option("BASE")
 @click.option("--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC", help="As in `lcmmerge fuse`.")
 @click.option(
-    "--objective", cls=ObjectiveOption, default="teacher", show_default=True, metavar="NAME[=WEIGHTS]",
+    "--objective", cls=ObjectiveOption, type=ObjectiveType(), default="teacher", show_default=True,
+    metavar="NAME[=WEIGHTS]",
     help="What makes a cell good: {}. Those that look at the images do so with a network, which is downloaded, or of "
     "WEIGHTS: a path or hf://….",
 )
-@click.option("--count", type=click.IntRange(1), default=2, show_default=True, help="Images per prompt.")
+@click.option("--count", type=IMAGES, default=2, show_default=True, help="Images per prompt.")
 @click.option("--seed", type=SEEDS, default=0, show_default=True, help="Of each prompt's first image.")
 @click.option("--size", type=Pixels(), metavar="WxH", help="[default: the size that the model was trained at]")
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images drawn at once.")
+@click.option("--batch", type=IMAGES, default=8, show_default=True, help="Images drawn at once.")
 @click.option(
-    "--guidance", type=click.FloatRange(0),
+    "--guidance", type=Number(0),
     help="Of the teacher and of the baseline.  [default: what is usual for the model]",
 )
 @click.option(
-    "--storage", metavar="URL",
-    help="Where the study is kept, for many workers: postgresql+psycopg://…, or mysql+pymysql://…, which is not "
-    "tested. Samples are kept there too.  [default: SQLite in the folder]",
+    "--storage", type=Storage(), metavar="URL",
+    help="Where the study is kept, for many workers: postgresql+psycopg://…; samples are kept there too.  "
+    "[default: SQLite in the folder]",
 )
 @click.option("--ray", metavar="auto|ADDRESS", help="Draw the cells on this Ray cluster, one GPU each.")
 @click.option("--bake", type=click.Path(path_type=Path), metavar="FILE", help="Fuse at the λs found.")
 @click.option("--write-recipe", "recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write them as YAML.")
-@click.option("--config-from", metavar="REF", help="Configs, scheduler and tokenizers for a single file.")
-@click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
+@config_option
+@variant_option
 @click.option("--dtype", type=ADAPTER_DTYPE, help="[default: fp16 on a GPU, else fp32]")
 @click.option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")
-@click.option("--force", is_flag=True, help="Replace the file of --bake, and of --write-recipe.")
+@click.option("--force", is_flag=True, help="Replace the files of --bake and --write-recipe, and those in the folder.")
 @output_options
-def search(work: Path, force: bool, bake: Path | None, recipe: Path | None, output: Output, **given: Any) -> None:
+def search(
+    base: str, style: str | None, axes: Sequence[tuple[str, Any]], optimize: int | None, front: bool,
+    blocks: Sequence[tuple[str, Mapping[str, Range]]], halving: int | None, prompt_file: Path, work: Path,
+    steps: int | None, lcm: str | None, accelerator: str | None, adapters: Sequence[str], tuned_from: str | None,
+    weights: Sequence[tuple[str, str]], objective: str, count: int, seed: int, size: tuple[int, int] | None, batch: int,
+    guidance: float | None, storage: str | None, ray: str | None, bake: Path | None, recipe: Path | None,
+    config_from: str | None, variant: str | None, dtype: str | None, device: str | None, force: bool, output: Output,
+) -> None:  # fmt: skip
     """Draw STYLE and an LCM-LoRA merged into BASE at each λ of a grid, and choose by measuring.
 
     A cell's few-step images are compared with many-step ones of the style model, of the same prompts and seeds.
@@ -92,36 +115,24 @@ def search(work: Path, force: bool, bake: Path | None, recipe: Path | None, outp
       lcmmerge search base style.safetensors --prompts prompts.txt -o study --storage postgresql+psycopg://me@db/s
       optuna-dashboard sqlite:///study/study.db
     """
+    postgres = storage and storage.startswith("postgresql+psycopg:")
+    check_installed("search", *(["postgres"] if postgres else []))
     quiet_libraries()
-    from lcmmerge.merge.request import Request
-    from lcmmerge.sample.jobs import read_prompts
-    from lcmmerge.studies.request import SearchRequest
-    from lcmmerge.studies.run import search
+    from lcmmerge.draw.jobs import read_prompts
+    from lcmmerge.search.request import SearchRequest
+    from lcmmerge.search.run import search
 
-    merge = Request(
-        given["base"],
-        style=given["style"],
-        lcm=given["lcm"],
-        adapters=tuple((reference, 1.0) for reference in given["adapters"]),
-        tuned_from=given["tuned_from"],
-        block_weights=_named(given["weights"], "--block-weights"),
-        variant=given["variant"],
-        config_from=given["config_from"],
-        accelerator=given["accelerator"],
-    )
+    merge = merge_of(
+        base, style, lcm=lcm, accelerator=accelerator, adapters=[(reference, 1.0) for reference in adapters],
+        tuned_from=tuned_from, block_weights=once_each(weights, "--block-weights"), variant=variant,
+        config_from=config_from,
+    )  # fmt: skip
     _check(merge, bake, recipe, force)
-    drawing = ("steps", "guidance", "count", "seed", "size", "batch", "dtype", "device")
-    fields = (*drawing, "objective", "front", "storage", "ray")
     asked = SearchRequest(
-        merge,
-        work,
-        tuple(read_prompts(given["prompt_file"])),
-        _named(given["axes"], "--grid"),
-        given["optimize"] or 0,
-        blocks=_factors(given["blocks"]),
-        halving=given["halving"] or 0,
-        **{name: given[name] for name in fields},
-    )
+        merge, work, tuple(read_prompts(prompt_file)), once_each(axes, "--grid"), optimize or 0, steps=steps,
+        guidance=guidance, count=count, seed=seed, size=size, batch=batch, objective=objective, blocks=_factors(blocks),
+        halving=halving or 0, front=front, storage=storage, ray=ray, dtype=dtype, device=device, force=force,
+    )  # fmt: skip
     try:
         result = search(asked, output)
     except KeyboardInterrupt:
@@ -135,56 +146,44 @@ def search(work: Path, force: bool, bake: Path | None, recipe: Path | None, outp
     _keep(result, bake, recipe, force, output)
 
 
-def _named(pairs: Sequence[tuple[str, Any]], option: str) -> Mapping[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise click.UsageError(f"{option} is given twice for one term.")
-    return dict(pairs)
-
-
 def _factors(pairs: Sequence[tuple[str, Mapping[str, Range]]]) -> Mapping[str, Mapping[str, Factors]]:
-    from lcmmerge.studies.blocks import Factors
+    from lcmmerge.search.blocks import Factors
 
     return {
         name: {span: Factors(*found) for span, found in spans.items()}
-        for name, spans in _named(pairs, "--block").items()
+        for name, spans in once_each(pairs, "--block").items()
     }
 
 
-def _check(merge: Request, bake: Path | None, recipe: Path | None, force: bool) -> None:
+def _check(merge: Merge, bake: Path | None, recipe: Path | None, force: bool) -> None:
     """Refuse before the search what could not be written after it."""
-    from dataclasses import replace
-
     from lcmmerge.merge.fuse import check_output
-    from lcmmerge.merge.request import plan
+    from lcmmerge.merge.plan import plan
     from lcmmerge.tensors.staging import check_target
 
     if recipe:
         check_target(recipe, force=force, needed=0)
     if bake:
-        check_output(*plan(replace(merge, target=bake)), force=force)
+        check_output(plan(merge.to(bake)), force=force)
 
 
 def _keep(result: Result, bake: Path | None, recipe: Path | None, force: bool, output: Output) -> None:
-    from dataclasses import replace
-
     from lcmmerge.merge.fuse import fuse
-    from lcmmerge.merge.request import plan
-    from lcmmerge.studies import winner
+    from lcmmerge.merge.plan import plan
     from lcmmerge.tensors.staging import replace_with
 
     merge = result.merge
     if recipe:
-        replace_with(recipe, winner.recipe(merge, result.prepared.plan, recipe).encode())
+        replace_with(recipe, result.recipe(recipe).encode())
         output.note(f"lcmmerge run {recipe} -o OUT makes it.")
     if bake:
-        planned, configs = plan(replace(merge, target=bake))
-        with output.progress("fuse", planned.nbytes) as progress:
-            fuse(planned, configs=configs, force=force, progress=progress)
+        planned = plan(merge.to(bake))
+        fuse(planned, force=force, output=output)
         output.note(f"{planned.result} is written.")
 
 
 def _show(result: Result, work: Path, output: Output) -> None:
-    from lcmmerge.studies.results import files_of
+    from lcmmerge.search.results import files_of
 
     names, scored = result.prepared.names, result.scored
     for sentence in scored.verdict:
@@ -197,7 +196,7 @@ def _show(result: Result, work: Path, output: Output) -> None:
         [
             (
                 _remark(row, scored.best),
-                *(f"{strength:.3g}" for strength in row.strengths),
+                *(f"{strength:.3g}" for strength in row.cell.numbers),
                 row.evaluations,
                 *(_estimate(row.figures.get(name)) for name in figures),
                 _estimate(row.score),
@@ -225,8 +224,8 @@ def _show(result: Result, work: Path, output: Output) -> None:
     output.text(f"{work}: {', '.join(path.name for path in files_of(work))}")
 
 
-def _remark(row: Row, best: Row) -> str:
-    from lcmmerge.studies.study import CELL, CONTROL
+def _remark(row: ScoreRow, best: ScoreRow) -> str:
+    from lcmmerge.search.study import CELL, CONTROL
 
     if row.kind != CELL:
         return f"{row.kind}, {row.manner}"

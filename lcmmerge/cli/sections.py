@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
+
+from lcmmerge.output import spelled
 
 WIDEST = 80  # columns; longer lines are hard to read
 
@@ -19,7 +22,13 @@ class Formatter(click.HelpFormatter):
 
 
 class Context(click.Context):
+    """A click context whose help any terminal can show."""
+
     formatter_class = Formatter
+
+    def get_help(self) -> str:
+        """In letters that the terminal has: click takes an ASCII one for UTF-8."""
+        return spelled(sys.stdout, super().get_help())
 
 
 class Map(click.Group):

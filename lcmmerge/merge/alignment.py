@@ -18,7 +18,7 @@ from lcmmerge.archs import (
     supported,
 )
 from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
-from lcmmerge.merge.terms import check_strength
+from lcmmerge.merge.spec import check_strength
 from lcmmerge.tensors import TensorSource
 
 Shape = tuple[int, ...]
@@ -27,7 +27,7 @@ NAME_BASE = "name the model with --base"
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
+class WeightedAdapter:
     """λ times the adapter in ``file``."""
 
     file: AdapterFile
@@ -42,13 +42,13 @@ class Term:
 class Share:
     """What one term brings to a parameter."""
 
-    term: Term
+    term: WeightedAdapter
     patch: Patch
     adapter: Adapter
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class AlignedParameter:
     """A canonical parameter of ``shape``; stored under ``key`` as a LoRA or, where it is a vector, as ``role``."""
 
     name: str
@@ -58,8 +58,8 @@ class Target:
     shares: tuple[Share, ...]
 
 
-def term_of(source: TensorSource, strength: float) -> Term:
-    """Raises LcmMergeError (λ is no number), FormatError (no adapter), UnmatchedKeysError (more in it than patches)."""
+def term_of(source: TensorSource, strength: float) -> WeightedAdapter:
+    """Raises OptionError (λ is no number), FormatError (no adapter), UnmatchedKeysError (more in it than patches)."""
     check_strength(source.path.name, strength)
     file = read_adapter(source)
     if not file.patches:
@@ -69,10 +69,10 @@ def term_of(source: TensorSource, strength: float) -> Term:
             f"{source.path}: {len(strangers)} of its tensors patch no weight and would be lost, such as {strangers[0]}",
             "embeddings belong in a file of their own",
         )
-    return Term(file, strength)
+    return WeightedAdapter(file, strength)
 
 
-def common_architecture(terms: Sequence[Term]) -> Architecture:
+def common_architecture(terms: Sequence[WeightedAdapter]) -> Architecture:
     """One that all terms may be made for. Raises IncompatibleError."""
     common: list[Architecture] = []
     for term in terms:
@@ -92,7 +92,7 @@ def common_architecture(terms: Sequence[Term]) -> Architecture:
     return common[0]
 
 
-def align(terms: Sequence[Term], arch: Architecture, base: Model | None) -> Iterator[Target]:
+def align(terms: Sequence[WeightedAdapter], arch: Architecture, base: Model | None) -> Iterator[AlignedParameter]:
     """The parameters in order of first appearance."""
     table = aliases(base) if base else spellings(arch)
     shares: dict[str, list[Share]] = {}
@@ -111,14 +111,14 @@ def align(terms: Sequence[Term], arch: Architecture, base: Model | None) -> Iter
         yield _target(name, tuple(group), arch, base)
 
 
-def _target(name: str, shares: tuple[Share, ...], arch: Architecture, base: Model | None) -> Target:
+def _target(name: str, shares: tuple[Share, ...], arch: Architecture, base: Model | None) -> AlignedParameter:
     module, _, _ = name.rpartition(".")
     shape = base.parameters[name].shape if base else _told_shape(shares[0])
     for share in shares:
         if misfit := share.adapter.fit(share.patch, shape):
             raise ShapeMismatchError(f"{share.term.path}: {share.patch.key}: {misfit}", "they fit different models")
     roles = [role for share in shares for role in WHOLE if role in share.patch.roles]
-    return Target(name, kohya_name(module, arch) or module, roles[0] if roles else "diff_b", shape, shares)
+    return AlignedParameter(name, kohya_name(module, arch) or module, roles[0] if roles else "diff_b", shape, shares)
 
 
 def _told_shape(share: Share) -> Shape:

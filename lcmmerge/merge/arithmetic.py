@@ -1,4 +1,4 @@
-"""θ′ = θ_pre + Σ λᵢτᵢ for one parameter: accumulate in float32, round once.
+"""θ′ = θ_pre + Σ λᵢτᵢ for one parameter: accumulate in float32 (a float64 parameter in float64), round once.
 
 Factors of all terms are concatenated, so that a parameter costs one GEMM however many LoRAs there are:
 Σ λᵢ BᵢAᵢ = [λ₁B₁ λ₂B₂ …] [A₁; A₂; …].
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lcmmerge.adapters import Dense, Dependent, Factored
+from lcmmerge.adapters import Dense, Dependent, Factored, Patch
 from lcmmerge.errors import NumericError
 from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.outcome import Measured
@@ -41,15 +41,27 @@ class Work:
         return any(update.rows_of is None for _, _, update in self.dependent)
 
 
-def prepare(piece: Piece, device: str) -> Work:
-    """Read the adapters' tensors of one parameter and form their float32 factors."""
+def precision(operand: Operand) -> torch.dtype:
+    """What a parameter's sum is formed in: float32, which holds all that narrower ones do, or its own float64."""
+    return torch.float64 if operand.dtype.name == "F64" else torch.float32
+
+
+def read_roles(patch: Patch, device: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """An adapter's tensors: for float64 in it, else as they are stored, but that float64 is rounded."""
+    tensors = {role: info.read().to(device) for role, info in patch.roles.items()}
+    wide = torch.float64
+    return {role: tensor.to(dtype) if wide in (dtype, tensor.dtype) else tensor for role, tensor in tensors.items()}
+
+
+def prepare(piece: Piece, device: str, dtype: torch.dtype = torch.float32) -> Work:
+    """Read the adapters' tensors of one parameter and form their factors, in ``dtype``: float32 or float64."""
     work = Work()
     ups, downs = [], []
     for contribution in piece.contributions:
         if isinstance(contribution, Difference):
             work.differences.append(contribution)
             continue
-        tensors = {role: info.read().to(device) for role, info in contribution.patch.roles.items()}
+        tensors = read_roles(contribution.patch, device, dtype)
         update = contribution.adapter.update(contribution.patch, tensors, piece.operand.shape)
         strength, term = contribution.strength, contribution.term
         if isinstance(update, Dependent):
@@ -96,13 +108,16 @@ def add_terms(
     pristine: Tensor | None,
     measured: Measured,
 ) -> None:
-    """Add every term to ``weights`` (float32 [rows, columns] of the flattened parameter), in place.
+    """Add every term to ``weights`` ([rows, columns] of the flattened parameter, as ``precision`` says), in place.
 
     ``changes``: term, strength and this block of θ_ft − θ_base. ``pristine``: the block as it was, in the parameter's
     dimensions, for terms whose ΔW depends on it: so the order of terms does not matter. ``measured`` gets their ‖λΔ‖².
     """
     if work.up is not None and work.down is not None:
-        weights.addmm_(work.up[rows], work.down)
+        if weights.dtype == torch.float64:  # addmm would round to W's last place once for each rank
+            weights.add_(work.up[rows] @ work.down)
+        else:
+            weights.addmm_(work.up[rows], work.down)
     for strength, delta in work.dense:
         weights.add_(delta.reshape(-1, weights.shape[1])[rows], alpha=strength)
     for term, strength, change in changes:
@@ -174,4 +189,4 @@ def _generator(seed: int, name: str, row: int) -> torch.Generator:
 def measure_rounding(measured: Measured, exact: Tensor, written: Tensor) -> None:
     """‖round(θ′) − θ′‖² on a sample."""
     measured.sampled = exact.numel()
-    measured.sampled_error = square(written.to(exact.device).float() - exact)
+    measured.sampled_error = square(written.to(exact.device, exact.dtype) - exact)

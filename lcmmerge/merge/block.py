@@ -82,18 +82,19 @@ class Computer:
             out[:] = data
         if not block.piece.dtype.floating:
             return Measured()
-        weights = self._scratch(target.numel()).copy_(target)
+        weights = self._scratch(target.numel(), arithmetic.precision(block.piece.operand)).copy_(target)
         return Measured(arithmetic.base_square(weights, block.piece.operand))
 
     def _load(self, operand: Operand, block: Block) -> Tensor:
-        """Float32 [rows, columns] on the device: in scratch memory on the CPU."""
-        stored = self._stored_block(operand, block)
+        """[rows, columns] on the device, in the sum's precision: in scratch memory on the CPU."""
+        stored, dtype = self._stored_block(operand, block), arithmetic.precision(operand)
         if self._device != "cpu":
-            return stored.to(self._device).float().contiguous()
-        return self._scratch(stored.numel()).view(stored.shape).copy_(stored)
+            return stored.to(self._device).to(dtype).contiguous()
+        return self._scratch(stored.numel(), dtype).view(stored.shape).copy_(stored)
 
     def _change(self, item: Difference, block: Block) -> Tensor:
-        tuned = self._stored_block(item.tuned, block).to(self._device, torch.float32, copy=True)
+        dtype = arithmetic.precision(block.piece.operand)
+        tuned = self._stored_block(item.tuned, block).to(self._device, dtype, copy=True)
         return tuned.sub_(self._stored_block(item.origin, block).to(self._device))
 
     def _stored_block(self, operand: Operand, block: Block) -> Tensor:
@@ -108,7 +109,10 @@ class Computer:
         self._spare = self._spare.fitting(len(into))
         return self._inputs.read(operand.path, offset, into, self._spare)
 
-    def _scratch(self, numel: int) -> Tensor:
+    def _scratch(self, numel: int, dtype: torch.dtype) -> Tensor:
+        """Float32 memory is used again; float64 is rare."""
+        if dtype == torch.float64:
+            return torch.empty(numel, dtype=dtype)
         if self._floats.numel() < numel:
             self._floats = torch.empty(numel)
         return self._floats[:numel]

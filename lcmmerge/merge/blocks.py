@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from types import MappingProxyType
 
 from lcmmerge.archs import Model
-from lcmmerge.errors import LcmMergeError
+from lcmmerge.errors import OptionError
+from lcmmerge.merge.outcome import LARGEST
 from lcmmerge.refs.weights import SINGLE_FILE
 
 _BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)")
@@ -67,7 +67,7 @@ def parse_block_weights(text: str, model: Model) -> BlockWeights:
         else:
             raise ValueError(f"{len(items)} numbers, for {len(names)} blocks ({len(names) - 1} without BASE)")
     except ValueError as error:
-        raise LcmMergeError(f"--block-weights {text!r}: {model.arch.title}: {error}", GRAMMAR) from None
+        raise OptionError(f"--block-weights {text!r}: {model.arch.title}: {error}", GRAMMAR) from None
     return BlockWeights(MappingProxyType(factors))
 
 
@@ -85,7 +85,10 @@ def _span(item: str, names: tuple[str, ...]) -> dict[str, float]:
 
 
 def _number(text: str) -> float:
-    number = float(text)
-    if not isfinite(number):
-        raise ValueError(f"{text.strip()!r} is no finite number")
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{text.strip()!r} is no number") from None
+    if not abs(number) <= LARGEST:
+        raise ValueError(f"{text.strip()!r} is no finite number of float32")
     return number

@@ -19,9 +19,9 @@ from lcmmerge.adapters import Dense, Dependent, Factored
 from lcmmerge.archs import Model
 from lcmmerge.errors import IncompatibleError, NoEffectError, NumericError
 from lcmmerge.merge import lorafile
-from lcmmerge.merge.alignment import Share, Target, Term, align, common_architecture
-from lcmmerge.merge.arithmetic import factored_square
-from lcmmerge.merge.lorafile import Layer, Made
+from lcmmerge.merge.alignment import AlignedParameter, Share, WeightedAdapter, align, common_architecture
+from lcmmerge.merge.arithmetic import factored_square, read_roles
+from lcmmerge.merge.lorafile import LoraLayer, Made
 from lcmmerge.merge.lowrank import product_spectrum, spectrum, squared_norm
 from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType
@@ -33,8 +33,11 @@ HEADROOM = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """``rank``: recompress to it, None keeps all ranks; ``dtype``: None is the widest of the inputs'."""
+class CombineSettings:
+    """How LoRAs become one.
+
+    ``rank``: recompress to it, None keeps all ranks; ``dtype``: None is the widest of the inputs'.
+    """
 
     rank: int | None = None
     dtype: DType | None = None
@@ -42,8 +45,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Combined:
+    """What a combination wrote."""
+
     output: str
-    layers: tuple[Layer, ...]
+    layers: tuple[LoraLayer, ...]
 
     @property
     def energy(self) -> float:
@@ -56,9 +61,9 @@ class Combined:
 
 
 def combine(
-    terms: Sequence[Term],
+    terms: Sequence[WeightedAdapter],
     target: Path,
-    settings: Settings,
+    settings: CombineSettings,
     base: Model | None = None,
     *,
     force: bool = False,
@@ -83,10 +88,12 @@ def combine(
     title = " + ".join(Path(name_of(term.path)).stem for term in terms)
     describe = partial(lorafile.metadata, arch, title, recipe)
     make = partial(_make, settings.rank, dtype)
-    return Combined(str(target), lorafile.write_adapter(target, targets, make, specs, describe))
+    sources = [term.file.source for term in terms]
+    layers = lorafile.write_adapter(target, targets, make, specs, describe, sources=sources, force=force)
+    return Combined(str(target), layers)
 
 
-def _widest(terms: Iterable[Term]) -> DType:
+def _widest(terms: Iterable[WeightedAdapter]) -> DType:
     """The narrowest dtype that holds every input's numbers, fp16 at least."""
     infos = [info for term in terms for patch in term.file.patches for info in patch.roles.values()]
     names = {info.dtype.name for info in infos if info.dtype.itemsize > 1}
@@ -95,7 +102,7 @@ def _widest(terms: Iterable[Term]) -> DType:
     return DTYPES[names.pop() if names else "F16"]
 
 
-def _specs(target: Target, rank: int | None, dtype: DType) -> Iterator[TensorSpec]:
+def _specs(target: AlignedParameter, rank: int | None, dtype: DType) -> Iterator[TensorSpec]:
     """The most that a parameter can take in the file."""
     if len(target.shape) < 2:
         yield TensorSpec(f"{target.key}.{target.role}", dtype, target.shape)
@@ -105,7 +112,7 @@ def _specs(target: Target, rank: int | None, dtype: DType) -> Iterator[TensorSpe
     yield from lorafile.low_rank_specs(target.key, target.shape, min(rank or sum(ranks), sum(ranks)), dtype)
 
 
-def _make(rank: int | None, dtype: DType, made: Made[Target]) -> None:
+def _make(rank: int | None, dtype: DType, made: Made[AlignedParameter]) -> None:
     target, pairs, delta = made.item, [], None
     for share in target.shares:
         match _update(share, target):
@@ -117,16 +124,16 @@ def _make(rank: int | None, dtype: DType, made: Made[Target]) -> None:
         assert delta is not None
         (spec,) = _specs(target, rank, dtype)
         made.tensors, norm = {spec.name: lorafile.rounded(spec, delta)}, squared_norm(delta)
-        made.layer = Layer(target.name, norm, norm)
+        made.layer = LoraLayer(target.name, norm, norm)
         return
     factors = Factored(torch.cat([up for up, _ in pairs], 1), torch.cat([down for _, down in pairs])) if pairs else None
     best, made.layer = _approximate(target, factors, delta, rank)
     made.tensors = lorafile.low_rank(target.key, best.up, best.down, target.shape, dtype)
 
 
-def _update(share: Share, target: Target) -> Factored | Dense:
+def _update(share: Share, target: AlignedParameter) -> Factored | Dense:
     """Read one term's part. Raises IncompatibleError where only the base tells it."""
-    tensors = {role: info.read() for role, info in share.patch.roles.items()}
+    tensors = read_roles(share.patch, "cpu")
     update = share.adapter.update(share.patch, tensors, target.shape)
     if isinstance(update, Dependent):
         raise IncompatibleError(
@@ -140,15 +147,15 @@ def _update(share: Share, target: Target) -> Factored | Dense:
 
 
 def _approximate(
-    target: Target, factors: Factored | None, delta: Tensor | None, rank: int | None
-) -> tuple[Factored, Layer]:
+    target: AlignedParameter, factors: Factored | None, delta: Tensor | None, rank: int | None
+) -> tuple[Factored, LoraLayer]:
     """The best factors of ``factors`` + ``delta``, and what they keep of it."""
     if rank is None and delta is not None:
         path = target.shares[0].term.path
         raise IncompatibleError(f"{path}: {target.name} is no product of two factors", "give --rank to approximate it")
     if factors and delta is None and (rank is None or factors.up.shape[1] <= rank):
         norm = max(factored_square(factors), 0.0)
-        return factors, Layer(target.name, norm, norm, factors.up.shape[1])
+        return factors, LoraLayer(target.name, norm, norm, factors.up.shape[1])
     assert rank is not None
     if delta is not None:
         matrix = delta.flatten(1)
@@ -158,10 +165,10 @@ def _approximate(
         found = product_spectrum(factors.up, factors.down)
     rank = found.enough(rank, None)
     kept = float(found.energies()[rank - 1]) * found.square if found.square else 0.0
-    return Factored(*found.factors(rank)), Layer(target.name, found.square, kept, rank)
+    return Factored(*found.factors(rank)), LoraLayer(target.name, found.square, kept, rank)
 
 
-def _recipe(terms: Sequence[Term], rank: int | None, dtype: DType) -> Mapping[str, Any]:
+def _recipe(terms: Sequence[WeightedAdapter], rank: int | None, dtype: DType) -> Mapping[str, Any]:
     sources = (term.file.source for term in terms)
     hashes = [sha256_of(source.files, known=source.sha256) for source in sources]
     named = [

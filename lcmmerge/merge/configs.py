@@ -10,6 +10,7 @@ from typing import Any
 from lcmmerge.accelerators import Sampling
 from lcmmerge.archs import Model
 from lcmmerge.errors import FormatError, NotFoundError, ShapeMismatchError
+from lcmmerge.refs.files import inside, read_object
 from lcmmerge.refs.weights import MODEL_INDEX, local_tree, small_files
 
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
@@ -60,14 +61,14 @@ def copy_configs(configs: Path, target: Path, components: set[str]) -> None:
     What else lies in the folder ``configs``, such as an export's manifest, is not the target's. An optional component
     without weights (the safety checker) is struck from ``model_index.json``, as diffusers does.
 
-    Raises NotFoundError for a part that the index names and that has no file.
+    Raises NotFoundError for a part that the index names and that has no file, FormatError for a link out of the folder.
     """
     for file in map(Path, small_files(local_tree(configs))):
         folder = file.parts[0] if len(file.parts) > 1 else ""
         if (folder in OPTIONAL and folder not in components) or (not folder and file.name != MODEL_INDEX):
             continue
         (target / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(configs / file, target / file)
+        shutil.copyfile(inside(configs, file.as_posix(), cached=True), target / file)
     index = _read_json(target / MODEL_INDEX)
     for part, names in NEEDED.items():
         promised = part in index and index[part] != [None, None]
@@ -95,9 +96,6 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: not a JSON object", CURE)
-    return value
+        return read_object(path)
+    except (ValueError, OSError):
+        raise FormatError(f"{path}: not a JSON object", CURE) from None

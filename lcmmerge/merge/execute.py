@@ -1,4 +1,4 @@
-"""Plan → bytes, in blocks: read, compute in float32, round, write; hashes follow in order.
+"""Plan → bytes, in blocks: read, compute, round, write; hashes follow in order.
 
 Every offset comes from the plan and every block is computed by one thread, so the output's bytes depend neither on
 the number of threads nor on their timing. Memory is bounded by the blocks in flight, not by the model.
@@ -25,6 +25,7 @@ from lcmmerge.merge.pipeline import in_order, one_thread_each
 from lcmmerge.merge.plan import Plan, PlannedFile
 from lcmmerge.tensors.blockio import PAGE, BlockWriter, Buffer, Files
 from lcmmerge.tensors.layout import FileLayout, lay_out
+from lcmmerge.tensors.source import unchanged
 
 UNIT = 8 << 20  # bytes written at once
 
@@ -80,7 +81,7 @@ def execute(
     Raises NumericError, OutputError, FormatError.
     """
     _check_device(settings.device)
-    with one_thread_each(), ExitStack() as stack:
+    with one_thread_each(), unchanged(plan.sources.values()), ExitStack() as stack:
         return _Execution(plan, folder, metadata, settings, progress, open_writer, stack, whole_files).run()
 
 
@@ -153,7 +154,7 @@ class _Execution:
 
     def _blocks(self, file: PlannedFile) -> Iterator[Block]:
         for piece in (piece for tensor in file.tensors for piece in tensor.pieces if piece.operand.numel):
-            work = arithmetic.prepare(piece, self.settings.device)
+            work = arithmetic.prepare(piece, self.settings.device, arithmetic.precision(piece.operand))
             layer = Layer(piece.operand.name, piece.operand.numel, dict(work.squares))
             self.layers.append(layer)
             step = rows_at_once(piece, work)
@@ -175,7 +176,7 @@ class _Execution:
 
     def _start_worker(self) -> None:
         torch.set_num_threads(1)
-        self.local.computer = Computer(self.inputs, self.settings.device, self.settings.rounding_seed)
+        self.local.computer = Computer(self.inputs, self.settings.device, self.plan.merge.output.rounding_seed)
 
     def _compute(self, unit: Unit) -> None:
         assert unit.buffer is not None

@@ -14,9 +14,10 @@ from torch import Tensor
 from lcmmerge.archs import Model, kohya_name
 from lcmmerge.errors import IncompatibleError, NumericError, UnmatchedKeysError
 from lcmmerge.merge import lorafile
-from lcmmerge.merge.lorafile import Layer, Made
+from lcmmerge.merge.arithmetic import precision
+from lcmmerge.merge.lorafile import LoraLayer, Made
 from lcmmerge.merge.lowrank import spectrum, squared_norm
-from lcmmerge.merge.terms import Checkpoint, Difference, Term, likely_cause, match, term_of
+from lcmmerge.merge.terms import Checkpoint, Difference, TaskVector, likely_cause, match, task_vector
 from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType, TensorSource
 from lcmmerge.tensors.digest import hashing
@@ -28,8 +29,10 @@ HEADROOM = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """``energy``: the share of each ‖Δ‖² that is enough, None for the full ``rank`` everywhere; ``full``: norms and
+class ExtractSettings:
+    """How close a LoRA is to come to a difference.
+
+    ``energy``: the share of each ‖Δ‖² that is enough, None for the full ``rank`` everywhere; ``full``: norms and
     biases too, which a plain LoRA does not have.
     """
 
@@ -41,10 +44,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """``left_out``: changed parameters that the file does not hold."""
+    """What an extraction kept and what it left out. ``left_out``: changed parameters that the file does not hold."""
 
     output: str
-    layers: tuple[Layer, ...]
+    layers: tuple[LoraLayer, ...]
     left_out: tuple[str, ...]
     energy: float
 
@@ -58,7 +61,7 @@ class Extracted:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ExtractedParameter:
     """A parameter, and how it is stored: ``LOW_RANK`` under ``key``, whole under ``key.role``, or ``LEFT_OUT``."""
 
     difference: Difference
@@ -70,19 +73,19 @@ class Target:
         return self.difference.tuned.name
 
 
-def tuned_of(source: TensorSource, base: Model) -> Term:
+def tuned_of(source: TensorSource, base: Model) -> TaskVector:
     """The fine-tuned checkpoint. Raises IncompatibleError where it is an adapter already."""
-    term = term_of("tuned", source, 1.0, base)
+    term = task_vector("tuned", source, 1.0, base)
     if not isinstance(term.content, Checkpoint):
         raise IncompatibleError(f"{source.path}: is an adapter already", "name a fine-tuned checkpoint")
     return term
 
 
 def extract(
-    tuned: Term,
+    tuned: TaskVector,
     base: Model,
     target: Path,
-    settings: Settings,
+    settings: ExtractSettings,
     *,
     force: bool = False,
     progress: Callable[[int], None] = lambda nbytes: None,
@@ -115,34 +118,35 @@ def extract(
             recipe = _recipe(sources, known, settings)
             return lorafile.metadata(base.arch, title, recipe, sha256)
 
-        def done(item: Target) -> None:
+        def done(item: ExtractedParameter) -> None:
             progress(item.difference.tuned.nbytes)
 
-        layers = lorafile.write_adapter(target, targets, partial(_make, settings), specs, describe, done)
+        make, read = partial(_make, settings), sources.values()
+        layers = lorafile.write_adapter(target, targets, make, specs, describe, done, sources=read, force=force)
     return _extracted(target, targets, layers)
 
 
-def _source(tuned: Term) -> TensorSource:
+def _source(tuned: TaskVector) -> TensorSource:
     assert isinstance(tuned.content, Checkpoint)
     return tuned.content.tuned.source
 
 
-def _target(difference: Difference, base: Model, settings: Settings) -> Target:
+def _target(difference: Difference, base: Model, settings: ExtractSettings) -> ExtractedParameter:
     """Embeddings and the VAE have no place in a LoRA file; norms and biases have where the whole is asked for."""
     module, _, parameter = difference.tuned.name.rpartition(".")
     key = kohya_name(module, base.arch)
     if key is None or ".embeddings." in module:
-        return Target(difference, "", LEFT_OUT)
+        return ExtractedParameter(difference, "", LEFT_OUT)
     if len(difference.tuned.shape) > 1:
-        return Target(difference, key, LOW_RANK)
+        return ExtractedParameter(difference, key, LOW_RANK)
     if not settings.full:
-        return Target(difference, key, LEFT_OUT)
+        return ExtractedParameter(difference, key, LEFT_OUT)
     weight = base.parameters.get(f"{module}.weight")
     norm = weight is not None and len(weight.shape) == 1
-    return Target(difference, key, f"{parameter[0]}_norm" if norm else "diff_b")
+    return ExtractedParameter(difference, key, f"{parameter[0]}_norm" if norm else "diff_b")
 
 
-def _specs(target: Target, settings: Settings) -> Iterator[TensorSpec]:
+def _specs(target: ExtractedParameter, settings: ExtractSettings) -> Iterator[TensorSpec]:
     """The most that a parameter can take in the file."""
     shape = target.difference.tuned.shape
     if target.role == LOW_RANK:
@@ -152,10 +156,11 @@ def _specs(target: Target, settings: Settings) -> Iterator[TensorSpec]:
         yield TensorSpec(f"{target.key}.{target.role}", settings.dtype, shape)
 
 
-def _make(settings: Settings, made: Made[Target]) -> None:
+def _make(settings: ExtractSettings, made: Made[ExtractedParameter]) -> None:
     target = made.item
     tuned, base = target.difference.tuned, target.difference.origin
-    delta = tuned.read().float().sub_(base.read())
+    wider = max(tuned, base, key=lambda operand: operand.dtype.itemsize)
+    delta = tuned.read().to(precision(wider)).sub_(base.read()).float()
     norm = squared_norm(delta)
     if not isfinite(norm):
         raise NumericError(f"{tuned.path}: {tuned.name} or its base holds NaN or Inf", "one of the two is damaged")
@@ -164,19 +169,21 @@ def _make(settings: Settings, made: Made[Target]) -> None:
     if target.role == LOW_RANK:
         made.tensors, made.layer = _approximate(target, delta, settings)
         return
-    made.layer = Layer(target.name, norm, 0.0 if target.role == LEFT_OUT else norm)
+    made.layer = LoraLayer(target.name, norm, 0.0 if target.role == LEFT_OUT else norm)
     made.tensors = {spec.name: lorafile.rounded(spec, delta) for spec in _specs(target, settings)}
 
 
-def _approximate(target: Target, delta: Tensor, settings: Settings) -> tuple[dict[str, Tensor], Layer]:
+def _approximate(
+    target: ExtractedParameter, delta: Tensor, settings: ExtractSettings
+) -> tuple[dict[str, Tensor], LoraLayer]:
     found = spectrum(delta.flatten(1), settings.rank, target.name)
     rank = found.enough(settings.rank, settings.energy)
     kept = float(found.energies()[rank - 1]) * found.square
     tensors = lorafile.low_rank(target.key, *found.factors(rank), tuple(delta.shape), settings.dtype)
-    return tensors, Layer(target.name, found.square, kept, rank)
+    return tensors, LoraLayer(target.name, found.square, kept, rank)
 
 
-def _extracted(target: Path, targets: list[Target], layers: tuple[Layer, ...]) -> Extracted:
+def _extracted(target: Path, targets: list[ExtractedParameter], layers: tuple[LoraLayer, ...]) -> Extracted:
     left_out = {target.name for target in targets if target.role == LEFT_OUT}
     held = tuple(layer for layer in layers if layer.name not in left_out)
     whole = sum(layer.square for layer in held)
@@ -184,7 +191,9 @@ def _extracted(target: Path, targets: list[Target], layers: tuple[Layer, ...]) -
     return Extracted(str(target), held, tuple(layer.name for layer in layers if layer.name in left_out), energy)
 
 
-def _recipe(sources: Mapping[str, TensorSource], hashes: Mapping[str, str], settings: Settings) -> dict[str, Any]:
+def _recipe(
+    sources: Mapping[str, TensorSource], hashes: Mapping[str, str], settings: ExtractSettings
+) -> dict[str, Any]:
     named = {name: {"name": name_of(source.path), "sha256": hashes[name]} for name, source in sources.items()}
     return {
         "type": "lcmmerge extract",

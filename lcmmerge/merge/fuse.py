@@ -11,6 +11,7 @@ from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outcome import Outcome, Settings
 from lcmmerge.merge.plan import Plan, PlannedFile
 from lcmmerge.merge.report import Report, rows
+from lcmmerge.output import Output
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors.digest import hashing
 from lcmmerge.tensors.staging import Staging, check_target
@@ -21,22 +22,25 @@ HEADROOM = 16 << 20  # headers, configs and tokenizers
 def fuse(
     plan: Plan,
     *,
-    configs: Path | None = None,
     settings: Settings = Settings(),  # noqa: B008 - frozen
     force: bool = False,
-    progress: Callable[[int], None] = lambda nbytes: None,
+    output: Output = Output(quiet=True),  # noqa: B008 - frozen
+    title: str = "fuse",
 ) -> Report:
-    """Write θ′ to the plan's target. ``configs``: a folder with the small files of a diffusers layout, else the base's.
+    """Download what is still on the Hub, and write θ′ to the plan's target.
 
-    Nothing is at the target until everything is. Raises OutputError, NumericError, NoEffectError, AlreadyFusedError.
+    Nothing is at the target until everything is. Raises OutputError, NumericError, NoEffectError, AlreadyFusedError,
+    NotFoundError.
     """
-    check_output(plan, configs, force=force)
-    with Staging(plan.target) as staging:
+    check_output(plan, force=force)
+    plan.fetch()
+    with Staging(plan.target, force=force) as staging:
         folder = staging.folder
         if plan.layout == DIFFUSERS:
             folder = folder / plan.target.name
-            _prepare_folder(plan, folder, configs)
-        outcome = _write(plan, folder, settings, progress)
+            _prepare_folder(plan, folder)
+        with output.progress(title, plan.nbytes) as progress:
+            outcome = _write(plan, folder, settings, progress)
         report = Report(
             str(plan.result),
             plan.nbytes,
@@ -53,25 +57,29 @@ def fuse(
     return report
 
 
-def check_output(plan: Plan, configs: Path | None = None, *, force: bool) -> None:
+def check_output(plan: Plan, *, force: bool) -> None:
     """What is wrong with writing the plan's target. Raises OutputError, AlreadyFusedError."""
     inputs = [path for source in plan.sources.values() for path in (source.path, *source.files)]
-    if configs:
-        inputs.append(configs)
+    if plan.configs:
+        inputs.append(plan.configs)
     folder = plan.layout == DIFFUSERS
-    shards = [] if folder else [plan.target.parent / file.path for file in plan.files]
-    for target in dict.fromkeys([plan.target, *shards]):
+    for target in dict.fromkeys([plan.target, *([] if folder else _beside(plan))]):
         check_target(target, force=force, needed=plan.nbytes + HEADROOM, inputs=inputs, folder=folder)
     if not force:
         provenance.refuse_fused(plan)
 
 
-def _prepare_folder(plan: Plan, folder: Path, configs: Path | None) -> None:
+def _beside(plan: Plan) -> list[Path]:
+    """The files that are not in a folder of their own: the weights, and the indices of shards."""
+    return [plan.target.parent / path for file in plan.files for path in (file.path, file.index) if path]
+
+
+def _prepare_folder(plan: Plan, folder: Path) -> None:
     folder.mkdir()
     components = {file.path.parts[0] for file in plan.files}
     for component in components:
         (folder / component).mkdir()
-    copy_configs(configs or plan.base.source.path, folder, components)
+    copy_configs(plan.configs or plan.base.source.path, folder, components)
     if plan.accelerator:
         set_scheduler(folder, plan.accelerator.sampling)
 
@@ -83,7 +91,7 @@ def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int
     with hashing(wanted) as hashes:
 
         def metadata(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:
-            return provenance.metadata(plan, settings.rounding_seed, hashes() if final else known, sha256)
+            return provenance.metadata(plan, hashes() if final else known, sha256)
 
         from lcmmerge.merge.execute import execute
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from lcmmerge.archs import (
     spellings,
 )
 from lcmmerge.errors import IncompatibleError
-from lcmmerge.merge.provenance import RECIPE
+from lcmmerge.merge.provenance import RECIPE, record_of
 from lcmmerge.tensors import TensorInfo, TensorSource
 
 LCM_RANK = 64  # of the official LCM-LoRAs
@@ -52,7 +51,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFacts:
-    """``parts``: the components, then EMA copies and other leftovers. ``missing``: parameters that components lack.
+    """What a checkpoint is.
+
+    ``parts``: the components, then EMA copies and other leftovers. ``missing``: parameters that components lack.
 
     ``lora_modules`` and ``lora_parameters``: what an LCM-LoRA of rank 64 would train.
     """
@@ -111,7 +112,10 @@ class AdapterPart:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """``architecture``: the title of the one that it looks made for. ``parameters``: trainable ones."""
+    """What an adapter is.
+
+    ``architecture``: the title of the one that it looks made for. ``parameters``: trainable ones.
+    """
 
     file: AdapterFile
     architecture: str | None
@@ -142,6 +146,8 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
+    """What a file is, from its header alone."""
+
     source: TensorSource
     whole: Part
     content: CheckpointFacts | AdapterFacts | Unknown
@@ -149,11 +155,7 @@ class Inspection:
     @property
     def recipe(self) -> dict[str, Any] | None:
         """The recorded merge recipe, where it is readable."""
-        try:
-            recipe = json.loads(self.source.metadata.get(RECIPE, "null"))
-        except (ValueError, RecursionError):
-            return None
-        return recipe if isinstance(recipe, dict) else None
+        return record_of(self.source, RECIPE) or None
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -18,8 +18,9 @@ from lcmmerge.errors import NoEffectError, NumericError
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.pipeline import in_order, one_thread_each
 from lcmmerge.merge.provenance import HASH, RECIPE, canonical_json
-from lcmmerge.tensors import DType
+from lcmmerge.tensors import DType, TensorSource
 from lcmmerge.tensors.layout import TensorSpec
+from lcmmerge.tensors.source import unchanged
 from lcmmerge.tensors.staging import Staging
 from lcmmerge.tensors.writer import Describe, TensorWriter
 from lcmmerge.version import __version__
@@ -30,7 +31,7 @@ UNKNOWN = "0" * 64  # as long as a sha256
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LoraLayer:
     """What became of one parameter: ‖Δ‖², how much of it is kept, and the rank; None where Δ is stored whole."""
 
     name: str
@@ -52,7 +53,7 @@ class Made(Generic[Item]):
 
     item: Item
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    layer: Layer | None = None
+    layer: LoraLayer | None = None
 
 
 def write_adapter(
@@ -62,28 +63,36 @@ def write_adapter(
     at_most: Iterable[TensorSpec],
     describe: Describe,
     done: Callable[[Item], None] = lambda item: None,
-) -> tuple[Layer, ...]:
-    """``make`` each item's tensors in parallel, and write them in the items' order.
+    *,
+    sources: Iterable[TensorSource],
+    force: bool,
+) -> tuple[LoraLayer, ...]:
+    """``make`` each item's tensors, of the ``sources``, in parallel, and write them in the items' order.
 
     ``done`` is called with each item that is. Raises NoEffectError where nothing at all changes, OutputError, and what
     ``make`` does.
     """
-    layers: list[Layer] = []
-    with Staging(target) as staging, TensorWriter(staging.folder / target.name, at_most, describe) as writer:
+    layers: list[LoraLayer] = []
+    with Staging(target, force=force) as staging:
+        path = staging.folder / target.name
+        with unchanged(sources), TensorWriter(path, at_most, describe) as writer:
 
-        def finish(made: Made[Item]) -> None:
-            for name, tensor in made.tensors.items():
-                writer.write(name, tensor)
-            if made.layer:
-                layers.append(made.layer)
-            done(made.item)
+            def finish(made: Made[Item]) -> None:
+                for name, tensor in made.tensors.items():
+                    writer.write(name, tensor)
+                if made.layer:
+                    layers.append(made.layer)
+                done(made.item)
 
-        with one_thread_each() as initializer:
-            number = Settings().workers
-            in_order(map(Made, items), make, finish, workers=number, in_flight=2 * number, initializer=initializer)
-        if not any(layer.kept for layer in layers):
-            raise NoEffectError(f"{target}: would hold no change at all", "compare the inputs with `lcmmerge inspect`")
-        writer.finish()
+            with one_thread_each() as initializer:
+                workers = Settings().workers
+                in_order(
+                    map(Made, items), make, finish, workers=workers, in_flight=2 * workers, initializer=initializer
+                )
+            if not any(layer.kept for layer in layers):
+                hint = "compare the inputs with `lcmmerge inspect`"
+                raise NoEffectError(f"{target}: would hold no change at all", hint)
+            writer.finish()
         staging.commit_files()
     return tuple(layers)
 

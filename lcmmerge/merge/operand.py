@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """``shape`` is the canonical one; where ``transposed``, the file holds the parameter as [in, out]."""
+    """A parameter of the base, and where it lies.
+
+    ``shape`` is the canonical one; where ``transposed``, the file holds the parameter as [in, out].
+    """
 
     name: str
     path: Path

@@ -6,10 +6,15 @@ import os
 from dataclasses import dataclass, field
 from math import inf, sqrt
 
+LARGEST = 3.4028234663852886e38  # of float32, in which merges are computed
+MOST_WORKERS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``threads``: workers (0: one per core, four at most); ``rounding_seed``: None rounds to nearest.
+    """How a merge is computed; the bytes do not depend on it.
+
+    ``threads``: workers (0: one per core, four at most); ``device``: where the arithmetic is done.
 
     ``hash_base``: record the base's sha256 too. Where nobody knows it yet, that costs about a third of a merge.
     ``keep_inputs``: leave what is read in the page cache, since a merge of the same files follows.
@@ -17,7 +22,6 @@ class Settings:
 
     threads: int = 0
     device: str = "cpu"
-    rounding_seed: int | None = None
     hash_base: bool = True
     keep_inputs: bool = False
 
@@ -72,7 +76,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``layers``: one per parameter; ``sha256``: of each file's tensor bytes, or of it whole; in the plan's order."""
+    """What was written and measured.
+
+    ``layers``: one per parameter; ``sha256``: of each file's tensor bytes, or of it whole; in the plan's order.
+    """
 
     layers: tuple[Layer, ...]
     sha256: tuple[str, ...]

@@ -8,21 +8,40 @@ A plan says which bytes of which files become which bytes of which outputs, and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lcmmerge import refs
 from lcmmerge.accelerators import Accelerator
-from lcmmerge.archs import Model, aliases
-from lcmmerge.errors import NoEffectError
+from lcmmerge.archs import Model, aliases, identify
+from lcmmerge.errors import NoEffectError, OutputError
+from lcmmerge.merge.blocks import BlockWeights, parse_block_weights
+from lcmmerge.merge.configs import check_configs
 from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem
-from lcmmerge.merge.terms import Checkpoint, Contribution, Matched, Term, made_elsewhere, match, unmatched_error
+from lcmmerge.merge.spec import LCM, STYLE, Merge, Source, blocks_text
+from lcmmerge.merge.terms import (
+    Checkpoint,
+    Contribution,
+    Matched,
+    TaskVector,
+    made_elsewhere,
+    match,
+    task_vector,
+    unmatched_error,
+)
 from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DType, TensorSource
+from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 from lcmmerge.tensors.layout import TensorSpec
+from lcmmerge.tensors.remote import open_reference
+from lcmmerge.tensors.source import PICKLES
+
+SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +69,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
+    """A tensor of the output, and the pieces that it is made of."""
+
     spec: TensorSpec
     pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """``path`` is relative to the output's folder; a shard names its ``index``."""
+    """A file of the output. ``path`` is relative to the output's folder; a shard names its ``index``."""
 
     path: Path
     tensors: tuple[PlannedTensor, ...]
@@ -77,34 +98,25 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """``layout``: ``single-file`` or ``diffusers``, None for the input's; ``dtype``: None keeps each tensor's own.
+class Plan:
+    """A merge whose headers are read: what each term reaches, and the files that come of it.
 
-    ``recipe``: the sha256 of what a recipe file asked for, which goes into the metadata.
+    ``contributions``: canonical parameter → what is added to it. ``configs``: the folder of a diffusers layout's small
+    files, None for the base's. ``accelerator``: what the result is to be drawn with, where it is known.
     """
 
-    dtype: DType | None = None
-    layout: str | None = None
-    drop_ema: bool = False
-    max_shard_bytes: int | None = None
-    allow_unmatched: bool = False
-    recipe: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """``accelerator``: what the result is to be drawn with, where it is known."""
-
+    merge: Merge
     base: Model
-    terms: tuple[Term, ...]
-    options: Options
-    target: Path
-    layout: str
-    files: tuple[PlannedFile, ...]
+    terms: tuple[TaskVector, ...]
+    contributions: Mapping[str, tuple[Contribution, ...]]
     coverage: tuple[Coverage, ...]
     unmatched: Mapping[int, tuple[str, ...]]
-    dropped: tuple[str, ...]
-    accelerator: Accelerator | None = None
+    accelerator: Accelerator | None
+    configs: Path | None
+    target: Path
+    layout: str
+    files: tuple[PlannedFile, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -176,35 +188,111 @@ class Plan:
         }
 
 
-def plan_fuse(
-    base: Model, terms: Iterable[Term], target: Path, options: Options, accelerator: Accelerator | None = None
-) -> Plan:
-    """Match every term against the base and lay out the result.
+Open = Callable[[Source, str], TensorSource]  # a source, and what messages call it
 
-    ``target``: a file, or the folder of a diffusers layout. Raises UnmatchedKeysError, ShapeMismatchError,
-    NoEffectError (a term brings nothing), FormatError.
+
+def plan(
+    merge: Merge,
+    *,
+    opened: Open | None = None,
+    base: Model | None = None,
+    dry_run: bool = False,
+    weights_only: bool = False,
+) -> Plan:
+    """Resolve every reference, read headers, match the terms, and lay the files out.
+
+    No safetensors is downloaded yet, so that what does not fit is refused before (``Plan.fetch`` does it); a
+    ``dry_run`` downloads no pickle either. ``opened``: how a source is opened; ``base``: where it is opened already.
+    ``weights_only``: a diffusers folder's configs are not looked for.
+
+    Raises NotFoundError, FormatError, OptionError, and every IncompatibleError: UnmatchedKeysError,
+    ShapeMismatchError, NoEffectError (a term brings nothing).
     """
-    terms = tuple(terms)
+    opened = opened or partial(_open, pickles=not dry_run)
+    base = base or identify(opened(merge.base, "base"))
+    layout = merge.output.layout or base.layout
+    configs = None
+    if layout == DIFFUSERS != base.layout and not weights_only:
+        configs = refs.configs(merge.config_from or f"{refs.HUB}{base.arch.hub}")
+        check_configs(configs, base)
+    kinds = [term.kind for term in merge.terms]
+    sources = [term.source or Source(_file_of(kind, base)) for term, kind in zip(merge.terms, kinds, strict=True)]
+    weights = [BlockWeights() if not term.blocks else parse_block_weights(blocks_text(term.blocks), base)
+               for term in merge.terms]  # fmt: skip
+    vectors = tuple(
+        task_vector(
+            term.name,
+            opened(source, term.name),
+            term.strength,
+            base,
+            origin=opened(term.made_from, "style base") if term.made_from else None,
+            weights=factors,
+        )
+        for term, source, factors in zip(merge.terms, sources, weights, strict=True)
+    )
     spellings = aliases(base)
-    matches = [match(index, term, base, spellings) for index, term in enumerate(terms)]
-    for term, matched in zip(terms, matches, strict=True):
-        _check(term, matched, base, allow_unmatched=options.allow_unmatched)
-    layout = options.layout or base.layout
-    chosen, dropped = drafts(base, layout, drop_ema=options.drop_ema)
-    contributions = _by_parameter(matches)
+    matches = [match(index, vector, base, spellings) for index, vector in enumerate(vectors)]
+    for vector, matched in zip(vectors, matches, strict=True):
+        _check(vector, matched, base, allow_unmatched=merge.allow_unmatched)
+    planned = Plan(
+        merge,
+        base,
+        vectors,
+        _by_parameter(matches),
+        tuple(_coverage(matches)),
+        {index: matched.unmatched for index, matched in enumerate(matches) if matched.unmatched},
+        next((kind for term, kind in zip(merge.terms, kinds, strict=True) if kind and term.strength), None),
+        configs,
+        _target(merge, layout),
+        layout,
+    )
+    return lay_out(planned, drop_ema=merge.output.drop_ema)
+
+
+def _open(source: Source, what: str, *, pickles: bool) -> TensorSource:
+    return open_reference(source.reference, what, source.variant, pickles=pickles)
+
+
+def _file_of(kind: Accelerator | None, base: Model) -> str:
+    assert kind  # a term has a source or an accelerator
+    return kind.file(base.arch)
+
+
+def _target(merge: Merge, layout: str) -> Path:
+    """The output as asked for, else ``base-style-lcm`` in this folder; a file's name ends in .safetensors."""
+    style = [term.source.reference for term in merge.terms if term.name == STYLE and term.source]
+    names = [*(Path(reference).stem for reference in (merge.base.reference, *style)), LCM]
+    target = merge.output.path or Path("-".join(names))
+    return target if layout == DIFFUSERS else safetensors_name(target)
+
+
+def safetensors_name(target: Path) -> Path:
+    """With the suffix, where it has none. Raises OutputError for a pickle's."""
+    if target.suffix == SAFETENSORS:
+        return target
+    if target.suffix in PICKLES:
+        raise OutputError(f"{target}: {target.suffix} files can hold code and are not written", "name it .safetensors")
+    return target.with_name(target.name + SAFETENSORS)
+
+
+def lay_out(planned: Plan, *, drop_ema: bool) -> Plan:
+    """The plan with the files of its target and layout. Raises FormatError where the layout has no name for a part."""
+    chosen, dropped = drafts(planned.base, planned.layout, drop_ema=drop_ema)
+    dtype = OUTPUT_DTYPES[planned.merge.output.dtype] if planned.merge.output.dtype else None
     files = tuple(
         file
         for folder, group in by_folder(chosen)
         for file in _shards(
-            folder, target, [_planned(draft, contributions, options) for draft in group], _limit(base, folder, options)
+            folder,
+            planned.target,
+            [_planned(draft, planned.contributions, dtype) for draft in group],
+            _limit(planned, folder),
         )
     )
-    unmatched = {index: matched.unmatched for index, matched in enumerate(matches) if matched.unmatched}
-    coverage = tuple(_coverage(matches))
-    return Plan(base, terms, options, target, layout, files, coverage, unmatched, dropped, accelerator)
+    return replace(planned, files=files, dropped=dropped)
 
 
-def _check(term: Term, matched: Matched, base: Model, *, allow_unmatched: bool) -> None:
+def _check(term: TaskVector, matched: Matched, base: Model, *, allow_unmatched: bool) -> None:
     if matched.unmatched and not (allow_unmatched and matched.contributions):
         raise unmatched_error(
             term, matched.unmatched, len(matched.contributions) + len(matched.unmatched), base
@@ -226,10 +314,10 @@ def _by_parameter(matches: list[Matched]) -> dict[str, tuple[Contribution, ...]]
 
 
 def _planned(
-    draft: Draft, contributions: Mapping[str, tuple[Contribution, ...]], options: Options
+    draft: Draft, contributions: Mapping[str, tuple[Contribution, ...]], wanted: DType | None
 ) -> PlannedTensor:
     stored = draft.operands[0].dtype
-    dtype = options.dtype if options.dtype and draft.converts and stored.floating else stored
+    dtype = wanted if wanted and draft.converts and stored.floating else stored
     pieces = tuple(
         Piece(operand, dtype, draft.transposed, contributions.get(operand.name, ()))
         for operand in draft.operands
@@ -237,12 +325,13 @@ def _planned(
     return PlannedTensor(TensorSpec(draft.name, dtype, draft.shape), pieces)
 
 
-def _limit(base: Model, folder: str, options: Options) -> int | None:
+def _limit(planned: Plan, folder: str) -> int | None:
     """The largest file that is allowed: as asked for, else as the base's shards are, where it has shards."""
-    if options.max_shard_bytes or options.layout not in (None, base.layout):
-        return options.max_shard_bytes
+    asked = planned.merge.output.max_shard_bytes
+    if asked or planned.layout != planned.base.layout:
+        return asked
     sizes: Counter[Path] = Counter()
-    for info in base.source:
+    for info in planned.base.source:
         if info.name.startswith(f"{folder}." if folder else ""):
             sizes[info.path] += info.nbytes
     return max(sizes.values()) if len(sizes) > 1 else None

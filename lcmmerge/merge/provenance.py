@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lcmmerge.archs import Model
 from lcmmerge.errors import AlreadyFusedError
 from lcmmerge.merge.plan import Plan
-from lcmmerge.merge.terms import Checkpoint, Term
+from lcmmerge.merge.spec import Source
+from lcmmerge.merge.terms import Checkpoint
 from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import TensorSource
@@ -35,9 +37,7 @@ def placeholders(sources: Iterable[str]) -> dict[str, str]:
     return {key: key.ljust(64, "0") for key in sources}
 
 
-def metadata(
-    plan: Plan, rounding_seed: int | None, hashes: Mapping[str, str], sha256: str
-) -> dict[str, str]:
+def metadata(plan: Plan, hashes: Mapping[str, str], sha256: str) -> dict[str, str]:
     """A file's metadata. ``hashes``: of the plan's sources, as far as known; ``sha256``: of the file's tensor bytes."""
     names = [name_of(plan.base.source.path), *(name_of(term.path) for term in plan.terms)]
     inherited = {key: value for key, value in plan.base.source.metadata.items() if key != HASH}
@@ -49,7 +49,7 @@ def metadata(
         "modelspec.title": " + ".join(Path(name).stem for name in names),
         "modelspec.merged_from": ", ".join(names),
         HASH: f"0x{sha256}",
-        RECIPE: canonical_json(_recipe(plan, rounding_seed, hashes)),
+        RECIPE: canonical_json(recorded(plan, hashes)),
         MODELS: canonical_json(_models(plan, hashes)),
     }
 
@@ -58,37 +58,31 @@ def _architecture(base: Model) -> str:
     return base.arch.modelspec + ("" if base.purpose == "base" else f"/{base.purpose}")
 
 
-def _recipe(plan: Plan, rounding_seed: int | None, hashes: Mapping[str, str]) -> dict[str, Any]:
-    options = plan.options
-    return {
-        "type": "lcmmerge",
-        "version": __version__,
-        "base": _named(plan.base.source, hashes.get("base")),
-        "terms": [_term(plan, index, term, hashes) for index, term in enumerate(plan.terms)],
-        "dtype": options.dtype.name if options.dtype else None,
-        "layout": plan.layout,
-        "drop_ema": options.drop_ema,
-        "allow_unmatched": options.allow_unmatched,
-        "rounding_seed": rounding_seed,
-        "sampling": plan.accelerator.sampling.as_dict() if plan.accelerator else None,
-        **({"recipe_sha256": options.recipe} if options.recipe else {}),
-    }
-
-
-def _term(plan: Plan, index: int, term: Term, hashes: Mapping[str, str]) -> dict[str, Any]:
-    key = f"terms.{index}"
+def recorded(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """The merge as a file tells it: sources by their names and sha256, the layout that it has."""
     found = plan.sources
-    recorded: dict[str, Any] = {"term": term.name, "lambda": term.strength, **_named(found[key], hashes[key])}
-    if f"{key}.base" in found:
-        recorded["tuned_from"] = _named(found[f"{key}.base"], hashes[f"{key}.base"])
-    if term.weights.factors:
-        recorded["block_weights"] = dict(term.weights.factors)
-    return recorded
+    terms = [
+        replace(
+            term,
+            source=_named(found[f"terms.{index}"], hashes.get(f"terms.{index}")),
+            blocks=dict(vector.weights.factors),
+            made_from=_named(found[origin], hashes.get(origin)) if (origin := f"terms.{index}.base") in found else None,
+        )
+        for index, (term, vector) in enumerate(zip(plan.merge.terms, plan.terms, strict=True))
+    ]
+    merge = replace(
+        plan.merge,
+        base=_named(plan.base.source, hashes.get("base")),
+        terms=tuple(terms),
+        output=replace(plan.merge.output, layout=plan.layout),
+        config_from=None,
+    )
+    sampling = plan.accelerator.sampling.as_dict() if plan.accelerator else None
+    return {**merge.to_dict(), "version": __version__, "sampling": sampling}
 
 
-def _named(source: TensorSource, sha256: str | None) -> dict[str, str | None]:
-    named = {"name": name_of(source.path), "sha256": sha256}
-    return named | {"variant": source.variant} if source.variant else named
+def _named(source: TensorSource, sha256: str | None) -> Source:
+    return Source(name_of(source.path), sha256, source.variant)
 
 
 def _models(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -99,9 +93,14 @@ def _models(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
 
 
 def recorded_models(source: TensorSource) -> dict[str, Any]:
-    """The models that a checkpoint's metadata says it was made of; empty where it says nothing readable."""
+    """The models that a checkpoint's metadata says it was made of."""
+    return record_of(source, MODELS)
+
+
+def record_of(source: TensorSource, key: str) -> dict[str, Any]:
+    """The JSON object that a file's metadata hold under ``key``; empty where they hold nothing readable."""
     try:
-        recorded = json.loads(source.metadata.get(MODELS, "{}"))
+        recorded = json.loads(source.metadata.get(key, "{}"))
     except (ValueError, RecursionError):
         return {}
     return recorded if isinstance(recorded, dict) else {}

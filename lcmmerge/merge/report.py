@@ -33,6 +33,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
+    """What a fuse did."""
+
     output: str
     nbytes: int
     sha256: dict[str, str]

@@ -17,6 +17,7 @@ from lcmmerge.merge.outcome import Layer
 from lcmmerge.merge.pipeline import one_thread_each
 from lcmmerge.merge.plan import Piece, Plan
 from lcmmerge.tensors.blockio import Files
+from lcmmerge.tensors.source import unchanged
 
 Read = Callable[[str], Tensor]  # canonical name (a leftover's: the stored one) → tensor in its canonical shape
 
@@ -40,7 +41,7 @@ def merged(plan: Plan, device: str = "cpu") -> Iterator[Read]:
         for tensor in file.tensors
         for piece in tensor.pieces
     }
-    with Files() as files, one_thread_each():
+    with unchanged(plan.sources.values()), Files() as files, one_thread_each():
         computer = Computer(files, device, rounding_seed=None)
         yield lambda name: _compute(pieces[name], computer, device)
 

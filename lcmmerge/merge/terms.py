@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, read_adapter
-from lcmmerge.archs import Model, guess_architecture, identify, likely_architectures
-from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError, ShapeMismatchError, UnmatchedKeysError
+from lcmmerge.archs import Model, Parameter, guess_architecture, identify, likely_architectures
+from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
 from lcmmerge.merge.blocks import BlockWeights
 from lcmmerge.merge.operand import Operand
 from lcmmerge.tensors import TensorSource
@@ -50,8 +49,11 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
-    """``name``: ``style``, ``lcm``, or the stem of another adapter's file. ``strength``: λ."""
+class TaskVector:
+    """A term that was opened: what is added, and λ.
+
+    ``name``: ``style``, ``lcm``, or the stem of another adapter's file. ``strength``: λ.
+    """
 
     name: str
     path: Path
@@ -68,7 +70,7 @@ class Matched:
     unmatched: tuple[str, ...]
 
 
-def term_of(
+def task_vector(
     name: str,
     source: TensorSource,
     strength: float,
@@ -76,12 +78,11 @@ def term_of(
     *,
     origin: TensorSource | None = None,
     weights: BlockWeights | None = None,
-) -> Term:
+) -> TaskVector:
     """An adapter, or a checkpoint that was tuned from ``origin`` (default: ``base``), by its headers.
 
     Raises FormatError, IncompatibleError.
     """
-    check_strength(name, strength)
     adapter = read_adapter(source)
     content: AdapterFile | Checkpoint = adapter
     if not adapter.patches:
@@ -93,17 +94,20 @@ def term_of(
                 f"its first tensor is {next(iter(source.tensors), 'missing')!r}; look at it with `lcmmerge inspect`",
             ) from None
         content = Checkpoint(tuned, identify(origin) if origin else base)
-    return Term(name, source.path, strength, content, weights or BlockWeights())
+    return TaskVector(name, source.path, strength, content, weights or BlockWeights())
 
 
-def check_strength(name: str, strength: float) -> None:
-    """Raises LcmMergeError where λ is no number that a weight could be multiplied by."""
-    if not isfinite(strength):
-        raise LcmMergeError(f"λ of {name}: no finite number", "give one such as 0.8")
+def check_floating(source: TensorSource, name: str, parameter: Parameter) -> None:
+    """Raises IncompatibleError for integers, which are weights only together with scales that lie elsewhere."""
+    if not parameter.info.dtype.floating:
+        raise IncompatibleError(
+            f"{source.path}: {name} is in {parameter.info.dtype.torch_name}, and λτ is added to floating point only",
+            "take the checkpoint from before it was quantised",
+        )
 
 
-def match(index: int, term: Term, base: Model, aliases: Mapping[str, str]) -> Matched:
-    """Find the home of everything that ``term`` brings. Raises ShapeMismatchError where it does not fit."""
+def match(index: int, term: TaskVector, base: Model, aliases: Mapping[str, str]) -> Matched:
+    """Find the home of everything that ``term`` brings. Raises ShapeMismatchError, IncompatibleError (integers)."""
     if isinstance(term.content, Checkpoint):
         return _match_checkpoint(index, term, term.content, base)
     contributions: dict[str, Contribution] = {}
@@ -120,6 +124,7 @@ def match(index: int, term: Term, base: Model, aliases: Mapping[str, str]) -> Ma
                 f"{term.path}: two of its keys patch {name}",
                 "the file mixes two naming schemes: export it again",
             )
+        check_floating(base.source, name, base.parameters[name])
         _, adapter = algorithm(patch)
         if misfit := adapter.fit(patch, base.parameters[name].shape):
             raise _misfit(term, patch.key, misfit, base)
@@ -128,7 +133,7 @@ def match(index: int, term: Term, base: Model, aliases: Mapping[str, str]) -> Ma
     return Matched(contributions, tuple(dict.fromkeys(unmatched)))
 
 
-def _match_checkpoint(index: int, term: Term, content: Checkpoint, base: Model) -> Matched:
+def _match_checkpoint(index: int, term: TaskVector, content: Checkpoint, base: Model) -> Matched:
     contributions: dict[str, Contribution] = {}
     unmatched = []
     for name, parameter in content.tuned.parameters.items():
@@ -138,14 +143,17 @@ def _match_checkpoint(index: int, term: Term, content: Checkpoint, base: Model) 
             continue
         if not parameter.shape == origin.shape == home.shape:
             raise _misfit(term, name, f"it is {list(parameter.shape)}, the base's {list(home.shape)}", base)
-        if parameter.info.dtype.floating:
+        if any(item.info.dtype.floating for item in (parameter, origin, home)):
+            sources = (content.tuned.source, content.origin.source, base.source)
+            for source, item in zip(sources, (parameter, origin, home), strict=True):
+                check_floating(source, name, item)
             tuned, start = Operand.of_parameter(name, parameter), Operand.of_parameter(name, origin)
             strength = term.strength * term.weights.of(name, base)
             contributions[name] = Difference(index, strength, tuned, start)
     return Matched(contributions, tuple(unmatched))
 
 
-def made_elsewhere(term: Term, base: Model) -> str:
+def made_elsewhere(term: TaskVector, base: Model) -> str:
     """The architecture that an adapter's names speak for, where it is not the base's; else empty."""
     if isinstance(term.content, Checkpoint):
         return ""
@@ -153,11 +161,11 @@ def made_elsewhere(term: Term, base: Model) -> str:
     return " or ".join(arch.title for arch in likely if base.arch not in likely)
 
 
-def _misfit(term: Term, key: str, misfit: str, base: Model) -> ShapeMismatchError:
+def _misfit(term: TaskVector, key: str, misfit: str, base: Model) -> ShapeMismatchError:
     return ShapeMismatchError(f"{term.path}: {key}: {misfit}", likely_cause(term, base))
 
 
-def unmatched_error(term: Term, unmatched: tuple[str, ...], total: int, base: Model) -> UnmatchedKeysError:
+def unmatched_error(term: TaskVector, unmatched: tuple[str, ...], total: int, base: Model) -> UnmatchedKeysError:
     few = ", ".join(unmatched[:3]) + (", …" if len(unmatched) > 3 else "")
     message = (
         f"{term.path}: {len(unmatched)} of its {total} keys have no home in {base.source.path.name}: {few}"
@@ -165,7 +173,7 @@ def unmatched_error(term: Term, unmatched: tuple[str, ...], total: int, base: Mo
     return UnmatchedKeysError(message, f"{likely_cause(term, base)}; --allow-unmatched merges the rest")
 
 
-def likely_cause(term: Term, base: Model) -> str:
+def likely_cause(term: TaskVector, base: Model) -> str:
     """Why a term does not fit, as far as names tell."""
     if isinstance(term.content, Checkpoint):
         return f"the checkpoint is {term.content.tuned.arch.title}, the base {base.arch.title}"

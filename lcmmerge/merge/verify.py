@@ -19,7 +19,7 @@ from lcmmerge.merge.execute import execute
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan, PlannedFile, PlannedTensor
 from lcmmerge.merge.provenance import HASH
-from lcmmerge.merge.recorded import read_recipe, replan
+from lcmmerge.merge.recorded import read_merge, replan
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DType, TensorInfo, TensorSource
 from lcmmerge.tensors.blockio import PAGE, Buffer, Files
@@ -42,7 +42,10 @@ class Different:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """``stale``: files whose recorded hash is not that of the recomputed tensors, in the file's order."""
+    """What a recomputed merge says of a file.
+
+    ``stale``: files whose recorded hash is not that of the recomputed tensors, in the file's order.
+    """
 
     path: Path
     tensors: int
@@ -140,8 +143,7 @@ def verify(
     Raises FormatError (no merge of ours), NotFoundError, VerificationError (a source is another one), and what a merge
     does.
     """
-    recipe = read_recipe(source)
-    plan = replan(recipe, source.path, places)
+    plan = replan(read_merge(source), source.path, places)
     files, different = _as_stored(plan, source)
     for wanted in (source, *plan.sources.values()):
         wanted.fetch()
@@ -159,7 +161,7 @@ def verify(
             replace(plan, files=tuple(planned)),
             Path(),
             lambda file, sha256, *, final: {},
-            replace(settings, rounding_seed=recipe.rounding_seed),
+            settings,
             progress,
             open_writer,
         )

@@ -11,20 +11,18 @@ from typing import Any
 from lcmmerge import refs
 from lcmmerge.accelerators import Accelerator
 from lcmmerge.archs import Model, identify
-from lcmmerge.errors import RecipeError
+from lcmmerge.errors import LockError, RecipeError
 from lcmmerge.merge import provenance
-from lcmmerge.merge.blocks import parse_block_weights
-from lcmmerge.merge.configs import check_configs
 from lcmmerge.merge.outcome import Settings
-from lcmmerge.merge.plan import Options, Plan, plan_fuse
-from lcmmerge.merge.terms import Term as PlannedTerm
-from lcmmerge.merge.terms import term_of
-from lcmmerge.recipe.loader import Cell
-from lcmmerge.recipe.schema import Fuse, Term
+from lcmmerge.merge.plan import Plan, plan
+from lcmmerge.merge.spec import Merge, Source, Term, Written
+from lcmmerge.recipe.loader import MatrixCell
+from lcmmerge.recipe.lock import RELOCK
+from lcmmerge.recipe.schema import Fuse, RecipeTerm
 from lcmmerge.recipe.sources import Found, Sources
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import TensorSource
-from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.remote import open_reference
 from lcmmerge.version import __version__
 
@@ -44,16 +42,15 @@ class Input:
 class Build:
     """One output's merge. ``key``: sha256 of everything its bytes depend on; ``inputs``: role → source."""
 
-    cell: Cell
+    cell: MatrixCell
     plan: Plan
-    configs: Path | None
     settings: Settings
     inputs: Mapping[str, Input]
     key: str
 
 
 def builds(
-    cells: tuple[Cell, ...], sources: Sources, out: Path, settings: Settings, *, dry_run: bool
+    cells: tuple[MatrixCell, ...], sources: Sources, out: Path, settings: Settings, *, dry_run: bool
 ) -> tuple[Build, ...]:
     """No weights are downloaded yet, and for a ``dry_run`` neither pickles nor tokenizers.
 
@@ -65,13 +62,27 @@ def builds(
     return tuple(_build(cell, models[cell.fuse.base], inputs, out, settings) for cell in cells)
 
 
+def refuse_drifted(build: Build) -> None:
+    """Read every source anew: a failing disk, or a damaged cache, shows in the bytes alone. Raises LockError."""
+    drifted = [
+        f"{item.found.name}: {file} has another sha256"
+        for item in build.inputs.values()
+        for name, sha256 in item.found.locked.hashes.items()
+        if (file := (item.path if item.path.is_dir() else item.path.parent) / name).is_file()
+        and sha256_of([file], reread=True) != sha256
+    ]
+    if drifted:
+        raise LockError(f"{build.cell.name}: its sources are not those of the lock", RELOCK, drifted)
+
+
 def _input(found: Found, *, dry_run: bool) -> Input:
     if found.configs:
         return Input(found, refs.configs(found.reference, tokenizers=not dry_run), None)
     source = open_reference(found.reference, found.name, found.locked.variant, pickles=not dry_run)
-    if found.locked.commit is None:  # what is on the Hub has its hashes from there
+    if found.states:  # what is on the Hub has its hashes from there
         folder = source.path if source.path.is_dir() else source.path.parent
-        source = replace(source, sha256={folder / file: sha256 for file, sha256 in found.locked.hashes.items()})
+        known = {folder / file: sha256 for file, sha256 in found.locked.hashes.items()}
+        source = replace(source, sha256=known, states={**source.states, **found.states})
     return Input(found, source.path, source)
 
 
@@ -80,7 +91,7 @@ def _opened(item: Input) -> TensorSource:
     return item.opened
 
 
-def _build(cell: Cell, base: Model, inputs: Mapping[str, Input], out: Path, settings: Settings) -> Build:
+def _build(cell: MatrixCell, base: Model, inputs: Mapping[str, Input], out: Path, settings: Settings) -> Build:
     fuse = cell.fuse
     layout = fuse.layout or base.layout
     roles = _roles(fuse, inputs)
@@ -92,15 +103,20 @@ def _build(cell: Cell, base: Model, inputs: Mapping[str, Input], out: Path, sett
                 f"name a source with the configs, such as hf://{base.arch.hub}",
             )
         configs = roles["config_from"].path
-        check_configs(configs, base)
-    settings = replace(settings, rounding_seed=fuse.seed if fuse.rounding == "stochastic" else None)
-    kind = _accelerator(fuse, roles)
+    seed = fuse.seed if fuse.rounding == "stochastic" else None
     target = out / cell.name / f"{cell.name}.safetensors" if layout != DIFFUSERS else out / cell.name
-    terms = [_term(name, term, base, roles) for name, term in fuse.terms.items()]
-    key = _key(cell, roles, layout, kind, settings)
-    dtype = OUTPUT_DTYPES[fuse.dtype] if fuse.dtype else None
-    options = Options(dtype, fuse.layout, fuse.drop_ema, fuse.max_shard_size, fuse.allow_unmatched, key)
-    return Build(cell, plan_fuse(base, terms, target, options, kind), configs, settings, roles, key)
+    key = _key(cell, roles, layout, _accelerator(fuse, roles), settings, seed)
+    merge = Merge(
+        _source(roles["base"]),
+        [_term(name, term, roles) for name, term in fuse.terms.items()],
+        output=Written(target, fuse.layout, fuse.dtype, fuse.max_shard_size, fuse.drop_ema, seed),
+        config_from=str(configs) if configs else None,
+        allow_unmatched=fuse.allow_unmatched,
+        recipe=key,
+    )
+    opened = {_source(item): item for item in roles.values()}
+    planned = plan(merge, opened=lambda source, _: _opened(opened[source]), base=base)
+    return Build(cell, planned, settings, roles, key)
 
 
 def _roles(fuse: Fuse, sources: Mapping[str, Input]) -> dict[str, Input]:
@@ -115,22 +131,21 @@ def _roles(fuse: Fuse, sources: Mapping[str, Input]) -> dict[str, Input]:
     return roles
 
 
-def _term(name: str, term: Term, base: Model, roles: Mapping[str, Input]) -> PlannedTerm:
-    tuned_from = roles.get(f"terms.{name}.tuned_from")
-    weights = weights_text(term)
-    return term_of(
+def _source(item: Input) -> Source:
+    """By its reference, not its path: what was baked before may have left the Hub's cache since."""
+    return Source(item.found.reference, variant=item.found.locked.variant)
+
+
+def _term(name: str, term: RecipeTerm, roles: Mapping[str, Input]) -> Term:
+    item, tuned_from = roles[f"terms.{name}"], roles.get(f"terms.{name}.tuned_from")
+    return Term(
         name,
-        _opened(roles[f"terms.{name}"]),
+        _source(item),
         term.strength,
-        base,
-        origin=_opened(tuned_from) if tuned_from else None,
-        weights=parse_block_weights(weights, base) if weights else None,
+        term.block_weights or {},
+        _source(tuned_from) if tuned_from else None,
+        item.found.accelerator.name if item.found.accelerator else None,
     )
-
-
-def weights_text(term: Term) -> str:
-    """A term's block weights as ``--block-weights`` has them."""
-    return ",".join(f"{span}={factor!r}" for span, factor in (term.block_weights or {}).items())
 
 
 def _accelerator(fuse: Fuse, roles: Mapping[str, Input]) -> Accelerator | None:
@@ -139,7 +154,10 @@ def _accelerator(fuse: Fuse, roles: Mapping[str, Input]) -> Accelerator | None:
     return next(filter(None, kinds), None)
 
 
-def _key(cell: Cell, roles: Mapping[str, Input], layout: str, kind: Accelerator | None, settings: Settings) -> str:
+def _key(
+    cell: MatrixCell, roles: Mapping[str, Input], layout: str, kind: Accelerator | None, settings: Settings,
+    seed: int | None,
+) -> str:  # fmt: skip
     """File names count: the output's metadata tell them."""
     fuse = cell.fuse
     return step_key("fuse", VERSION, {
@@ -154,7 +172,7 @@ def _key(cell: Cell, roles: Mapping[str, Input], layout: str, kind: Accelerator 
         ],
         "options": fuse.model_dump(include={"dtype", "drop_ema", "max_shard_size", "allow_unmatched"}),
         "sampling": kind.sampling.as_dict() if kind else None,
-        "rounding_seed": settings.rounding_seed,
+        "rounding_seed": seed,
         "device": settings.device.partition(":")[0],
     })  # fmt: skip
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
+from lcmmerge import markdown
 from lcmmerge.accelerators import Sampling
 from lcmmerge.output import size
 from lcmmerge.recipe.builds import Build, Input
@@ -14,13 +14,14 @@ from lcmmerge.recipe.lock import Locked
 from lcmmerge.recipe.manifest import Record
 from lcmmerge.refs import name_of
 
+WORD = re.compile(r"[\w.+-]{1,64}")  # a licence as the Hub has it
 VERSION = 1  # of what a card says; a change makes finished cards stale
 
 
 def card(build: Build, fused: Record, description: str | None) -> str:
     """The same output of the same recipe has the same card."""
-    front = yaml.safe_dump(_front(build), sort_keys=False, allow_unicode=True)
-    sections = [f"---\n{front}---\n", f"# {build.cell.name}\n", *_body(build, fused, description)]
+    title = f"# {markdown.text(build.cell.name)}\n"
+    sections = [markdown.front(_front(build)), title, *_body(build, fused, description)]
     return "\n".join(sections)
 
 
@@ -51,7 +52,8 @@ def facts(build: Build, description: str | None) -> dict[str, Any]:
 def _front(build: Build) -> dict[str, Any]:
     repos = dict.fromkeys(_repo(item.found.locked) for item in build.inputs.values() if item.found.locked.uri)
     stated = set(stated_licences(build).values())
-    licence = {"license": stated.pop() if len(stated) == 1 else "other"} if stated else {}
+    one = stated.pop() if len(stated) == 1 else ""
+    licence = {"license": one if WORD.fullmatch(one) else "other"} if stated or one else {}
     models = {"base_model": list(repos), "base_model_relation": "merge"} if repos else {}
     tags = ["lcmmerge", "merge", "lora", "text-to-image"]
     return {**models, **licence, "library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": tags}
@@ -60,7 +62,7 @@ def _front(build: Build) -> dict[str, Any]:
 def _body(build: Build, fused: Record, description: str | None) -> Iterator[str]:
     plan = build.plan
     if description:
-        yield f"{description.strip()}\n"
+        yield f"{markdown.paragraphs(description)}\n"
     terms = " + ".join(f"{term.strength:g}·τ({term.name})" for term in plan.terms)
     yield f"{plan.base.arch.title}, made by lcmmerge: θ′ = θ + {terms}\n"
     if plan.accelerator:
@@ -70,18 +72,18 @@ def _body(build: Build, fused: Record, description: str | None) -> Iterator[str]
     yield "| role | λ | source | licence | sha256 |\n| --- | --- | --- | --- | --- |"
     yield "\n".join(_rows(build)) + "\n"
     if doubt := disagreement(build):
-        yield f"**{doubt}.**\n"
+        yield f"**{markdown.text(doubt)}.**\n"
     yield "## Files\n"
     yield "| file | size | sha256 |\n| --- | --- | --- |"
     yield "\n".join(_files(fused)) + "\n"
     yield "## Recipe\n"
-    yield f"```yaml\n{yaml.safe_dump(effective(build), sort_keys=False, allow_unicode=True)}```\n"
+    yield f"{markdown.fenced(effective(build))}\n"
     yield f"sha256 of all that it depends on: `{build.key}`\n"
 
 
 def _files(fused: Record) -> Iterator[str]:
     for path, item in fused.outputs.items():
-        yield f"| {path} | {size(item['bytes'])} | `{item['sha256']}` |"
+        yield f"| {markdown.text(path)} | {size(item['bytes'])} | {markdown.code(item['sha256'])} |"
 
 
 def _drawing(sampling: Sampling) -> str:
@@ -95,9 +97,9 @@ def _rows(build: Build) -> Iterator[str]:
     strengths = {f"terms.{term.name}": f"{term.strength:g}" for term in build.plan.terms}
     for role, item in build.inputs.items():
         locked = item.found.locked
-        hashes = "<br>".join(f"{path} `{sha256[:16]}…`" for path, sha256 in locked.hashes.items())
-        origin = _origin(locked, name_of(item.path))
-        yield f"| {role} | {strengths.get(role, '')} | {origin} | {locked.license or ''} | {hashes} |"
+        files = (f"{markdown.text(path)} {markdown.text(sha256[:16])}…" for path, sha256 in locked.hashes.items())
+        cells = (role, strengths.get(role, ""), _origin(locked, name_of(item.path)), locked.license or "")
+        yield f"| {' | '.join(map(markdown.text, cells))} | {'<br>'.join(files)} |"
 
 
 def effective(build: Build) -> dict[str, Any]:

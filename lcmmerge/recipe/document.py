@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from lcmmerge.errors import NotFoundError, RecipeError
+from lcmmerge.refs.files import read_bytes
 
 Place = tuple[str | int, ...]
 
@@ -58,7 +59,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """``tree``: mappings, lists and scalars. ``lines``: where each place of it stands, from 1."""
+    """A recipe file as it was written.
+
+    ``tree``: mappings, lists and scalars. ``lines``: where each place of it stands, from 1.
+    """
 
     name: str
     tree: Any
@@ -82,7 +86,7 @@ class _Reading:
 def read_document(path: Path) -> Document:
     """Raises NotFoundError, RecipeError."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, MAX_BYTES)
     except OSError as error:
         raise NotFoundError(f"recipe {path}: cannot be read ({error.strerror})", "check the path") from None
     try:
@@ -116,8 +120,6 @@ def invalid(name: str, faults: list[Fault]) -> RecipeError:
 
 def _compose(text: str, name: str) -> yaml.Node | None:
     """The graph of nodes: anchors are shared in it, not expanded."""
-    if len(text) > MAX_BYTES:
-        raise RecipeError(f"{name}: is larger than 1 MiB", "is it a recipe?")
     try:
         node: yaml.Node | None = yaml.compose(text, _CoreLoader)
     except yaml.MarkedYAMLError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ from lcmmerge.tensors import open_source
 VERSION = 1  # of how images are drawn; a change makes finished ones stale
 
 
-def generate(build: Build, section: Generate, baked: Path, folder: Path, output: Output) -> tuple[list[Path], Any]:
-    """Draw into ``folder``, which is emptied first; the images, and how they were drawn, JSON-ready.
+def generate(build: Build, section: Generate, baked: Path, folder: Path, output: Output) -> dict[str, Any]:
+    """Draw into ``folder``, which is made; how the images were drawn, JSON-ready.
 
     Raises RecipeError where the size makes no sense, IncompatibleError where the output draws no images, OutputError,
     NumericError.
     """
     from lcmmerge.archs import identify
-    from lcmmerge.sample import drawable, load, png, presets, quiet_libraries
-    from lcmmerge.sample.draw import draw
-    from lcmmerge.sample.jobs import jobs_of, parse_size
+    from lcmmerge.draw import drawable, load, png, presets, quiet_libraries
+    from lcmmerge.draw.draw import draw
+    from lcmmerge.draw.jobs import jobs_of, parse_size
 
     quiet_libraries()
     model = identify(open_source(baked))
@@ -37,8 +36,7 @@ def generate(build: Build, section: Generate, baked: Path, folder: Path, output:
     except ValueError as error:
         raise RecipeError(f"generate.size: {error}", "such as 512x512") from None
     jobs = jobs_of(section.prompts, size, negative=section.negative, seed=section.seed, count=section.count)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     pipeline = load.load_pipeline(model, configs, dtype, device)
     origin = png.Origin.of(model, None, dtype, device)
     paths = [folder / name for name in png.names_of(jobs)]
@@ -47,7 +45,7 @@ def generate(build: Build, section: Generate, baked: Path, folder: Path, output:
         for path, drawn in zip(paths, drawing, strict=True):
             png.save(drawn, path, preset, origin)
     evaluations = presets.evaluations_of(preset, pipeline)
-    return paths, {"evaluations": evaluations, **png.manner(preset, origin)}
+    return {"evaluations": evaluations, **png.manner(preset, origin)}
 
 
 def _configs(build: Build) -> Path:

@@ -16,12 +16,13 @@ from lcmmerge.recipe.lock import lock_path
 from lcmmerge.recipe.manifest import EXPORTS, IMAGES, STUDIES
 from lcmmerge.recipe.manifest import NAME as MANIFEST
 from lcmmerge.recipe.schema import Export, Fuse, Generate, Recipe, Search, as_source, as_term
+from lcmmerge.refs import files
 
 MAX_CELLS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class MatrixCell:
     """One output, and what is drawn with it. ``name`` is its folder."""
 
     name: str
@@ -37,7 +38,7 @@ class Loaded:
 
     path: Path
     recipe: Recipe
-    cells: tuple[Cell, ...]
+    cells: tuple[MatrixCell, ...]
     unused: tuple[str, ...]
 
 
@@ -51,13 +52,14 @@ def load(path: Path, sets: Sequence[str] = ()) -> Loaded:
     recipes = {label: Recipe.model_validate(tree) for label, tree in trees.items()}
     recipe = next(iter(recipes.values()))
     cells = tuple(
-        Cell(_name(path, cell.fuse, label), cell.fuse, cell.search, cell.generate, cell.export)
+        MatrixCell(_name(path, cell.fuse, label), cell.fuse, cell.search, cell.generate, cell.export)
         for label, cell in recipes.items()
     )
-    reserved = (MANIFEST, lock_path(path).name, IMAGES, STUDIES, EXPORTS)
-    if taken := [cell.name for cell in cells if cell.name in reserved]:
-        place, message = ("fuse", "output"), f"{taken[0]!r} is a name that every run needs"
-        raise invalid(document.name, [Fault(place, message, document.line(place))])
+    place, reserved = ("fuse", "output"), (MANIFEST, lock_path(path).name, IMAGES, STUDIES, EXPORTS)
+    for name in (cell.name for cell in cells):
+        if name in reserved or not files.is_inside(name):
+            reason = "is a name that every run needs" if name in reserved else "cannot name a folder on every system"
+            raise invalid(document.name, [Fault(place, f"{name!r} {reason}", document.line(place))])
     used = set().union(*map(used_sources, trees.values()))
     return Loaded(path, recipe, cells, tuple(name for name in recipe.sources if name not in used))
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcmmerge.errors import LockError
-from lcmmerge.recipe.schema import Source
+from lcmmerge.errors import FormatError, LockError
+from lcmmerge.recipe.schema import RecipeSource
 from lcmmerge.refs import PinnedFile
+from lcmmerge.refs.files import is_inside, read_object
 
 VERSION = 1
+COMMIT = re.compile("[0-9a-f]{40}")
 RELOCK = "look at what changed, then `lcmmerge lock` again"
 
 
@@ -35,7 +38,7 @@ class Locked:
     def nbytes(self) -> int:
         return sum(file.size for file in self.files)
 
-    def names(self, source: Source) -> bool:
+    def names(self, source: RecipeSource) -> bool:
         """Whether this is what the recipe's source says."""
         return (self.reference, self.variant) == (source.reference, source.variant)
 
@@ -66,14 +69,26 @@ def lock_text(lock: Lock) -> str:
 def read_lock(path: Path) -> Lock:
     """Raises LockError."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-        if content["version"] != VERSION:
-            raise LockError(f"{path}: is a lock of version {content['version']}", "use the lcmmerge that wrote it")
-        return {name: _locked(entry) for name, entry in content["sources"].items()}
+        content = read_object(path)
     except OSError as error:
         raise LockError(f"{path}: cannot be read ({error.strerror})", "`lcmmerge lock` writes it") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise LockError(f"{path}: is no lock of lcmmerge, or damaged", RELOCK) from None
+    except ValueError:
+        raise _damaged(path) from None
+    if (version := content.get("version")) != VERSION:
+        raise LockError(f"{path}: is a lock of version {version}", "use the lcmmerge that wrote it")
+    return parse_sources(content.get("sources"), path)
+
+
+def parse_sources(sources: Any, path: Path) -> Lock:
+    """What stands under ``sources`` in the file ``path``. Raises LockError."""
+    try:
+        return {str(name): _locked(entry) for name, entry in sources.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, FormatError):
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> LockError:
+    return LockError(f"{path}: is no lock of lcmmerge, or damaged", RELOCK)
 
 
 def check_lock(lock: Lock, found: Lock, subject: Path) -> None:
@@ -100,7 +115,13 @@ def _drift(name: str, locked: Locked | None, found: Locked) -> Iterator[str]:
 
 
 def _locked(entry: dict[str, Any]) -> Locked:
-    files = tuple(
-        PinnedFile(str(path), int(file["bytes"]), str(file["sha256"])) for path, file in entry["files"].items()
-    )
-    return Locked(entry["reference"], entry["variant"], entry["uri"], entry["commit"], entry["license"], files)
+    """Raises what does not fit: KeyError, TypeError, ValueError."""
+    if not all(is_inside(path) for path in entry["files"]):
+        raise ValueError
+    files = tuple(PinnedFile(path, int(file["bytes"]), str(file["sha256"])) for path, file in entry["files"].items())
+    uri, commit, variant, licence = (entry[key] for key in ("uri", "commit", "variant", "license"))
+    if any(not isinstance(text, str | None) for text in (uri, commit, variant, licence)):
+        raise TypeError
+    if commit is not None and not COMMIT.fullmatch(commit):
+        raise ValueError
+    return Locked(str(entry["reference"]), variant, uri, commit, licence, files)

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from lcmmerge.errors import RecipeError
-from lcmmerge.recipe.manifest import Manifest
+from lcmmerge.recipe.manifest import RunManifest
 from lcmmerge.recipe.schema import Recipe
-from lcmmerge.refs.faults import unpublished
+from lcmmerge.refs.faults import harmless, unpublished
+from lcmmerge.refs.files import inside
 
 
 def repository(recipe: Recipe, *, wanted: bool) -> str | None:
@@ -20,10 +21,11 @@ def repository(recipe: Recipe, *, wanted: bool) -> str | None:
     return recipe.publish.removeprefix("hf://")
 
 
-def upload(repo: str, out: Path, manifest: Manifest) -> str:
+def upload(repo: str, out: Path, manifest: RunManifest) -> str:
     """The commit's URL. One output becomes the repository itself, several a folder each.
 
-    What the Hub holds already is not sent again, so that an upload that was cut goes on. Raises OutputError.
+    What the Hub holds already is not sent again, so that an upload that was cut goes on. Raises OutputError,
+    FormatError of a link.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
@@ -31,13 +33,14 @@ def upload(repo: str, out: Path, manifest: Manifest) -> str:
     if not sys.stderr.isatty():
         disable_progress_bars()
     only = f"{manifest.folders[0]}/" if len(manifest.folders) == 1 else ""
-    files = sorted(path for found in manifest.steps.values() for path in found.outputs)
+    names = sorted(path for found in manifest.steps.values() for path in found.outputs)
+    files = {name.removeprefix(only): inside(out, name) for name in names}
     try:
         api = HfApi()
         api.create_repo(repo, exist_ok=True)
         # Not upload_folder, which cuts large folders into several commits.
-        operations = [CommitOperationAdd(path.removeprefix(only), out / path) for path in files]
+        operations = [CommitOperationAdd(name, path) for name, path in files.items()]
         commit = api.create_commit(repo, operations, commit_message=f"lcmmerge run {manifest.recipe['name']}")
     except Exception as error:  # the Hub client's own errors, its HTTP library's and the disk's share no base
         raise unpublished(error, f"publish {repo!r}", repo) from error
-    return str(commit.commit_url)
+    return harmless(str(commit.commit_url))

@@ -16,28 +16,34 @@ from pathlib import Path
 from typing import Any
 
 from lcmmerge.errors import OutputError
+from lcmmerge.extras import check_installed
 from lcmmerge.merge.fuse import HEADROOM
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.provenance import refuse_fused
 from lcmmerge.output import Output
 from lcmmerge.recipe.actions import Site, do
-from lcmmerge.recipe.builds import Build, builds
+from lcmmerge.recipe.builds import Build, builds, refuse_drifted
 from lcmmerge.recipe.card import disagreement
 from lcmmerge.recipe.checks import checked, refuse_missed
 from lcmmerge.recipe.loader import Loaded
 from lcmmerge.recipe.lock import Lock, check_lock, lock_path, lock_text, read_lock
-from lcmmerge.recipe.manifest import Manifest, read_manifest
+from lcmmerge.recipe.manifest import RunManifest, read_manifest
 from lcmmerge.recipe.sources import Sources, find
-from lcmmerge.recipe.steps import Step, steps
+from lcmmerge.recipe.steps import Step, extras, steps
+from lcmmerge.refs.files import inside, read_bytes
 from lcmmerge.tensors.blockio import output_error
+from lcmmerge.tensors.made import refuse_strangers, strangers
 from lcmmerge.tensors.staging import write_text
 
 GUARD = ".lcmmerge.lock"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """``locked``: the sources must be those of the lock. ``force``: replace what another run wrote."""
+class RunRequest:
+    """What a run is asked for.
+
+    ``locked``: the sources must be those of the lock. ``force``: replace what another run wrote.
+    """
 
     out: Path
     sets: tuple[str, ...] = ()
@@ -47,15 +53,19 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """Everything about a run that is known before the first weight is read."""
+class PreparedRun:
+    """Everything about a run that is known before the first weight is read.
+
+    ``foreign``: files that it replaces, and that no run made.
+    """
 
     loaded: Loaded
-    asked: Asked
+    asked: RunRequest
     lock: Lock
     builds: tuple[Build, ...]
     steps: tuple[Step, ...]
-    before: Manifest
+    before: RunManifest
+    foreign: tuple[Path, ...]
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -63,7 +73,8 @@ class Prepared:
         misfits = (f"{build.cell.name}: {doubt}" for build in self.builds for doubt in build.plan.doubts)
         kept = {build.cell.name for build in self.builds}
         stray = (f"{name} is of an earlier run, and stays as it is" for name in self.before.folders if name not in kept)
-        return (*unused, *misfits, *filter(None, map(disagreement, self.builds)), *stray)
+        lost = (f"{path} is replaced, which no run made" for path in self.foreign)
+        return (*unused, *misfits, *filter(None, map(disagreement, self.builds)), *stray, *lost)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -79,25 +90,29 @@ def lock_of(loaded: Loaded) -> Lock:
     return {name: found.locked for name, found in find(loaded).items()}
 
 
-def prepare(loaded: Loaded, asked: Asked, *, dry_run: bool = False) -> Prepared:
+def prepare(loaded: Loaded, asked: RunRequest, *, dry_run: bool = False) -> PreparedRun:
     """Find the sources, compare them with the lock, plan every output, and see what is done already.
 
-    Raises NotFoundError, FormatError, LockError, OutputError, AlreadyFusedError, and every IncompatibleError.
+    Raises LcmMergeError where an extra that a step needs is not installed, NotFoundError, FormatError, LockError,
+    OutputError, AlreadyFusedError, and every IncompatibleError.
     """
+    check_installed(*extras(loaded.cells))
     sources = _sources(loaded, asked, dry_run=dry_run)
     planned = builds(loaded.cells, sources, asked.out, asked.settings, dry_run=dry_run)
     before = read_manifest(asked.out)
     todo = tuple(steps(planned, before, asked.out, loaded.recipe.description))
-    due = [step.build for step in todo if step.kind == "fuse" and step.due]
-    for build in due:
-        if not asked.force:
-            _refuse_foreign(asked.out / build.cell.name, before)
+    foreign = list(_foreign(todo, before, asked.out))
+    fused = [step.build for step in todo if step.kind == "fuse" and step.due]
+    if not asked.force:
+        refuse_strangers(foreign, asked.out)
+        for build in fused:
             refuse_fused(build.plan)
-    _check_out(asked.out, sum(build.plan.nbytes + HEADROOM for build in due))
-    return Prepared(loaded, asked, {name: found.locked for name, found in sources.items()}, planned, todo, before)
+    _check_out(asked.out, sum(build.plan.nbytes + HEADROOM for build in fused))
+    lock = {name: found.locked for name, found in sources.items()}
+    return PreparedRun(loaded, asked, lock, planned, todo, before, tuple(foreign))
 
 
-def run(loaded: Loaded, asked: Asked, output: Output) -> tuple[Prepared, Manifest]:
+def run(loaded: Loaded, asked: RunRequest, output: Output) -> tuple[PreparedRun, RunManifest]:
     """Do what is not done; everything is downloaded before anything is written.
 
     Raises what ``prepare`` and a merge do, and QualityError once everything is written.
@@ -109,22 +124,31 @@ def run(loaded: Loaded, asked: Asked, output: Output) -> tuple[Prepared, Manifes
         for doubt in prepared.doubts:
             output.warn(doubt)
         manifest = _begin(prepared)
-        site = Site(asked.out, prepared.before, loaded.recipe.description, asked.force, output)
+        site = Site(asked.out, loaded.recipe.description, asked.force, output)
         for step in prepared.steps:
             if step.due:
-                manifest = manifest.with_step(step.name, do(step, manifest, site))
-                manifest.write(asked.out)
+                manifest = do(step, manifest, site)
         return prepared, _end(manifest, prepared)
 
 
-def _fetched(prepared: Prepared) -> Prepared:
+def _fetched(prepared: PreparedRun) -> PreparedRun:
     for step in prepared.steps:
         if step.kind == "fuse" and step.due:
             step.build.plan.fetch()
+            if prepared.asked.locked:
+                refuse_drifted(step.build)
     return prepared
 
 
-def _sources(loaded: Loaded, asked: Asked, *, dry_run: bool) -> Sources:
+def _foreign(todo: tuple[Step, ...], before: RunManifest, out: Path) -> Iterator[Path]:
+    """What the steps would replace, and no run made. Raises FormatError for a link on the way."""
+    made = before.made
+    for step in todo:
+        if step.due:
+            yield from strangers(out, inside(out, step.target), made)
+
+
+def _sources(loaded: Loaded, asked: RunRequest, *, dry_run: bool) -> Sources:
     path = lock_path(loaded.path)
     lock = read_lock(path) if asked.locked or path.exists() else None
     sources = find(loaded, lock, dry_run=dry_run)
@@ -133,22 +157,27 @@ def _sources(loaded: Loaded, asked: Asked, *, dry_run: bool) -> Sources:
     return sources
 
 
-def _begin(prepared: Prepared) -> Manifest:
-    """Record what is done already, and which folders are this run's from now on."""
+def _begin(prepared: PreparedRun) -> RunManifest:
+    """Record what is done already, and what earlier runs made, which is there until a step replaces it."""
     out, loaded = prepared.asked.out, prepared.loaded
     done = {step.name: prepared.before.steps[step.name] for step in prepared.steps if not step.due}
     recipe = {
         "name": loaded.path.name,
-        "sha256": hashlib.sha256(loaded.path.read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(read_bytes(loaded.path)).hexdigest(),
         "set": list(prepared.asked.sets),
     }
-    manifest = Manifest(recipe, tuple(build.cell.name for build in prepared.builds), done)
+    folders = tuple(build.cell.name for build in prepared.builds)
+    sources = {name: locked.as_dict() for name, locked in sorted(prepared.lock.items())}
+    manifest = RunManifest(recipe, folders, done, (), sources, prepared.before.made)
+    manifest = manifest.without_gone(out, {path for record in done.values() for path in record.outputs})
     manifest.write(out)
-    write_text(out / lock_path(loaded.path).name, lock_text(prepared.lock))
+    lock = out / lock_path(loaded.path).name
+    if lock.resolve() != lock_path(loaded.path).resolve():  # the recipe's own is `lcmmerge lock`'s to write
+        write_text(lock, lock_text(prepared.lock))
     return manifest
 
 
-def _end(manifest: Manifest, prepared: Prepared) -> Manifest:
+def _end(manifest: RunManifest, prepared: PreparedRun) -> RunManifest:
     """Compare the figures with the recipe's bounds. Raises QualityError."""
     check = prepared.loaded.recipe.check
     if check is None:
@@ -163,7 +192,7 @@ def _end(manifest: Manifest, prepared: Prepared) -> Manifest:
     return manifest
 
 
-def _found(manifest: Manifest, name: str) -> Mapping[str, Any]:
+def _found(manifest: RunManifest, name: str) -> Mapping[str, Any]:
     records = (manifest.steps.get(f"{kind} {name}") for kind in ("search", "export"))
     return {key: value for record in records if record for key, value in record.figures.items()}
 
@@ -187,14 +216,6 @@ def _alone(out: Path, output: Output) -> Iterator[None]:
             guard.release()
     except OSError as error:
         raise output_error(out, error) from None
-
-
-def _refuse_foreign(folder: Path, before: Manifest) -> None:
-    if folder.exists() and folder.name not in before.folders:
-        raise OutputError(
-            f"{folder}: exists already, and no run of a recipe wrote it",
-            "choose another -o, or replace it with --force",
-        )
 
 
 def _check_out(out: Path, needed: int) -> None:

@@ -16,14 +16,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lcmmerge.accelerators import ACCELERATORS
-from lcmmerge.graphs.targets import targets
+from lcmmerge.draw import SAMPLERS
+from lcmmerge.draw.jobs import MOST_CELLS, MOST_IMAGES, MOST_STEPS
+from lcmmerge.export.targets import targets
+from lcmmerge.merge.outcome import LARGEST
 from lcmmerge.output import parse_size
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
-from lcmmerge.sample import SAMPLERS
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
 SUPPORTED = 1
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+Factor = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]  # of float32
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 
 
@@ -45,7 +48,7 @@ def as_bytes(value: Any) -> Any:
     return parse_size(value) if isinstance(value, str) else value
 
 
-class Source(_Strict):
+class RecipeSource(_Strict):
     """Where a model or an adapter is."""
 
     reference: str = Field(
@@ -58,12 +61,12 @@ class Source(_Strict):
     )
 
 
-class Term(_Strict):
+class RecipeTerm(_Strict):
     """One task vector and its strength."""
 
     source: str | None = Field(None, description="A name of `sources`. Default: the term's own name.")
-    strength: float = Field(1.0, alias="lambda", description="λ.")
-    block_weights: dict[str, float] | None = Field(
+    strength: Factor = Field(1.0, alias="lambda", description="λ.")
+    block_weights: dict[str, Factor] | None = Field(
         None, description="Factors on λ per U-Net block: {IN00-IN05: 0.5, M00: 0}. Others stay at 1."
     )
     tuned_from: str | None = Field(
@@ -75,7 +78,9 @@ class Fuse(_Strict):
     """One standalone checkpoint: θ′ = θ_base + Σ λτ."""
 
     base: str = Field(description="A name of `sources`.")
-    terms: dict[Word, Annotated[Term, BeforeValidator(as_term, json_schema_input_type=float | Term)]] = Field(
+    terms: dict[
+        Word, Annotated[RecipeTerm, BeforeValidator(as_term, json_schema_input_type=float | RecipeTerm)]
+    ] = Field(
         min_length=1, description="Name → λ, or {source, lambda, block_weights, tuned_from}. Added in this order."
     )
     output: Name | None = Field(None, description="The output's name. Default: the recipe file's.")
@@ -93,20 +98,20 @@ class Fuse(_Strict):
     allow_unmatched: bool = Field(False, description="Merge what fits, and list what does not.")
 
 
-class Drawing(_Strict):
+class DrawingSection(_Strict):
     """What is drawn, whatever with."""
 
     prompts: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, description="What to draw.")
-    count: int = Field(1, gt=0, description="Images per prompt.")
+    count: int = Field(1, gt=0, le=MOST_IMAGES, description="Images per prompt.")
     seed: int = Field(0, ge=0, lt=2**32, description="Of each prompt's first image; the next ones follow.")
     size: Annotated[str, Field(pattern=r"^\d+x\d+$")] | None = Field(
         None, description="WIDTHxHEIGHT in pixels. Default: what the model was trained at."
     )
-    steps: int | None = Field(None, gt=0, description="Default: the accelerator's.")
-    batch: int = Field(1, gt=0, description="Images drawn at once.")
+    steps: int | None = Field(None, gt=0, le=MOST_STEPS, description="Default: the accelerator's.")
+    batch: int = Field(1, gt=0, le=MOST_IMAGES, description="Images drawn at once.")
 
 
-class Generate(Drawing):
+class Generate(DrawingSection):
     """Images of each output."""
 
     negative: str = Field("", description="What not to draw; without guidance it has no effect.")
@@ -114,19 +119,21 @@ class Generate(Drawing):
     scheduler: Literal[SAMPLERS] | None = Field(None, description="Default: the accelerator's.")  # type: ignore[valid-type]
 
 
-class Search(Drawing):
+class Search(DrawingSection):
     """The λs around those of `fuse`, measured against the style model's many-step images."""
 
-    grid: dict[Word, Annotated[list[float], Field(min_length=1)]] = Field(
+    grid: dict[Word, Annotated[list[Factor], Field(min_length=1)]] = Field(
         min_length=1, description="Term → the λs to try; the one of `fuse` is tried too."
     )
     guidance: float | None = Field(None, ge=0, description="Of the teacher and of the baseline. Default: the model's.")
-    blocks: dict[Word, dict[str, Annotated[list[float], Field(min_length=1)]]] = Field(
+    blocks: dict[Word, dict[str, Annotated[list[Factor], Field(min_length=1)]]] = Field(
         {}, description="Term → U-Net blocks → factors on its λ there to try, 1 among them: {style: {IN: [0.5, 1]}}."
     )
-    optimize: int = Field(0, ge=0, description="How many cells Optuna chooses, within the grid.")
+    optimize: int = Field(0, ge=0, le=MOST_CELLS, description="How many cells Optuna chooses, within the grid.")
     front: bool = Field(False, description="Let it seek cells that are good in the objective or in style.")
-    halving: int = Field(0, ge=0, description="Draw only the best 1/N cells further than a few prompts; 3 is usual.")
+    halving: int = Field(
+        0, ge=0, le=MOST_CELLS, description="Draw only the best 1/N cells further than a few prompts; 3 is usual."
+    )
     objective: str = Field("teacher", description="What is measured; with `=` the weights of a network to look with.")
 
 
@@ -169,14 +176,15 @@ class Check(_Strict):
     bytes: Bound | None = Field(None, description="The size of all files of an output.")
 
 
+Reading = Annotated[RecipeSource, BeforeValidator(as_source, json_schema_input_type=str | RecipeSource)]
+
+
 class Recipe(_Strict):
     """How a few-step model is made."""
 
     version: Literal[1]
     description: str | None = None
-    sources: dict[Word, Annotated[Source, BeforeValidator(as_source, json_schema_input_type=str | Source)]] = Field(
-        min_length=1, description="Name → reference, or {reference, variant}."
-    )
+    sources: dict[Word, Reading] = Field(min_length=1, description="Name → reference, or {reference, variant}.")
     fuse: Fuse
     matrix: dict[str, Annotated[list[str | float | bool], Field(min_length=1)]] | None = Field(
         None, min_length=1,

@@ -12,20 +12,25 @@ from lcmmerge.archs import identify
 from lcmmerge.errors import RecipeError
 from lcmmerge.recipe.loader import Loaded
 from lcmmerge.recipe.lock import Lock, Locked
-from lcmmerge.recipe.schema import Source
+from lcmmerge.recipe.schema import RecipeSource
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.remote import open_reference
+from lcmmerge.tensors.state import State, state_of
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A source that was looked at. ``reference``: what it is fetched by; ``configs``: only its small files are used."""
+    """A source that was looked at. ``reference``: what it is fetched by; ``configs``: only its small files are used.
+
+    ``states``: of a local source's files, from before they were hashed.
+    """
 
     name: str
     reference: str
     locked: Locked
     accelerator: Accelerator | None
     configs: bool
+    states: Mapping[Path, State]
 
 
 Sources = dict[str, Found]
@@ -55,7 +60,7 @@ def find(loaded: Loaded, lock: Lock | None = None, *, dry_run: bool = False) -> 
 
 def _found(
     name: str,
-    source: Source,
+    source: RecipeSource,
     reference: str,
     kind: Accelerator | None,
     lock: Lock | None,
@@ -70,20 +75,21 @@ def _found(
         kind = kind or by_reference(f"{refs.HUB}{parsed.repo}/{parsed.path_in_repo}")
         if before and before.commit and before.names(source):
             parsed, known = refs.parse(parsed.at(before.commit), name), before.hashes
-    pin = refs.pin(
-        parsed.text, name, source.variant, configs=configs, known=known if dry_run else None, digest=_digest
-    )
+    states: dict[Path, State] = {}
+
+    def digest(path: Path) -> str:
+        """Without reading it where it has not changed since it was hashed last: each run asks, and bases are large."""
+        states[path] = state_of(path)
+        return sha256_of([path])
+
+    hashes = known if dry_run else None
+    pin = refs.pin(parsed.text, name, source.variant, configs=configs, known=hashes, digest=digest)
     stated = pin.license
     if before and before.commit == pin.commit:
         stated = stated or before.license  # which is unknown without a network
     uri = pin.uri if pin.commit else None
     locked = Locked(source.reference, source.variant, uri, pin.commit, stated, pin.files)
-    return Found(name, pin.uri, locked, kind, configs)
-
-
-def _digest(path: Path) -> str:
-    """Without reading it where it has not changed since it was hashed last: each run asks, and bases are large."""
-    return sha256_of([path])
+    return Found(name, pin.uri, locked, kind, configs, states)
 
 
 def _file_of(kind: Accelerator, name: str, bases: Iterable[Found]) -> str:

@@ -9,15 +9,20 @@ from typing import Any, Literal
 
 from lcmmerge.recipe import card, exports, images, studies
 from lcmmerge.recipe.builds import Build, step_key
-from lcmmerge.recipe.manifest import Manifest
-from lcmmerge.refs.weights import DIFFUSERS
+from lcmmerge.recipe.loader import MatrixCell
+from lcmmerge.recipe.manifest import EXPORTS, IMAGES, STUDIES, RunManifest
 
 CARD = "README.md"
+TARGETS = {"fuse": "{}", "card": f"{{}}/{CARD}", "search": f"{STUDIES}/{{}}", "generate": f"{IMAGES}/{{}}",
+           "export": f"{EXPORTS}/{{}}"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """``due``: why it is to be done; None where it is done. ``reads``, ``downloads`` and ``writes`` are bytes."""
+    """One product of a run, and whether it is due.
+
+    ``due``: why it is to be done; None where it is done. ``reads``, ``downloads`` and ``writes`` are bytes.
+    """
 
     kind: Literal["fuse", "card", "search", "generate", "export"]
     build: Build
@@ -31,6 +36,11 @@ class Step:
     def name(self) -> str:
         return f"{self.kind} {self.build.cell.name}"
 
+    @property
+    def target(self) -> str:
+        """The folder, or of a card the file, below the run's own."""
+        return TARGETS[self.kind].format(self.build.cell.name)
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "step": self.name,
@@ -43,7 +53,7 @@ class Step:
         }
 
 
-def steps(builds: tuple[Build, ...], before: Manifest, out: Path, description: str | None) -> Iterator[Step]:
+def steps(builds: tuple[Build, ...], before: RunManifest, out: Path, description: str | None) -> Iterator[Step]:
     """In the order in which they are done."""
     for build in builds:
         due = _due(f"fuse {build.cell.name}", build.key, before, out)
@@ -63,7 +73,17 @@ def steps(builds: tuple[Build, ...], before: Manifest, out: Path, description: s
             yield Step("export", build, key, follows or _due(f"export {build.cell.name}", key, before, out))
 
 
-def _due(name: str, key: str, before: Manifest, out: Path) -> str | None:
+def extras(cells: tuple[MatrixCell, ...]) -> list[str]:
+    """What must be installed for the steps of all of them."""
+    needed = {"draw" for cell in cells if cell.generate} | {"export" for cell in cells if cell.export}
+    if searches := [cell.search for cell in cells if cell.search]:
+        from lcmmerge.search.objectives import objective
+
+        needed |= {"search", *filter(None, (objective(search.objective).extra for search in searches))}
+    return sorted(needed)
+
+
+def _due(name: str, key: str, before: RunManifest, out: Path) -> str | None:
     record = before.steps.get(name)
     if record is None:
         return "not done yet"
@@ -71,12 +91,3 @@ def _due(name: str, key: str, before: Manifest, out: Path) -> str | None:
         return "its inputs or parameters changed"
     return None if record.intact(out) else "its output is gone or was changed"
 
-
-def written(build: Build, out: Path) -> list[Path]:
-    """What a fuse left: the weights with their index, or a whole pipeline but for its card."""
-    plan = build.plan
-    folder = out / build.cell.name
-    if plan.layout == DIFFUSERS:
-        return [path for path in folder.rglob("*") if path.is_file() and path != folder / CARD]
-    indices = dict.fromkeys(file.index for file in plan.files if file.index)
-    return [folder / path for path in (*(file.path for file in plan.files), *indices)]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lcmmerge.errors import LockError, VerificationError
-from lcmmerge.merge.recorded import read_recipe
-from lcmmerge.recipe.lock import Locked, read_lock
-from lcmmerge.recipe.manifest import NAME, Manifest, read_manifest
+from lcmmerge.merge.recorded import read_merge
+from lcmmerge.recipe.lock import Locked, parse_sources, read_lock
+from lcmmerge.recipe.manifest import NAME, RunManifest, read_manifest
 from lcmmerge.tensors import open_source
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.source import PICKLES
@@ -20,8 +20,8 @@ def is_run(path: Path) -> bool:
     return (path / NAME).is_file()
 
 
-def verify_run(out: Path, lock: Path | None = None) -> Manifest:
-    """Compare every output with its record, and the sources that it names with ``lock`` (default: the run's own).
+def verify_run(out: Path, lock: Path | None = None) -> RunManifest:
+    """Compare every output with its record, and the sources that it names with ``lock``, or with the run's own.
 
     Raises VerificationError, LockError, NotFoundError, FormatError.
     """
@@ -33,20 +33,21 @@ def verify_run(out: Path, lock: Path | None = None) -> Manifest:
             "`lcmmerge run` makes them again",
             changed,
         )
-    locked = lock or out / f"{manifest.recipe['name']}.lock"
-    known = {_weights_sha256(source) for source in read_lock(locked).values()}
+    sources = read_lock(lock) if lock else parse_sources(manifest.sources, out / NAME)
+    known = {_weights_sha256(source) for source in sources.values()}
     strange = [f"{name}: {line}" for name in manifest.folders for line in _strange(out / name, known)]
     if strange:
-        raise LockError(f"{out}: {len(strange)} sources are not those of {locked}", "run the recipe again", strange)
+        cause = f"{out}: {len(strange)} sources are not those of {lock or NAME}"
+        raise LockError(cause, "run the recipe again", strange)
     return manifest
 
 
 def _strange(folder: Path, known: set[str]) -> Iterator[str]:
     """The sources of a merge that no lock knows."""
-    recipe = read_recipe(open_source(folder))
-    named = [recipe.base, *(term.source for term in recipe.terms), *(term.tuned_from for term in recipe.terms)]
+    merge = read_merge(open_source(folder))
+    named = [merge.base, *(term.source for term in merge.terms), *(term.made_from for term in merge.terms)]
     strange = [source for source in named if source and source.sha256 not in known]
-    yield from (f"{source.name} {(source.sha256 or 'no hash')[:12]}…" for source in strange)
+    yield from (f"{source.reference} {(source.sha256 or 'no hash')[:12]}…" for source in strange)
 
 
 def _weights_sha256(locked: Locked) -> str:

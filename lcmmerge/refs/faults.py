@@ -6,14 +6,21 @@ huggingface_hub's messages run over many lines, with request ids and links.
 from __future__ import annotations
 
 import errno
+from urllib.parse import urlsplit
 
 from lcmmerge.errors import NotFoundError, OutputError
+from lcmmerge.refs.guard import BadAnswerError
 
+DOUBT = "try again; if it stays so, check HF_ENDPOINT"
 Said = tuple[str, str]  # the cause, the cure
 
 
 def explained(error: Exception, what: str, repo: str) -> NotFoundError:
     """Why something was not fetched; nothing of the request, so no token."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # for which the cache was looked into
     cause, cure = _answered(error, repo) or _not_fetched(error)
     return NotFoundError(f"{what}: {cause}", cure)
 
@@ -24,6 +31,23 @@ def unpublished(error: Exception, what: str, repo: str) -> OutputError:
     return OutputError(f"{what}: {cause}", cure)
 
 
+def page(repo: str) -> str:
+    """The repository's, at the endpoint without the password that HF_ENDPOINT may have."""
+    return f"{_endpoint()}/{repo}"
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return harmless(constants.ENDPOINT)
+
+
+def harmless(url: str) -> str:
+    """Without a name and a password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def is_transport(error: Exception) -> bool:
     """No answer came, or not all of it: the base of such errors in httpx (huggingface_hub 1) and httpx2 (2)."""
     return any(base.__name__ == "TransportError" for base in type(error).__mro__)
@@ -31,25 +55,28 @@ def is_transport(error: Exception) -> bool:
 
 def _answered(error: Exception, repo: str) -> Said | None:
     """What the Hub said, if it said anything."""
-    from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
+        FileMetadataError,
         GatedRepoError,
         HfHubHTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    page = f"{constants.ENDPOINT}/{repo}"
     match error:
+        case BadAnswerError():
+            return str(error), DOUBT
+        case FileMetadataError():
+            return "the server does not say which file it has", DOUBT
         case GatedRepoError():
-            return "its repository is gated", f"accept the terms at {page}, then `hf auth login`"
+            return "its repository is gated", f"accept the terms at {page(repo)}, then `hf auth login`"
         case RepositoryNotFoundError():
             return "no such repository", "check its name; a private one needs `hf auth login`"
         case RevisionNotFoundError():
-            return "no such revision", f"see {page}"
+            return "no such revision", f"see {page(repo)}"
         case EntryNotFoundError():
-            return "no such file in the repository", f"see {page}"
+            return "no such file in the repository", f"see {page(repo)}"
         case HfHubHTTPError():
             return _status(error.response.status_code)
         case _:
@@ -101,6 +128,4 @@ def _not_sent(error: Exception) -> Said:
 
 
 def _unreached(error: Exception) -> str:
-    from huggingface_hub import constants
-
-    return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
+    return f"{_endpoint()} cannot be reached ({type(error).__name__})"

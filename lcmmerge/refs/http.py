@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from lcmmerge.errors import NotFoundError
 from lcmmerge.refs.faults import explained, is_transport
+from lcmmerge.refs.files import parse_object
+from lcmmerge.refs.guard import WHOLE, BadAnswerError, guarded, time_for
 
 RETRIES = 2
 FIRST = 1 << 16  # bytes of a file's first request: all of a small safetensors header
+LISTING = 64 << 20  # bytes of what the Hub says of a repository
 CONNECTIONS = 16
+NO_LISTING = "the server's answer is not the Hub's record of a repository"
 
 
 def model_info(repo: str, revision: str | None) -> dict[str, Any]:
     """What the Hub says of a model at a revision: ``sha``, ``siblings`` with sizes and LFS records, ``cardData``.
 
-    API: https://huggingface.co/docs/hub/api. Raises what huggingface_hub and its HTTP library raise.
+    API: https://huggingface.co/docs/hub/api. Raises BadAnswerError, what huggingface_hub raises, and its HTTP library.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -27,19 +31,22 @@ def model_info(repo: str, revision: str | None) -> dict[str, Any]:
         http_backoff,
     )
 
-    response = http_backoff(
-        "GET",
-        f"{constants.ENDPOINT}/api/models/{repo}/revision/{quote(revision or constants.DEFAULT_REVISION, safe='')}",
-        params={"blobs": True},
-        headers=build_hf_headers(),
-        timeout=constants.HF_HUB_ETAG_TIMEOUT,
-        max_retries=RETRIES,
-        base_wait_time=0.5,
-        retry_on_exceptions=(),
-    )
-    hf_raise_for_status(response)
-    info: dict[str, Any] = response.json()
-    return info
+    with guarded(LISTING, WHOLE):
+        response = http_backoff(
+            "GET",
+            f"{constants.ENDPOINT}/api/models/{repo}/revision/{quote(revision or constants.DEFAULT_REVISION, safe='')}",
+            params={"blobs": True},
+            headers=build_hf_headers(),
+            timeout=constants.HF_HUB_ETAG_TIMEOUT,
+            max_retries=RETRIES,
+            base_wait_time=0.5,
+            retry_on_exceptions=(),
+        )
+        hf_raise_for_status(response)
+    try:
+        return parse_object(response.content)
+    except ValueError:
+        raise BadAnswerError(NO_LISTING) from None
 
 
 class RemoteFile:
@@ -67,6 +74,13 @@ class RemoteFile:
             list(pool.map(lambda part: self.read(*part), parts))
 
     def _fetched(self, offset: int, nbytes: int) -> bytes:
+        try:
+            with guarded(nbytes, time_for(nbytes)):
+                return self._tried(offset, nbytes)
+        except BadAnswerError as error:  # of all tries together: it took too long
+            raise explained(error, self._what, self._repo) from error
+
+    def _tried(self, offset: int, nbytes: int) -> bytes:
         for attempt in range(RETRIES + 1):
             try:
                 data = self._request(offset, nbytes)
@@ -79,7 +93,7 @@ class RemoteFile:
         raise NotFoundError(f"{self._what}: the server gives no part of a file by itself", "download the file first")
 
     def _request(self, offset: int, nbytes: int) -> bytes:
-        """Nothing where the server would send the whole file. The token goes to the Hub alone."""
+        """Nothing where the server would send the whole file."""
         from huggingface_hub import constants
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             build_hf_headers,
@@ -87,20 +101,15 @@ class RemoteFile:
             http_stream_backoff,
         )
 
-        on_hub = urlsplit(self._location).netloc == urlsplit(constants.ENDPOINT).netloc
-        headers = build_hf_headers(token=None if on_hub else False)
-        headers |= {"Range": f"bytes={offset}-{offset + nbytes - 1}", "Accept-Encoding": "identity"}
         with http_stream_backoff(
             "GET",
             self._location,
-            headers=headers,
+            headers=build_hf_headers() | {"Range": f"bytes={offset}-{offset + nbytes - 1}"},
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             max_retries=RETRIES,
             base_wait_time=0.5,
             retry_on_exceptions=(),
         ) as response:
-            if response.is_error:
-                response.read()
             hf_raise_for_status(response)
             self._location = str(response.url)
             return bytes(response.read()) if response.status_code == 206 else b""

@@ -6,25 +6,37 @@ https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import os
+import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lcmmerge.errors import FormatError, NotFoundError
-from lcmmerge.refs.faults import explained
-from lcmmerge.refs.http import RemoteFile, model_info
-from lcmmerge.refs.reference import HUB, Reference, steps_out
+from lcmmerge.refs.faults import explained, page
+from lcmmerge.refs.files import inside
+from lcmmerge.refs.guard import COMMIT, WHOLE, BadAnswerError, guarded, time_for
+from lcmmerge.refs.http import LISTING, NO_LISTING, RemoteFile, model_info
+from lcmmerge.refs.reference import HUB, Reference, is_name
 from lcmmerge.refs.weights import Choice, Tree, choose, needed
+
+LARGEST = 1 << 60  # bytes of a file
+AT_ONCE = 8  # downloads
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """``sha256`` is the Hub's record of a large (LFS) file, None of a small one; ``size`` None when not asked."""
+    """A file in a repository of the Hub.
+
+    ``sha256`` is the Hub's record of a large (LFS) file, None of a small one; ``size`` None when not asked.
+    """
 
     size: int | None = None
     sha256: str | None = None
@@ -32,7 +44,9 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """``files`` by name. ``license``: as the card states it.
+    """A repository of the Hub at one commit.
+
+    ``files`` by name. ``license``: as the card states it.
 
     ``unreachable``: why the Hub could not be asked; the files are then those that the cache knows of.
     """
@@ -56,8 +70,9 @@ class Repository:
         return self.reference.path_in_repo.removeprefix(self.root).lstrip("/")
 
     def path(self, name: str) -> Path:
-        """Where a file of the repository is in the cache, or would be."""
-        return _storage(self.reference.repo) / "snapshots" / self.commit / name
+        """Where a file of the repository is in the cache, or would be. Raises FormatError of a link that leads out."""
+        folder = _storage(self.reference.repo) / "snapshots" / self.commit
+        return inside(folder, name, cached=True) if name else folder
 
     def remote(self, name: str) -> RemoteFile:
         """A file as the Hub has it. Raises NotFoundError."""
@@ -129,19 +144,38 @@ def repository(reference: Reference, subject: str) -> Repository:
         found = replace(cached, unreachable=fault)
     path = reference.path_in_repo
     if path and path not in found.files and not any(name.startswith(f"{path}/") for name in found.files):
-        raise found.unreachable or NotFoundError(f"{what}: no such file in the repository", f"see {_page(reference)}")
+        cause = f"{what}: no such file in the repository"
+        raise found.unreachable or NotFoundError(cause, f"see {page(reference.repo)}")
     return found
 
 
 def _asked(reference: Reference, what: str) -> Repository:
-    info = model_info(reference.repo, reference.revision)
-    files = {
-        file["rfilename"]: HubFile(file.get("size"), (file.get("lfs") or {}).get("sha256"))
-        for file in info["siblings"]
-        if not steps_out(file["rfilename"])
-    }
-    stated = (info.get("cardData") or {}).get("license")
-    return Repository(reference, what, info["sha"], files, stated)
+    match model_info(reference.repo, reference.revision):
+        case {"sha": str(commit), "siblings": list(listed)} as info if COMMIT.fullmatch(commit):
+            return Repository(reference, what, commit, dict(_files(listed)), _license(info.get("cardData")))
+    raise BadAnswerError(NO_LISTING)
+
+
+def _files(listed: list[Any]) -> Iterator[tuple[str, HubFile]]:
+    """Without those whose names lead out. Raises BadAnswerError."""
+    for file in listed:
+        match file:
+            case {"rfilename": str(name), "size": int(size)} if 0 <= size < LARGEST:
+                lfs = file.get("lfs")
+                sha256 = lfs.get("sha256") if isinstance(lfs, dict) else None
+                if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
+                    raise BadAnswerError(NO_LISTING)
+                if is_name(name):
+                    yield name, HubFile(size, sha256)
+            case _:
+                raise BadAnswerError(NO_LISTING)
+
+
+def _license(card: Any) -> str | None:
+    """As the card states it; several as a list."""
+    stated = card.get("license") if isinstance(card, dict) else None
+    several = stated if isinstance(stated, list) else [stated]
+    return ", ".join(each for each in several if isinstance(each, str)) or None
 
 
 def _cached(reference: Reference, what: str) -> Repository | None:
@@ -156,43 +190,88 @@ def _cached(reference: Reference, what: str) -> Repository | None:
     except LocalEntryNotFoundError:
         return None
     snapshot = Path(folder)
+    if not COMMIT.fullmatch(snapshot.name):
+        return None
     try:
         names = [file.path for file in get_cached_repo_tree(reference.repo, revision=snapshot.name)]
     except CachedRepoTreeNotFoundError:
         names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
-    return Repository(reference, what, snapshot.name, dict.fromkeys(names, HubFile()))
+    return Repository(reference, what, snapshot.name, dict.fromkeys(filter(is_name, names), HubFile()))
 
 
 def fetch(repository: Repository, names: Iterable[str]) -> None:
     """Download what the cache lacks, and check it against the Hub's records. Raises NotFoundError, FormatError."""
-    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-    missing, repo, commit = repository.missing(names), repository.reference.repo, repository.commit
+    missing = repository.missing(names)
     if missing and repository.unreachable:
         raise repository.unreachable
     if not sys.stderr.isatty():
         disable_progress_bars()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Not enough free disk space")  # what came before may be enough
+        if len(missing) > 1:
+            _keep_listing(repository)
+            _download_all(repository, missing)
+        elif missing:
+            _download(repository, missing[0])
+
+
+def _download_all(repository: Repository, names: list[str]) -> None:
+    from huggingface_hub import close_session
+
+    with ThreadPoolExecutor(AT_ONCE, "lcmmerge-download") as pool:
+        running = [pool.submit(_download, repository, name) for name in names]
+        try:
+            for each in running:
+                each.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            close_session()  # what is on its way ends now, and removes what it has
+            raise
+
+
+def _keep_listing(repository: Repository) -> None:
+    """In the cache, so that half a repository is known for what it is without the Hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class Hidden(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"disable": True})  # type: ignore[no-untyped-call]
+
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Not enough free disk space")  # what came before may be enough
-            if len(missing) == 1:
-                hf_hub_download(repo, missing[0], revision=commit)
-            elif missing:
-                snapshot_download(repo, revision=commit, allow_patterns=[glob.escape(name) for name in missing])
+        with guarded(LISTING, WHOLE):
+            repo = repository.reference.repo
+            snapshot_download(repo, revision=repository.commit, allow_patterns=[], tqdm_class=Hidden)
     except Exception as error:  # as above
-        raise explained(error, repository.what, repo) from error
-    for name in missing:
-        if recorded := repository.files[name].sha256:
-            _check(repository, name, recorded)
+        raise explained(error, repository.what, repository.reference.repo) from error
+
+
+def _download(repository: Repository, name: str) -> None:
+    from huggingface_hub import hf_hub_download
+
+    file, repo, commit = repository.files[name], repository.reference.repo, repository.commit
+    size = file.size or 0
+    try:
+        with guarded(size, time_for(size), commit):
+            hf_hub_download(repo, name, revision=commit)
+    except Exception as error:  # as above
+        raise explained(error, f"{repository.what}: {name}", repo) from error
+    if file.sha256:
+        _check(repository, name, file.sha256)
 
 
 def _check(repository: Repository, name: str, recorded: str) -> None:
     path = repository.path(name)
     found = file_sha256(path)
     if found != recorded:
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
+        # The repository's own blob, also where that is a link to one that repositories share.
+        blob = Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
+        path.unlink()
+        own = blob.parent == Path(os.path.normpath(_storage(repository.reference.repo) / "blobs"))
+        if own and blob.name not in (found, _git_sha1(blob)):  # else it is another file's, which the ETag named
+            blob.unlink(missing_ok=True)
         raise FormatError(
             f"{repository.what}: {name} came with the sha256 {found[:12]}…, the Hub records {recorded[:12]}…",
             "try again; if it stays so, what HF_ENDPOINT names does not hold the Hub's files",
@@ -202,11 +281,12 @@ def _check(repository: Repository, name: str, recorded: str) -> None:
 def remember(repository: Repository) -> None:
     """Note which commit the revision is, for use without a network; downloads of a commit do not."""
     revision = repository.reference.revision or "main"
-    ref = _storage(repository.reference.repo) / "refs" / revision
-    if revision != repository.commit and not repository.unreachable:
-        with suppress(OSError):  # a cache may be complete, and read-only
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            ref.write_text(repository.commit)
+    if revision == repository.commit or repository.unreachable:
+        return
+    with suppress(OSError, FormatError):  # a cache may be complete, and read-only
+        ref = inside(_storage(repository.reference.repo), f"refs/{revision}")
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(repository.commit)
 
 
 def file_sha256(path: Path) -> str:
@@ -214,14 +294,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _git_sha1(path: Path) -> str:
+    """By which the cache names small files: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _storage(repo: str) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
-
-
-def _page(reference: Reference) -> str:
-    from huggingface_hub import constants
-
-    return f"{constants.ENDPOINT}/{reference.repo}"

@@ -13,7 +13,9 @@ from lcmmerge.refs.weights import local_tree, needed, small_files
 
 @dataclass(frozen=True, slots=True)
 class PinnedFile:
-    """``path``: relative to the folder that the reference names, or to the one that its file lies in.
+    """A file of a source, by its hash.
+
+    ``path``: relative to the folder that the reference names, or to the one that its file lies in.
 
     ``sha256``: "" of a file that was not to be fetched, where nobody knows it.
     """
@@ -25,7 +27,9 @@ class PinnedFile:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """``uri``: ``hf://owner/repo@<40-hex commit>/path``; of a local path that path, and then ``commit`` is None.
+    """A source in a lock file: the commit and the files that were meant.
+
+    ``uri``: ``hf://owner/repo@<40-hex commit>/path``; of a local path that path, and then ``commit`` is None.
 
     ``files``, sorted by path, are all that a merge reads. ``license``: as the Hub states it.
     """

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from lcmmerge.errors import NotFoundError
+from lcmmerge.refs.files import is_inside
 
 HUB = "hf://"
 HUB_FORM = "hf://owner/repo[@revision][/path/in/repo]"
 EMBEDDED = "zoo:"
+LONGEST = 1024  # bytes of a revision or of a name on the Hub
+LONGEST_PART = 255  # between two slashes; what file systems take
 _ZOO = Path(__file__).parents[1] / "zoo"
 _URL = re.compile(r"hf://|https?://|(huggingface|hf)\.co/")
+_CREDENTIALS = re.compile(r"https?://[^/?#]*@")
 _LIKE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)+")
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """``text``: as given. Local: ``path``, of a file or folder that is there.
+    """A path, or a place on the Hub, as a user wrote it.
+
+    ``text``: as given. Local: ``path``, of a file or folder that is there.
 
     Hub: ``repo`` (``owner/name``), ``revision`` (branch, tag or commit; None is the default branch) and
     ``path_in_repo``, of a file or folder; "" is the whole repository.
@@ -49,31 +57,54 @@ def parse(reference: str, subject: str = "file") -> Reference:
     ``owner/repo`` is never guessed to be on the Hub. ``subject`` is what messages call the thing ("base", "adapter").
     Raises NotFoundError.
     """
-    embedded = reference.startswith(EMBEDDED)
-    path = _ZOO / reference.removeprefix(EMBEDDED) if embedded else Path(reference)
-    if not reference.startswith(HUB) and path.exists():
+    what = f"{subject} {reference!r}"
+    embedded, name = reference.startswith(EMBEDDED), reference.removeprefix(EMBEDDED)
+    if embedded and not is_inside(name.rstrip("/")):
+        raise NotFoundError(f"{what}: steps out of the models that ship with lcmmerge", "check the path")
+    path = _ZOO / name if embedded else Path(reference)
+    if not reference.startswith(HUB) and _exists(path):
         if not (path.is_file() or path.is_dir()):  # reading a pipe could wait forever
-            raise NotFoundError(f"{subject} {reference!r}: is neither a file nor a folder", "check the path")
+            raise NotFoundError(f"{what}: is neither a file nor a folder", "check the path")
         return Reference(reference, "local", path)
+    if _CREDENTIALS.match(reference):  # it would stand in messages, and in what is written
+        raise NotFoundError(f"{subject}: its URL has a name or a password in it", "set HF_TOKEN, or `hf auth login`")
     if _URL.match(reference):
-        return _hub(reference, f"{subject} {reference!r}")
+        return _hub(reference, what)
     hint = f"if it is on the Hub, name it {HUB}{reference}" if _LIKE_HUB.fullmatch(reference) else "check the path"
-    raise NotFoundError(f"{subject} {reference!r}: no such file or folder", hint)
+    raise NotFoundError(f"{what}: no such file or folder", hint)
+
+
+def _exists(path: Path) -> bool:
+    """Whatever the text is: too long for a path, say, or with a NUL."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def check_endpoint() -> None:
+    """Raises NotFoundError where HF_ENDPOINT is malformed: huggingface_hub could not be imported, nor diffusers."""
+    try:
+        _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
+    except ValueError:  # its text has a piece of the URL, maybe of a password
+        raise NotFoundError("HF_ENDPOINT is no URL", "unset it, or write it as https://host") from None
 
 
 def _hub(reference: str, what: str) -> Reference:
+    check_endpoint()
     from huggingface_hub import parse_hf_uri
-    from huggingface_hub.errors import HfUriError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     form = f"the form is {HUB_FORM}"
     try:
         uri = parse_hf_uri(reference)
-    except HfUriError:
+        validate_repo_id(uri.id)
+    except ValueError:  # the base of both functions' own
         raise NotFoundError(f"{what}: not a Hub reference", form) from None
     if uri.type != "model":
         raise NotFoundError(f"{what}: names a {uri.type}, not a model", form)
     path = uri.path_in_repo.rstrip("/")
-    if steps_out(path) or steps_out(uri.revision or ""):
+    if not all(is_name(name) for name in (path, uri.revision) if name):
         raise NotFoundError(f"{what}: steps out of the repository", form)
     return Reference(reference, "hub", repo=uri.id, revision=uri.revision, path_in_repo=path)
 
@@ -84,6 +115,21 @@ def name_of(path: Path) -> str:
     return path.parent.parent.name.rpartition("--")[2] if in_cache else path.name
 
 
-def steps_out(path: str) -> bool:
-    """Whether a name in a repository leads out of it."""
-    return "\\" in path or any(part in (".", "..") for part in path.split("/"))
+def is_name(text: str) -> bool:
+    """Whether a revision or a file of a repository may be called so: it names a place in a folder, on every disk."""
+    try:
+        parts = text.encode().split(b"/")
+    except UnicodeEncodeError:  # of JSON's "\\ud800"
+        return False
+    fits = sum(map(len, parts)) <= LONGEST and all(len(part) <= LONGEST_PART for part in parts)
+    return fits and is_inside(text) and not text.startswith("-")
+
+
+def hub_reference(path: Path) -> str | None:
+    """Of a path in huggingface_hub's cache: ``models--owner--repo/snapshots/COMMIT/path``."""
+    for snapshots in path.parents:
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+            repo = snapshots.parent.name.removeprefix("models--").replace("--", "/", 1)
+            commit, *inner = path.relative_to(snapshots).parts
+            return "/".join([f"{HUB}{repo}@{commit}", *inner])
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lcmmerge.errors import FormatError, NotFoundError
+from lcmmerge.refs.files import parse_object, read_bytes
 
 SINGLE_FILE, DIFFUSERS = "single-file", "diffusers"
 MODEL_INDEX = "model_index.json"
@@ -36,7 +36,10 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """``weights``: (what goes before the tensors' names, file); ``indices``: of shards."""
+    """The weight files of a folder that are to be read.
+
+    ``weights``: (what goes before the tensors' names, file); ``indices``: of shards.
+    """
 
     layout: str
     weights: tuple[tuple[str, str], ...]
@@ -49,7 +52,7 @@ def local_tree(path: Path) -> Tree:
 
     def read(name: str) -> bytes:
         try:
-            return (folder / name).read_bytes()
+            return read_bytes(folder / name)
         except OSError as error:
             raise NotFoundError(f"{folder / name}: cannot be read ({error.strerror})", "check the path") from None
 
@@ -107,12 +110,9 @@ def is_index(name: str) -> bool:
 def read_json(tree: Tree, name: str) -> dict[str, Any]:
     """A JSON object that is small and another program's. Raises NotFoundError, FormatError."""
     try:
-        value = json.loads(tree.read(name).decode("utf-8"))
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise FormatError(f"{tree.at(name)}: not a JSON object", "download or export the file again")
-    return value
+        return parse_object(tree.read(name))
+    except ValueError:
+        raise FormatError(f"{tree.at(name)}: not a JSON object", "download or export the file again") from None
 
 
 def _components(tree: Tree) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -50,8 +49,6 @@ def hashing(sources: Mapping[str, TensorSource]) -> Iterator[Callable[[], dict[s
 
 def _sha256(path: Path, stop: Event, *, reread: bool) -> str:
     record = record_of(path)
-    if name := _blob_name(path):
-        return name
     if record and not reread and (known := recall(record)):
         return known.decode()
     digest, size = hashlib.sha256(), path.stat().st_size
@@ -64,9 +61,3 @@ def _sha256(path: Path, stop: Event, *, reread: bool) -> str:
     if record and record == record_of(path):
         keep(record, digest.hexdigest().encode())
     return digest.hexdigest()
-
-
-def _blob_name(path: Path) -> str | None:
-    """huggingface_hub's cache names a large file's blob by its sha256."""
-    blob = path.resolve()
-    return blob.name if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) else None

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """``name`` as in a safetensors header, ``torch_name`` as in ``torch.<torch_name>``, ``itemsize`` in bytes."""
+    """How a tensor's numbers are stored.
+
+    ``name`` as in a safetensors header, ``torch_name`` as in ``torch.<torch_name>``, ``itemsize`` in bytes.
+    """
 
     name: str
     torch_name: str
@@ -49,6 +52,8 @@ DTYPES: dict[str, DType] = {
     )
 }
 
+TORCH_DTYPES = {dtype.torch_name: dtype for dtype in DTYPES.values()}
+
 # What `--dtype` offers, in the words that people use.
 OUTPUT_DTYPES: dict[str, DType] = {
     "fp32": DTYPES["F32"],
@@ -60,6 +65,11 @@ OUTPUT_DTYPES: dict[str, DType] = {
 
 _FORMATS = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "I8": "b"}
 _FORMATS |= {"U64": "Q", "U32": "I", "U16": "H", "U8": "B", "BOOL": "?"}
+
+
+def of_torch(dtype: torch.dtype) -> DType:
+    """Raises KeyError for one that safetensors files have no name for."""
+    return TORCH_DTYPES[str(dtype).removeprefix("torch.")]
 
 
 def decode_scalar(dtype: DType, data: bytes) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lcmmerge.errors import FormatError, NotFoundError
+from lcmmerge.refs.files import open_regular
 from lcmmerge.tensors.dtypes import DTYPES, DType
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
@@ -37,7 +38,7 @@ class Entry(NamedTuple):
 def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
     """The tensors in file order, and the metadata. Raises FormatError, NotFoundError."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             descriptor = file.fileno()
             size = os.fstat(descriptor).st_size
             return header_of(lambda offset, nbytes: os.pread(descriptor, nbytes, offset), size, path)

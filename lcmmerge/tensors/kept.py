@@ -1,7 +1,7 @@
 """What is kept between runs, in ``$XDG_CACHE_HOME/lcmmerge``, else ``~/.cache/lcmmerge``. It may be deleted anytime.
 
 In its folder ``sha256`` are hashes of large files: a merge's sources are gigabytes that seldom change. A record is of a
-file's path, device, inode, size, mtime and ctime, the last of which no program can set back.
+file's path and ``State``, and of no file that has changed within the last half minute.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from pathlib import Path
 
 from lcmmerge.errors import OutputError
 from lcmmerge.tensors.staging import replace_with
+from lcmmerge.tensors.state import state_of
 
 WORTHWHILE = 32 << 20  # bytes; a smaller file is hashed about as fast as a record is written
-SETTLED = 1.0  # seconds; in less a file could change twice and have the same times
+# Seconds. In less a file could change twice and have the same times, above all one that a program holds mapped: its
+# times change when a page first becomes dirty, and next when that was written back, by Linux after 30 s.
+SETTLED = 30.0
 CHECKSUM = 32  # bytes
 
 
@@ -27,11 +30,10 @@ def user_cache(name: str) -> Path:
 
 def record_of(path: Path) -> Path | None:
     """Where the sha256 of the file as it now is belongs; nowhere if it is small, or has only just been changed."""
-    with path.open("rb") as file:  # opened, since a network file system may tell a path's state of a while ago
-        state = os.fstat(file.fileno())
-    if state.st_size < WORTHWHILE or time.time() - state.st_ctime < SETTLED:
+    state = state_of(path)
+    if state.size < WORTHWHILE or time.time() - state.ctime / 1e9 < SETTLED:
         return None
-    facts = (str(path.resolve()), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    facts = (str(path.resolve()), *state)
     return user_cache("sha256") / hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 

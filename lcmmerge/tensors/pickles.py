@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from lcmmerge.errors import FormatError, NotFoundError, UnsafePickleError
-from lcmmerge.tensors.dtypes import DTYPES
+from lcmmerge.refs.files import open_regular
+from lcmmerge.tensors.dtypes import TORCH_DTYPES
 from lcmmerge.tensors.info import TensorInfo
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def read_pickle(path: Path) -> list[TensorInfo]:
 def _records(path: Path) -> dict[int, int]:
     """Of each uncompressed record of the archive: where its bytes begin → how many there are."""
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             size = os.fstat(file.fileno()).st_size
             records = {}
             for record in archive.infolist():
@@ -129,11 +130,10 @@ def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
 def _info(name: str, tensor: Tensor, records: dict[int, int], path: Path) -> TensorInfo:
     import torch
 
-    dtypes = {dtype.torch_name: dtype for dtype in DTYPES.values()}
-    dtype = dtypes.get(str(tensor.dtype).removeprefix("torch."))
+    dtype = TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None or tensor.layout != torch.strided:
         what = f"{name!r} is {tensor.dtype}, {tensor.layout}"
-        raise FormatError(f"{path}: {what}", f"known are dense tensors of {', '.join(dtypes)}")
+        raise FormatError(f"{path}: {what}", f"known are dense tensors of {', '.join(TORCH_DTYPES)}")
     if not tensor.is_contiguous():
         raise FormatError(f"{path}: {name!r} is a strided view of its storage", SAVE_AGAIN)
     start = tensor.untyped_storage()._checkpoint_offset

@@ -16,7 +16,10 @@ from lcmmerge.tensors.source import PICKLES, Content, TensorSource, open_source,
 
 @dataclass(frozen=True, slots=True)
 class RemoteTensor(TensorInfo):
-    """``path`` is where the file will be once it is downloaded; until then a scalar is read from ``file``."""
+    """A tensor of a file on the Hub that is not downloaded.
+
+    ``path`` is where the file will be once it is downloaded; until then a scalar is read from ``file``.
+    """
 
     file: refs.RemoteFile
 

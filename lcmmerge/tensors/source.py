@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from lcmmerge.errors import FormatError
+from lcmmerge.errors import FormatError, LcmMergeError
 from lcmmerge.refs import Awaited
 from lcmmerge.refs.weights import SINGLE_FILE, Choice, choose, is_index, local_tree
 from lcmmerge.tensors.header import read_header
 from lcmmerge.tensors.info import TensorInfo
+from lcmmerge.tensors.state import State, state_of
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 
@@ -23,7 +25,7 @@ class TensorSource:
     ``layout``: ``single-file`` (also when sharded) or ``diffusers``. In a diffusers folder a tensor's name is
     ``component.stored name``. ``files`` are the weight files, ``metadata`` is the first file's, ``variant``
     the one that was asked for; ``awaited`` those of the files that are still on the Hub; ``sha256`` of the files whose
-    hash is known already.
+    hash is known already; ``states``: of those on this disk, from before their headers were read.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class TensorSource:
     variant: str | None = None
     awaited: Awaited | None = None
     sha256: Mapping[Path, str] = field(default_factory=dict)
+    states: Mapping[Path, State] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[TensorInfo]:
         return iter(self.tensors.values())
@@ -73,6 +76,8 @@ def read_source(
     """The files of ``folder`` that were chosen for ``path``. Raises NotFoundError, FormatError."""
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
+    files = tuple(folder / file for _, file in choice.weights)
+    states = {file: state_of(file) for file in files if file.is_file()}
     for number, (prefix, file) in enumerate(choice.weights):
         infos, file_metadata = (read_file or read_local)(folder / file)
         for info in infos:
@@ -82,8 +87,7 @@ def read_source(
             tensors[name] = replace(info, name=name)
         if number == 0:
             metadata = file_metadata
-    files = tuple(folder / file for _, file in choice.weights)
-    return TensorSource(path, choice.layout, MappingProxyType(tensors), files, metadata, variant)
+    return TensorSource(path, choice.layout, MappingProxyType(tensors), files, metadata, variant, states=states)
 
 
 def read_local(file: Path) -> Content:
@@ -96,3 +100,27 @@ def read_local(file: Path) -> Content:
         return read_pickle(file), {}
     entries, metadata = read_header(file)
     return [TensorInfo(name, dtype, shape, file, *place) for name, dtype, shape, *place in entries], metadata
+
+
+@contextmanager
+def unchanged(sources: Iterable[TensorSource]) -> Iterator[None]:
+    """Within it the sources' files, all on this disk, stay what they were when their headers were read.
+
+    Raises FormatError on the way out where one did not: what was read of it is then of two files.
+    """
+    before = {file: source.states.get(file) or state_of(file) for source in sources for file in source.files}
+    try:
+        yield
+    except LcmMergeError:  # which may be of what came in between
+        _refuse_changed(before)
+        raise
+    _refuse_changed(before)
+
+
+def _refuse_changed(before: Mapping[Path, State]) -> None:
+    for file, state in before.items():
+        now = None
+        with suppress(OSError):
+            now = state_of(file)
+        if now != state:
+            raise FormatError(f"{file}: changed while it was read", "run it again when nothing writes that file")

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from lcmmerge.tensors.blockio import output_error
-from lcmmerge.tensors.dtypes import DTYPES
+from lcmmerge.tensors.dtypes import of_torch
 from lcmmerge.tensors.layout import FileLayout, TensorSpec, lay_out
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ Describe = Callable[[str | None], Mapping[str, str]]
 
 
 class TensorWriter:
-    """``write`` tensors, then ``finish``.
+    """Writes a safetensors file tensor by tensor.
+
+    ``write`` tensors, then ``finish``.
 
     The header stands in front and is written last, in room for the tensors ``at_most``: those that will be written
     are among them, and no larger. Raises OutputError.
@@ -50,8 +52,7 @@ class TensorWriter:
     def write(self, name: str, tensor: Tensor) -> None:
         import torch
 
-        dtypes = {dtype.torch_name: dtype for dtype in DTYPES.values()}
-        spec = TensorSpec(name, dtypes[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
+        spec = TensorSpec(name, of_torch(tensor.dtype), tuple(tensor.shape))
         data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
         self._digest.update(data)
         self._put(data)

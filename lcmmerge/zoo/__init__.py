@@ -1,1 +1,1 @@
-"""Small real models that ship with lcmmerge, and how they were made."""
+"""Small real models that ship with lcmmerge."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lcmmerge.adapters import Dense, Dependent, Example, Factored, Patch, algorithm, algorithms
@@ -108,7 +108,6 @@ def test_a_tensor_of_another_size_does_not_fit(name, example):
             assert algorithms()[name].fit(patch, example.parameter), (role, axis)
 
 
-@settings(deadline=None, max_examples=400)
 @given(st.data())
 def test_what_fits_can_be_applied(data):
     """Any shapes: either ``fit`` says what is wrong, or ``update`` works."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from named import named_source
 from pico import PICOS, lcm_lora, pico
@@ -92,7 +92,6 @@ def test_purposes_by_input_channels(channels: int, purpose: str) -> None:
     assert identify(named_source(stored, "diffusers")).purpose == purpose
 
 
-@settings(max_examples=30, deadline=None)
 @given(name=st.sampled_from(list(architectures())), factor=st.integers(1, 50), seed=st.integers())
 def test_any_widths_are_recognised_and_order_is_kept(name: str, factor: int, seed: int) -> None:
     stored = {n: tuple(factor * size for size in shape) for n, shape in state_shapes(name).items()}

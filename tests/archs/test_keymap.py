@@ -7,7 +7,7 @@ from published import PUBLISHED, shapes
 
 from lcmmerge.archs import Slot, architectures
 from lcmmerge.archs.base import is_required
-from lcmmerge.archs.keymap import Row, expand
+from lcmmerge.archs.keymap import KeyRow, expand
 from lcmmerge.archs.unet import UNet, unet_slots
 
 ARCHITECTURES = tuple(architectures())
@@ -19,7 +19,7 @@ def test_the_registered_name_is_the_file_name() -> None:
 
 
 def test_expand_fills_the_holes() -> None:
-    table = (Row("a.{i}.b.{p}", "x.{i}.y_{p}", part=1, parts=2), Row("c"))
+    table = (KeyRow("a.{i}.b.{p}", "x.{i}.y_{p}", part=1, parts=2), KeyRow("c"))
     assert list(expand(table, "left.", "right.", 2)) == [
         Slot("left.a.0.b.weight", "right.x.0.y_weight", 1, 2),
         Slot("left.a.0.b.bias", "right.x.0.y_bias", 1, 2),

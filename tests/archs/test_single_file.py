@@ -9,9 +9,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from pico import PICOS, pico
+from tiers import of_each
 
 
-@pytest.mark.parametrize("name", PICOS)
+@pytest.mark.parametrize("name", of_each(PICOS))
 def test_diffusers_reads_the_same_weights(name: str, tmp_path: Path) -> None:
     model = pico(name)
     folder = model.folder(tmp_path / "folder", "fp32")

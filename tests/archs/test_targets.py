@@ -4,6 +4,7 @@ import pytest
 from peft import LoraConfig
 from pico import UNETS, pico
 from published import shapes
+from tiers import of_each
 
 from lcmmerge.archs import lora_parameters, lora_targets
 from lcmmerge.archs.targets import TARGETS
@@ -19,7 +20,7 @@ def test_the_papers_table_of_trainable_parameters(name: str, modules: int, milli
     assert lora_parameters(real, 64) / 1e6 == pytest.approx(millions, abs=0.1 if name == "ssd1b" else 0.005)
 
 
-@pytest.mark.parametrize("name", [name for name in UNETS if name != "sd1-inpainting"])
+@pytest.mark.parametrize("name", of_each(name for name in UNETS if name != "sd1-inpainting"))
 def test_as_many_as_peft_trains(name: str) -> None:
     """Oracle: PEFT's own count on the pico, with the training script's list of targets."""
     from copy import deepcopy

@@ -18,13 +18,13 @@ import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
-from lcmmerge.distill.batch import Batch, Conditioning
-from lcmmerge.distill.checkpoint import Best
-from lcmmerge.distill.networks import FullNetworks, LoraNetworks
-from lcmmerge.distill.noise import Noise
-from lcmmerge.distill.objectives.lcd import LatentConsistencyDistillation
-from lcmmerge.distill.settings import Settings
-from lcmmerge.distill.trainer import Stepped, Trainer
+from lcmmerge.train.batch import Batch, Conditioning
+from lcmmerge.train.checkpoint import Best
+from lcmmerge.train.networks import FullNetworks, LoraNetworks
+from lcmmerge.train.noise import Noise
+from lcmmerge.train.objectives.lcd import LatentConsistencyDistillation
+from lcmmerge.train.settings import TrainingSettings
+from lcmmerge.train.trainer import Stepped, Trainer
 
 CASES = ("lora", "lora-checkpointing", "full")
 # Stable Diffusion 1.5's U-Net, and what it is told: diffusers' defaults but for these.
@@ -53,7 +53,7 @@ def measure(case: str, device: str, steps: int, batch: int) -> dict[str, float]:
         networks = FullNetworks(unet, noise, guided=True, taught=True, mu=0.95)
     else:
         networks = LoraNetworks(unet.to(torch.bfloat16 if device == "cuda" else torch.float32), noise, 64, 64.0, seed=0)
-    settings = Settings(steps + WARM, batch, precision=precision, checkpoint_every=0, validate_every=0)
+    settings = TrainingSettings(steps + WARM, batch, precision=precision, checkpoint_every=0, validate_every=0)
     settings = replace(settings, gradient_checkpointing=case == "lora-checkpointing")
     told = Conditioning(torch.randn(batch, 77, 768))
     data = Batch(torch.randn(batch, 4, 64, 64), told, told)

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lcmmerge.sample import quiet_libraries
+from lcmmerge.draw import quiet_libraries
 
 REPEATS = 20
 Found = dict[str, Any]
@@ -40,18 +40,19 @@ class Stages:
 
 
 def unet(model: str, configs: str, dtype: str, out: str, cache: str) -> Found:
-    from lcmmerge.graphs.bundle import GRAPHS
-    from lcmmerge.graphs.cache import cached
-    from lcmmerge.graphs.link import check_link, link
-    from lcmmerge.graphs.request import ExportRequest, prepare
-    from lcmmerge.graphs.weights import header
+    from merging import merge_of
+
+    from lcmmerge.export.bundle import GRAPHS
+    from lcmmerge.export.cache import cached
+    from lcmmerge.export.link import check_link, link
+    from lcmmerge.export.request import ExportRequest, prepare
+    from lcmmerge.export.weights import header
     from lcmmerge.merge.execute import execute
-    from lcmmerge.merge.request import Request
     from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
     stages, target = Stages(), Path(out)
     with stages("plan"):
-        merge = Request(model, target, None, (1.0, 0.0), config_from=configs)
+        merge = merge_of(model, target, None, (1.0, 0.0), config_from=configs)
         prepared = prepare(ExportRequest(merge, dtype=dtype, cache=Path(cache)))
         component = next(component for component in prepared.components if component.name == "unet")
         files = tuple(file for file in prepared.plan.files if file.path.parent.name == "unet")
@@ -69,7 +70,7 @@ def unet(model: str, configs: str, dtype: str, out: str, cache: str) -> Found:
 
 
 def link(graph: str, weights: str) -> Found:
-    from lcmmerge.graphs.link import check_link, link
+    from lcmmerge.export.link import check_link, link
 
     data = Path(graph).read_bytes()
     return {
@@ -90,8 +91,8 @@ def _median(run: Callable[[], object]) -> float:
 
 
 def parity(folder: str, *names: str) -> Found:
-    from lcmmerge.graphs.manifest import read_manifest
-    from lcmmerge.graphs.parity import parity
+    from lcmmerge.export.manifest import read_manifest
+    from lcmmerge.export.parity import parity
     from lcmmerge.output import Output
 
     manifest = read_manifest(Path(folder))
@@ -100,8 +101,8 @@ def parity(folder: str, *names: str) -> Found:
 
 
 def parse(*graphs: str) -> Found:
-    from lcmmerge.graphs import rtx
-    from lcmmerge.graphs.check import check
+    from lcmmerge.export import rtx
+    from lcmmerge.export.check import check
     from lcmmerge.output import Output
 
     found = {}

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from embedded.text import tokenizer
 from models import LCM_RANK, STYLE_RANK, STYLE_TARGETS, lcm_keys, lora_layout
 from safetensors.torch import save_file
 from sizes import SD1
 from transformers import CLIPTextConfig, CLIPTextModel
-
-from lcmmerge.zoo.build.text import tokenizer
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": SD1.unet | {"block_out_channels": [64, 128, 256, 256], "cross_attention_dim": 160, "sample_size": 32},

@@ -67,17 +67,16 @@ def make(folder: Path, exports: Path) -> None:
     """The embedded model with its neon style and LCM-LoRA, SDXL's pico, and SD1's as a full LCM."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from exporting import write
+    from merging import merge_of
     from pico import lcm_lora, pico
-
-    from lcmmerge.merge.request import Request
 
     exports.mkdir(parents=True)
     cache, exact = folder / "cache", {"dtype": "fp32", "fused": True}
     neon, lcm = str(DIGITS / "neon.safetensors"), str(DIGITS / "lcm.safetensors")
-    write(Request(str(DIGITS / "base"), exports / "digits", neon, (1.0, 1.0), lcm, accelerator="lcm"), cache, **exact)
+    write(merge_of(str(DIGITS / "base"), exports / "digits", neon, (1.0, 1.0), lcm, accelerator="lcm"), cache, **exact)
     xl, lora = pico("sdxl").folder(folder / "sdxl", "fp32"), lcm_lora(folder / "lcm.safetensors", "sdxl")
-    write(Request(str(xl), exports / "sdxl", None, (0.0, 1.0), str(lora), accelerator="lcm"), cache, **exact)
-    write(Request(str(full_lcm(folder / "full")), exports / "full-lcm", None, (1.0, 0.0)), cache, **exact)
+    write(merge_of(str(xl), exports / "sdxl", None, (0.0, 1.0), str(lora), accelerator="lcm"), cache, **exact)
+    write(merge_of(str(full_lcm(folder / "full")), exports / "full-lcm", None, (1.0, 0.0)), cache, **exact)
 
 
 def full_lcm(folder: Path) -> Path:

@@ -11,6 +11,7 @@ import json
 import os
 import pkgutil
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -103,7 +104,7 @@ def import_all() -> None:
     import transformers
 
     import lcmmerge
-    from lcmmerge.sample import quiet_libraries
+    from lcmmerge.draw import quiet_libraries
 
     onnxruntime.set_default_logger_severity(3)
     diffusers.StableDiffusionPipeline, transformers.CLIPTextModel  # noqa: B018 - they are imported when first named
@@ -128,6 +129,7 @@ def main(
     workdir: Path | None, json_path: Path | None,
 ) -> None:  # fmt: skip
     """Try every command under every fault."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and its children
     import_all()
     chosen = only.partition(",")[::2]
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""The benchmark of the search: ``python tests/bench/search.py --json out.json``.
+"""The benchmark of the search: ``PYTHONPATH=tests python tests/bench/search.py --json out.json``.
 
 A 5×5 grid of λ on a U-Net of Stable Diffusion 1.5's layout, random weights, LoRAs of rank 32 and 64: the λ field, ways
 in which diffusers does it, and as many plain samples with no λ at all. Each way is a process of its own, so that its
@@ -91,7 +91,6 @@ def summarize(searchers: list[Searcher]) -> dict[str, Turn]:
             **{f"{clock} / {other}": _ratio(one.turns, turns[other], clock)
                for clock in (WALL, CPU) for other in ("plain", "lcmmerge")},
             **{kind: max(turn[kind] for turn in one.turns) for kind in ("peak", "own")},
-            "way": one.turns[-1]["way"],
             "difference": None if one.name == "plain" else _difference(latents[one.name], latents["lcmmerge"]),
         }
         for one in searchers
@@ -119,7 +118,7 @@ def render(title: str, rows: dict[str, Turn]) -> Table:
     for name, row in rows.items():
         rest = row[CPU] - row[WRITING] - row[NETWORK]
         table.add_row(
-            f"{name} ({row['way']})" if row["way"] else name,
+            name,
             f"{row['once']:.1f}",
             *(f"{value:.3f}" for value in (row[WALL], row[CPU], row[WRITING], row[NETWORK], rest)),
             *(f"{row[f'{WALL} / {other}']:.2f} ({row[f'{CPU} / {other}']:.2f})" for other in ("plain", "lcmmerge")),

@@ -18,27 +18,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from merging import merge_of
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lcmmerge.merge.request import Request, plan
-from lcmmerge.sample.draw import draw
-from lcmmerge.sample.drawable import native_size
-from lcmmerge.sample.encode import Encoder
-from lcmmerge.sample.jobs import jobs_of
-from lcmmerge.sample.load import Pipeline, load_pipeline
-from lcmmerge.sample.presets import choose
-from lcmmerge.studies import cost
-from lcmmerge.studies.drawing import LATENTS, Drawing, OneByOne, Together, Way
-from lcmmerge.studies.field import Field, reached
-from lcmmerge.studies.order import Strengths, ordered
+from lcmmerge.draw.draw import draw
+from lcmmerge.draw.drawable import native_size
+from lcmmerge.draw.encode import Encoder
+from lcmmerge.draw.jobs import jobs_of
+from lcmmerge.draw.load import Pipeline, load_pipeline
+from lcmmerge.draw.presets import choose
+from lcmmerge.merge.plan import plan
+from lcmmerge.search.drawing import LATENTS, Drawing, FieldDrawer
+from lcmmerge.search.field import Field, reached
+from lcmmerge.search.order import Cell, ordered
 
 SIDE = (0.2, 0.4, 0.6, 0.8, 1.0)
 ROWS = len(SIDE)
 WALL, CPU = "wall", "cpu"
 WRITING, NETWORK = "writing θ", "U-Net"
-BATCH = 8  # as `lcmmerge search` has it
-Draw = Callable[[Iterable[Strengths]], Iterator[Tensor]]
+Draw = Callable[[Iterable[Cell]], Iterator[Tensor]]
 
 
 class Clock:
@@ -79,9 +78,9 @@ class TimedField(Field):
 
     clock: Clock
 
-    def set(self, strengths: Strengths) -> None:
+    def set(self, cell: Cell) -> None:
         with self.clock.measured(WRITING):
-            super().set(strengths)
+            super().set(cell)
 
 
 class Bench:
@@ -90,20 +89,19 @@ class Bench:
     def __init__(self, folder: Path, device: str, steps: int, images: int) -> None:
         base, self.loras = folder / "base", [folder / f"{name}.safetensors" for name in ("style", "lcm")]
         style, lcm = map(str, self.loras)
-        self.plan, _ = plan(Request(str(base), style=style, strengths=(1.0, 1.0), lcm=lcm, accelerator="lcm"))
+        self.plan = plan(merge_of(str(base), style=style, strengths=(1.0, 1.0), lcm=lcm, accelerator="lcm"))
         place = torch.device(device)
         dtype = torch.float16 if place.type == "cuda" else torch.float32
         self.pipeline: Pipeline = load_pipeline(self.plan.base, base, dtype, place)
         self.preset = choose(self.plan.base, base, accelerator="lcm", steps=steps)
         self.jobs = tuple(jobs_of(["a seven"], native_size(base), count=images))
-        self.cells = ordered(product(SIDE, SIDE), reached(self.plan), (0.0, 0.0))
+        self.cells = ordered(map(Cell, product(SIDE, SIDE)), reached(self.plan), Cell((0.0, 0.0)))
         self.clock = Clock(place)
-        self.way = ""
 
-    def one_by_one(self, set_cell: Callable[[Strengths], None]) -> Draw:
+    def one_by_one(self, set_cell: Callable[[Cell], None]) -> Draw:
         encoder = Encoder(self.pipeline)
 
-        def draw_cells(cells: Iterable[Strengths]) -> Iterator[Tensor]:
+        def draw_cells(cells: Iterable[Cell]) -> Iterator[Tensor]:
             for cell in cells:
                 with self.clock.measured(WRITING):
                     set_cell(cell)
@@ -112,52 +110,35 @@ class Bench:
 
         return draw_cells
 
-    def by(self, way: Way) -> Draw:
+    def by_field(self) -> Draw:
         """As a search draws."""
-
-        def draw_cells(cells: Iterable[Strengths]) -> Iterator[Tensor]:
-            drawings = [Drawing("cell", cell, self.preset, self.jobs) for cell in cells]
-            for begin in range(0, len(drawings), way.at_once):
-                yield from (drawn.latents for drawn in way(drawings[begin : begin + way.at_once]))
-
-        return draw_cells
-
-    def field(self) -> TimedField:
         field = TimedField(self.plan, self.pipeline)
         field.clock = self.clock
-        return field
+        drawer = FieldDrawer(field, len(self.jobs))
+
+        def draw_cells(cells: Iterable[Cell]) -> Iterator[Tensor]:
+            drawings = [Drawing("cell", cell, self.preset, self.jobs) for cell in cells]
+            yield from (drawn.latents for drawn in drawer(drawings))
+
+        return draw_cells
 
     def load_loras(self) -> None:
         for path in self.loras:
             self.pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=path.stem)
 
-    def set_adapters(self, strengths: Strengths) -> None:
-        self.pipeline.set_adapters([path.stem for path in self.loras], list(strengths))
+    def set_adapters(self, cell: Cell) -> None:
+        self.pipeline.set_adapters([path.stem for path in self.loras], list(cell.lambdas))
 
 
 def plain(bench: Bench) -> Draw:
     return bench.one_by_one(lambda cell: None)
 
 
-def chosen(bench: Bench) -> Draw:
-    way, choice = cost.choose(bench.field(), bench.jobs, bench.preset, BATCH, len(bench.cells))
-    bench.way = choice.way
-    return bench.by(way)
-
-
-def factors(bench: Bench) -> Draw:
-    return bench.by(OneByOne(bench.field(), len(bench.jobs)))
-
-
-def together(bench: Bench) -> Draw:
-    return bench.by(Together(bench.field(), BATCH, len(bench.jobs)))
-
-
 def fuse(bench: Bench) -> Draw:
     bench.load_loras()
     fused = False
 
-    def set_cell(cell: Strengths) -> None:
+    def set_cell(cell: Cell) -> None:
         nonlocal fused
         if fused:
             bench.pipeline.unfuse_lora(components=["unet"])
@@ -175,9 +156,7 @@ def unfused(bench: Bench) -> Draw:
 
 WAYS: dict[str, Callable[[Bench], Draw]] = {
     "plain": plain,
-    "lcmmerge": chosen,
-    "factors": factors,
-    "per sample": together,
+    "lcmmerge": Bench.by_field,
     "fuse/unfuse": fuse,
     "set_adapters": unfused,
 }
@@ -207,7 +186,7 @@ def serve(name: str, folder: str, device: str, steps: str, images: str, target: 
         with clock.measured("all"):
             found = list(draw_cells(row))
         latents |= zip(map(str, row), found, strict=True)
-        say({**clock.seconds, **memory(bench.pipeline.unet.device), "way": bench.way})
+        say({**clock.seconds, **memory(bench.pipeline.unet.device)})
     save_file(latents, target)
 
 

@@ -1,4 +1,4 @@
-"""The ground truth of a grid of λ on the embedded model: ``python tests/bench/truth.py tests/studies/truth.json``.
+"""The ground truth of a grid of λ on the embedded model: ``PYTHONPATH=tests python tests/bench/truth.py truth.json``.
 
 A search tries to come near the style model's many-step pictures. How near a cell truly comes is measured with many
 pictures of other noise, in the features of the judge (lcmmerge/zoo/digits), which a search never sees. Beside it
@@ -15,16 +15,14 @@ from typing import Any
 
 import click
 import torch
+from embedded.claim import GUIDANCE, REAL_SEED, REFERENCES
+from embedded.folder import SHIPPED, Folder, prompts
+from embedded.judge import LOOKS, energy_distance, judged
+from embedded.merging import merged, task_vector
+from embedded.sampling import Method, sample
+from embedded.scenes import STYLES, draw
+from embedded.vae import decoded
 from torch import Tensor
-
-from lcmmerge.zoo.build.__main__ import SHIPPED
-from lcmmerge.zoo.build.claim import GUIDANCE, REAL_SEED, REFERENCES
-from lcmmerge.zoo.build.folder import Folder, prompts
-from lcmmerge.zoo.build.judge import LOOKS, energy_distance, judged
-from lcmmerge.zoo.build.merging import merged, task_vector
-from lcmmerge.zoo.build.sampling import Method, sample
-from lcmmerge.zoo.build.scenes import STYLES, draw
-from lcmmerge.zoo.build.vae import decoded
 
 GRID = {"style": (0.4, 0.6, 0.8, 1.0, 1.2), "lcm": (0.4, 0.7, 1.0, 1.3)}
 FEW, MANY = Method("LCM", 4), Method("DPM-Solver++", 25, GUIDANCE)

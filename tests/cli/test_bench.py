@@ -8,6 +8,8 @@ from PIL import Image
 from running import exact
 from sampling import assert_alike
 
+pytestmark = pytest.mark.e2e
+
 DRAW = ("--prompt", "the thing", "--size", "64x64", "--steps", 2, "--seed", 3)
 
 

@@ -12,6 +12,7 @@ def untouched(files, tmp_path_factory):
     return exact(tmp_path_factory, files("sd1"))
 
 
+@pytest.mark.e2e
 def test_a_good_export(untouched, cli):
     done = cli("check", untouched)
     assert (done.code, done.err) == (0, "")
@@ -20,6 +21,7 @@ def test_a_good_export(untouched, cli):
     assert (len(report["graphs"]), report["broken"], report["engines"]) == (6, [], [])
 
 
+@pytest.mark.e2e
 def test_a_broken_one(untouched, cli, tmp_path):
     folder = shutil.copytree(untouched, tmp_path / "export")
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from conftest import Ran
 
 
+@pytest.mark.e2e
 def test_report(files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: Path) -> None:
     style, lcm = files("sdxl").style, files("sdxl").lcm
     ran = cli("combine", style, 0.8, lcm, -0.5, "-o", tmp_path / "both")
@@ -37,7 +38,7 @@ def test_report(files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path
         (("{style}", "1", "{xl}", "1", "-o", "{new}"), 3, "looks made for Stable Diffusion XL"),
         (("{style}", "1", "-o", "{new}", "--base", "{xlbase}"), 3, "is no module of Stable Diffusion XL"),
         (("{style}", "0", "-o", "{new}"), 3, "every λ is 0"),
-        (("{style}", "nan", "-o", "{new}"), 1, "no finite number"),
+        (("{style}", "nan", "-o", "{new}"), 2, "no finite number"),
         (("{style}", "{lcm}", "1", "-o", "{new}"), 2, "each adapter with its λ"),
         (("{style}", "1", "--ranc", "2", "-o", "{new}"), 1, "adapter '--ranc'"),
         (("-o", "{new}"), 2, "Missing argument"),

@@ -31,6 +31,7 @@ def base(files: Callable[[str], Files]) -> Path:
     return files("sd1").folder("fp32")
 
 
+@pytest.mark.e2e
 def test_from_a_folder_of_images_to_a_merge(base: Path, data: Path, cli: Cli, tmp_path: Path) -> None:
     """With two images held out, and from a single file with the configs of a folder; the second time from latents."""
     lora = tmp_path / "lcm.safetensors"
@@ -39,11 +40,12 @@ def test_from_a_folder_of_images_to_a_merge(base: Path, data: Path, cli: Cli, tm
     assert ran.out.startswith(f"{lora}  after step 2, validation score ")
     assert ran.err.splitlines()[-1] == "Draw with LCMScheduler, 4 steps (2–8), guidance 1 (0–2)."
     work = {path.relative_to(tmp_path / "lcm.training").as_posix() for path in (tmp_path / "lcm.training").rglob("*")}
-    assert {"log.csv", "scores.csv", "loss.svg", "sheets/step-000002.png", "step-000002/state.json"} <= work
+    assert {"log.csv", "scores.csv", "sheets/step-000002.png", "step-000002/state.json"} <= work
     merged = cli("fuse", base, "--lcm", lora, "-o", tmp_path / "merged", "--json")
     assert [row["parameters"] for row in json.loads(merged.out)["coverage"]] == [278]
 
 
+@pytest.mark.e2e
 def test_latents_encoded_before_train_as_images_do(base: Path, data: Path, cli: Cli, tmp_path: Path) -> None:
     encoded = tmp_path / "encoded"
     ran = cli("distill", base, "--data", data, "-o", encoded, "--encode-only", *FAST)
@@ -58,6 +60,7 @@ def test_latents_encoded_before_train_as_images_do(base: Path, data: Path, cli: 
     assert "is encoded already" in ran.err
 
 
+@pytest.mark.e2e
 def test_sdxl_learns_with_its_own_guidance(files: Callable[[str], Files], data: Path, cli: Cli, tmp_path: Path) -> None:
     base = files("ssd1b").folder("fp32")
     ran = cli("distill", base, "--data", data, "-o", tmp_path / "lcm", "--steps", 1, *FAST, "--batch", 1, "--json")
@@ -85,6 +88,7 @@ def test_counting_needs_no_torch(files: Callable[[str], Files], process: Callabl
     assert "Stable Diffusion 1" in ran.out
 
 
+@pytest.mark.e2e
 def test_ctrl_c_ends_the_step_and_says_how_to_go_on(base: Path, data: Path, cli: Cli, tmp_path: Path) -> None:
     lora, log = tmp_path / "lcm.safetensors", tmp_path / "lcm.training" / "log.csv"
 

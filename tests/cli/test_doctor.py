@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-import tomllib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lcmmerge.doctor import GAINS, check_up
+from lcmmerge.doctor import check_up
+from lcmmerge.extras import EXTRAS
+from lcmmerge.tensors import kept
 from lcmmerge.tensors.digest import sha256_of
-from lcmmerge.tensors.kept import SETTLED, WORTHWHILE
+from lcmmerge.tensors.kept import WORTHWHILE
 
 if TYPE_CHECKING:
     from conftest import Ran
-
-PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def test_it_tells_versions_devices_and_caches(cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +35,7 @@ def test_json_holds_the_same(cli: Callable[..., Ran]) -> None:
     packages = {package["name"]: package for package in found["packages"]}
     assert packages["torch"]["found"] == version("torch")
     assert all(package["fits"] for package in packages.values())
-    assert {extra["name"] for extra in found["extras"]} == GAINS.keys()
+    assert {extra["name"] for extra in found["extras"]} == EXTRAS.keys()
 
 
 def test_it_tells_what_the_graph_cache_holds(
@@ -58,16 +56,11 @@ def test_it_tells_what_the_kept_hashes_take(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = tmp_path / "model"
     model.write_bytes(bytes(WORTHWHILE))
-    time.sleep(SETTLED)
+    monkeypatch.setattr(kept, "SETTLED", 0)
     sha256_of([model])
     held = sum(path.stat().st_size for path in tmp_path.glob("lcmmerge/*/*"))
     places = {place["what"]: place for place in json.loads(cli("doctor", "--json").out)["places"]}
     assert places["sha256 of large files"]["held"] == held > 0
-
-
-def test_every_extra_is_explained() -> None:
-    extras = tomllib.loads(PROJECT.read_text("utf-8"))["project"]["optional-dependencies"]
-    assert GAINS.keys() == extras.keys() - {"test"}
 
 
 def test_what_the_tests_need_is_there() -> None:

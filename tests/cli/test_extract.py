@@ -57,6 +57,7 @@ def test_what_is_left_out_is_said(files: Callable[[str], Files], cli: Callable[.
     assert {name.partition(".")[0] for name in left_out} == {"vae", "text_encoder"}
 
 
+@pytest.mark.e2e
 def test_the_same_bytes_whatever_the_threads_and_the_hash_seed(
     tuned: Path, files: Callable[[str], Files], process: Callable[..., Ran], tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def recorded(path: Path) -> Any:
     return json.loads(metadata(path)["sd_merge_recipe"])
 
 
+@pytest.mark.e2e
 def test_combine(hub: Hub, sd1: Files, remote: Callable[..., Said], tmp_path: Path) -> None:
     lcm, target = "hf://owner/lcm/lcm.safetensors", tmp_path / "both.safetensors"
     refused = remote(
@@ -62,6 +63,7 @@ def test_combine(hub: Hub, sd1: Files, remote: Callable[..., Said], tmp_path: Pa
     assert [term["name"] for term in recorded(target)["terms"]] == ["style", "lcm.safetensors"]
 
 
+@pytest.mark.e2e
 def test_extract(hub: Hub, sd1: Files, remote: Callable[..., Said], tmp_path: Path) -> None:
     base, target = "hf://owner/base/base.safetensors", tmp_path / "lora.safetensors"
     fuse(sd1.base(), tmp_path / "tuned.safetensors", sd1.style)
@@ -78,6 +80,7 @@ def test_extract(hub: Hub, sd1: Files, remote: Callable[..., Said], tmp_path: Pa
     assert [recorded(target)[kind]["name"] for kind in ("tuned", "base")] == ["tuned", "base.safetensors"]
 
 
+@pytest.mark.e2e
 def test_verify(hub: Hub, sd1: Files, remote: Callable[..., Said], tmp_path: Path) -> None:
     """A pipeline and a LoRA, merged from the Hub and found there again, by the hashes that it states."""
     hub.add_folder("owner/pipe", sd1.folder())

@@ -143,6 +143,7 @@ def test_images_are_not_replaced_unasked(inputs, out, cli):
     assert pixels(out / "0000-0.png").shape == (64, 64, 3)
 
 
+@pytest.mark.e2e
 def test_interrupted_it_keeps_what_is_finished(inputs, out, start):
     child = start("generate", inputs.folder(), "--prompt", "a", "-o", out, "--count", 10_000, *FAST)
     deadline = time.monotonic() + 300
@@ -158,6 +159,7 @@ def test_interrupted_it_keeps_what_is_finished(inputs, out, start):
     assert all(pixels(path).shape == (64, 64, 3) for path in finished)
 
 
+@pytest.mark.e2e
 def test_a_pipeline_on_the_hub(inputs, out, hub, process, tmp_path):
     folder = inputs.folder()
     hub.add("owner/model", {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()})

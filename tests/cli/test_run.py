@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from forked import Child
 from fusing import Files
 from recipefile import contents, recipe
@@ -39,6 +40,7 @@ def test_json(files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: 
     assert manifest == json.loads((out / "run.json").read_text())
 
 
+@pytest.mark.e2e
 def test_the_same_bytes_everywhere(files: Callable[[str], Files], process: Callable[..., Ran], tmp_path: Path) -> None:
     """Two environments: other hashes of strings, other numbers of threads."""
     path = recipe(tmp_path, files("sd1"), more="matrix: {lambda.style: [0.5, 1]}\ncheck: {signal: {min: 1}}\n")
@@ -53,6 +55,7 @@ def test_the_same_bytes_everywhere(files: Callable[[str], Files], process: Calla
     assert len(contents(tmp_path / "1")) == 7
 
 
+@pytest.mark.e2e
 def test_two_runs_at_once(
     files: Callable[[str], Files], start: Callable[..., Child], tmp_path: Path
 ) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from adapterfile import assert_near, write
 from fusing import Files, fuse, load, metadata
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiers import of_each
 from torch import Tensor, nn
 
 from lcmmerge.archs import identify
@@ -26,18 +27,18 @@ from lcmmerge.errors import (
     UnmatchedKeysError,
 )
 from lcmmerge.merge.alignment import term_of
-from lcmmerge.merge.combine import Combined, Settings, combine
+from lcmmerge.merge.combine import Combined, CombineSettings, combine
 from lcmmerge.merge.lorafile import balanced
 from lcmmerge.tensors import DTYPES, open_source
 
-FP32 = Settings(dtype=DTYPES["F32"])
+FP32 = CombineSettings(dtype=DTYPES["F32"])
 QUERY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 def run(
     terms: list[tuple[Path, float]],
     target: Path,
-    chosen: Settings = FP32,
+    chosen: CombineSettings = FP32,
     base: Path | None = None,
     force: bool = False,
 ) -> Combined:
@@ -56,7 +57,7 @@ def lora(path: Path, key: str = QUERY, rank: int = 2, width: int = 8, **extra: T
     return path
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("name", of_each(["sd1", "sdxl"]))
 @pytest.mark.parametrize(("dtype", "tolerance"), [("F32", 1e-6), ("F16", 1e-3)])
 def test_fused_alone_it_does_what_both_do(
     name: str, dtype: str, tolerance: float, files: Callable[[str], Files], tmp_path: Path
@@ -65,7 +66,7 @@ def test_fused_alone_it_does_what_both_do(
     inputs = files(name)
     fuse(inputs.base("fp32"), tmp_path / "both.safetensors", inputs.style, inputs.lcm, (0.8, -0.5))
     terms = [(inputs.style, 0.8), (inputs.lcm, -0.5)]
-    found = run(terms, tmp_path / "one.safetensors", Settings(dtype=DTYPES[dtype]))
+    found = run(terms, tmp_path / "one.safetensors", CombineSettings(dtype=DTYPES[dtype]))
     assert found.energy == 1
     fuse(inputs.base("fp32"), tmp_path / "alone.safetensors", tmp_path / "one.safetensors", strengths=(1.0, 0.0))
     base, alone = load(inputs.base("fp32")), load(tmp_path / "alone.safetensors")
@@ -100,7 +101,7 @@ def test_recompression_is_the_best_of_its_rank(rank: int, files: Callable[[str],
     """Oracle: the exact SVD of the dense sum."""
     terms = [(files("sd1").style, 1.0), (files("sd1").lcm, 1.0)]
     run(terms, tmp_path / "exact.safetensors")
-    found = run(terms, tmp_path / "small.safetensors", Settings(rank, DTYPES["F32"]))
+    found = run(terms, tmp_path / "small.safetensors", CombineSettings(rank, DTYPES["F32"]))
     exact, small = (deltas(tmp_path / f"{name}.safetensors") for name in ("exact", "small"))
     assert exact.keys() == small.keys()
     squares = [float(delta.square().sum()) for delta in exact.values()]
@@ -131,7 +132,7 @@ def test_dense_terms_need_a_rank_and_full_rank_is_exact(tmp_path: Path) -> None:
         run(terms, tmp_path / "one.safetensors")
     assert "--rank" in caught.value.hint
     assert not (tmp_path / "one.safetensors").exists()
-    run(terms, tmp_path / "one.safetensors", Settings(8, DTYPES["F32"]))
+    run(terms, tmp_path / "one.safetensors", CombineSettings(8, DTYPES["F32"]))
     tensors = load_file(tmp_path / "lora.safetensors")
     expected = 0.5 * tensors[f"{QUERY}.lora_B.weight"] @ tensors[f"{QUERY}.lora_A.weight"] + 2 * difference
     (found,) = deltas(tmp_path / "one.safetensors").values()
@@ -145,9 +146,9 @@ def test_loha_needs_the_base(files: Callable[[str], Files], tmp_path: Path) -> N
     write(tmp_path / "loha.safetensors", halves)
     terms = [(tmp_path / "loha.safetensors", 1.0)]
     with pytest.raises(IncompatibleError, match="LoHa") as caught:
-        run(terms, tmp_path / "one.safetensors", Settings(8))
+        run(terms, tmp_path / "one.safetensors", CombineSettings(8))
     assert "--base" in caught.value.hint
-    run(terms, tmp_path / "one.safetensors", Settings(8, DTYPES["F32"]), base)
+    run(terms, tmp_path / "one.safetensors", CombineSettings(8, DTYPES["F32"]), base)
     products = [halves[f"{QUERY}.hada_w{half}_a"] @ halves[f"{QUERY}.hada_w{half}_b"] for half in "12"]
     (found,) = deltas(tmp_path / "one.safetensors").values()
     assert_near(found.float(), products[0] * products[1])
@@ -182,7 +183,6 @@ def test_a_convolution_and_a_linear_layer_are_the_same_projection(tmp_path: Path
         assert_near(deltas(tmp_path / "sum.safetensors")[key].float(), 2 * up @ down)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 6), st.floats(1e-12, 1e12), st.floats(1e-12, 1e12), st.integers(0, 99))
 def test_balancing_rounds_nothing(rank: int, large: float, small: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -202,14 +202,14 @@ def test_small_alphas_survive_fp16(tmp_path: Path) -> None:
     up, down = 1e-3 * torch.randn(8, 64), torch.randn(64, 8)
     tensors = {"lora_up.weight": up.half(), "lora_down.weight": down.half(), "alpha": torch.tensor(1.0).half()}
     write(tmp_path / "a.safetensors", {f"{QUERY}.{role}": tensor for role, tensor in tensors.items()})
-    run([(tmp_path / "a.safetensors", 0.3)], tmp_path / "b.safetensors", Settings())
+    run([(tmp_path / "a.safetensors", 0.3)], tmp_path / "b.safetensors", CombineSettings())
     (found,) = deltas(tmp_path / "b.safetensors").values()
     assert_near(found, 0.3 / 64 * up.half().double() @ down.half().double(), 1e-3)
 
 
 def test_bf16_has_no_rank_of_257(tmp_path: Path) -> None:
     path = lora(tmp_path / "a.safetensors", rank=257)
-    run([(path, 1.0)], tmp_path / "b.safetensors", Settings(dtype=DTYPES["BF16"]))
+    run([(path, 1.0)], tmp_path / "b.safetensors", CombineSettings(dtype=DTYPES["BF16"]))
     fused = term_of(open_source(tmp_path / "b.safetensors"), 1.0).file.patches[0]
     assert fused.alpha == 256
     tensors, stored = load_file(path), load_file(tmp_path / "b.safetensors")
@@ -229,7 +229,7 @@ def test_the_dtype_is_the_widest(dtypes: str, widest: str, tmp_path: Path) -> No
         path = lora(tmp_path / f"{number}.safetensors")
         save_file({name: getattr(tensor, dtype)() for name, tensor in load_file(path).items()}, path)
         terms.append((path, 1.0))
-    run(terms, tmp_path / "sum.safetensors", Settings())
+    run(terms, tmp_path / "sum.safetensors", CombineSettings())
     assert {info.dtype.name for info in open_source(tmp_path / "sum.safetensors")} == {widest}
 
 
@@ -307,7 +307,7 @@ def test_no_effect_no_number_no_replacement(tmp_path: Path) -> None:
     with pytest.raises(NumericError, match="NaN or Inf"):
         run([(damaged.path, 1.0)], tmp_path / "one.safetensors")
     with pytest.raises(NumericError, match="overflows float16"):
-        run([(path, 1e12)], tmp_path / "one.safetensors", Settings(dtype=DTYPES["F16"]))
+        run([(path, 1e12)], tmp_path / "one.safetensors", CombineSettings(dtype=DTYPES["F16"]))
     assert not (tmp_path / "one.safetensors").exists()
     with pytest.raises(OutputError, match="exists already"):
         run([(path, 1.0)], untrained.path)

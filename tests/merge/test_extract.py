@@ -13,9 +13,10 @@ import pytest
 import torch
 from adapterfile import assert_near
 from fusing import Files, canonical, edited, fuse, load, metadata
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiers import of_each
 
 from lcmmerge.archs import identify
 from lcmmerge.errors import (
@@ -26,14 +27,14 @@ from lcmmerge.errors import (
     ShapeMismatchError,
     UnmatchedKeysError,
 )
-from lcmmerge.merge.extract import Extracted, Settings, extract, tuned_of
+from lcmmerge.merge.extract import Extracted, ExtractSettings, extract, tuned_of
 from lcmmerge.merge.lowrank import product_spectrum, spectrum
 from lcmmerge.tensors import DTYPES, open_source
 
-FP32 = Settings(8, dtype=DTYPES["F32"])
+FP32 = ExtractSettings(8, dtype=DTYPES["F32"])
 
 
-def run(tuned: Path, base: Path, target: Path, chosen: Settings = FP32, force: bool = False) -> Extracted:
+def run(tuned: Path, base: Path, target: Path, chosen: ExtractSettings = FP32, force: bool = False) -> Extracted:
     model = identify(open_source(base))
     return extract(tuned_of(open_source(tuned), model), model, target, chosen, force=force)
 
@@ -44,7 +45,7 @@ def tuned(files: Files, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("name", of_each(["sd1", "sdxl"]))
 def test_a_low_rank_change_comes_back_whole(name: str, files: Callable[[str], Files], tmp_path: Path) -> None:
     base = files(name).base("fp32")
     wanted = tuned(files(name), tmp_path / "tuned.safetensors")
@@ -57,9 +58,10 @@ def test_a_low_rank_change_comes_back_whole(name: str, files: Callable[[str], Fi
         assert_near(again[key] - before[key], tensor - before[key], 1e-3)
 
 
+@pytest.mark.e2e
 def test_the_file_is_a_kohya_lora(files: Callable[[str], Files], tmp_path: Path) -> None:
     wanted = tuned(files("sdxl"), tmp_path / "tuned.safetensors")
-    run(wanted, files("sdxl").base("fp32"), tmp_path / "lora.safetensors", Settings(3))
+    run(wanted, files("sdxl").base("fp32"), tmp_path / "lora.safetensors", ExtractSettings(3))
     tensors = load_file(tmp_path / "lora.safetensors")
     assert {name.partition("_")[0] for name in tensors} == {"lora"}
     assert {name.split("_")[1] for name in tensors} == {"unet", "te1", "te2"}
@@ -148,7 +150,6 @@ def test_the_randomised_svd_is_as_good_as_the_exact_one(decay: float) -> None:
     assert float(1 - error) == pytest.approx(float(exact), rel=0.01)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 15), st.integers(0, 99))
 def test_a_products_spectrum_is_the_products(rows: int, columns: int, rank: int, seed: int) -> None:
     """Oracle: the exact SVD of the dense product, at any shape, also where the rank exceeds it."""
@@ -187,7 +188,7 @@ def test_numbers_that_cannot_be(value: float, what: str, files: Callable[[str], 
     name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
     wanted = edited(base, tmp_path / "tuned.safetensors", **{name: torch.full_like(load(base)[name], value)})
     with pytest.raises(NumericError, match=what):
-        run(wanted, base, tmp_path / "lora.safetensors", Settings(4))
+        run(wanted, base, tmp_path / "lora.safetensors", ExtractSettings(4))
     assert [path.name for path in tmp_path.iterdir()] == ["tuned.safetensors"]
 
 

@@ -286,7 +286,9 @@ def test_no_such_device(device, place, cli):
 
 @pytest.mark.parametrize("strengths", [("nan", "1"), ("1", "inf")])
 def test_lambda_must_be_finite(strengths, place, cli):
-    check(cli(*arguments(place), "--lambda", *strengths), 1, "λ of", "no finite number")
+    ran = cli(*arguments(place), "--lambda", *strengths)
+    assert ran.code == 2
+    assert "is no finite number of float32: give a λ such as 0.8" in ran.err
 
 
 # The disk
@@ -295,9 +297,8 @@ def test_lambda_must_be_finite(strengths, place, cli):
 def test_a_disk_that_is_full_beforehand(place):
     """On a file system of 8 MB, in a mount namespace of its own."""
     mount = 'mount -t tmpfs -o size=8m none "$0" && '
-    if subprocess.run(
-        ["unshare", "-rm", "sh", "-c", f"{mount} true", place / "out"], check=False, capture_output=True
-    ).returncode:
+    may = ["unshare", "-rm", "sh", "-c", f"{mount} true", place / "out"]
+    if not shutil.which("unshare") or subprocess.run(may, check=False, capture_output=True).returncode:
         pytest.skip("no mounting here")
     inside = f'{mount}"$@"; code=$?; ls -A "$0"; exit $code'
     command = ["unshare", "-rm", "sh", "-c", inside, place / "out", sys.executable, "-m", "lcmmerge", *arguments(place)]
@@ -355,16 +356,21 @@ def large(tmp_path_factory):
 
 def interrupted(start, large, target, with_signal):
     """Send the signal as soon as the output begins to grow."""
-    child = start("fuse", large / "base.safetensors", "--lcm", large / "lora.safetensors", "-o", target, "--threads", 1)
-    staged = target.parent / f".{target.name}.partial" / target.name
-    with child:
-        while not staged.exists():
-            assert child.poll() is None, child.communicate()
-            time.sleep(0.001)
-        child.send_signal(with_signal)
-        out, err = child.communicate(timeout=60)
-    assert not target.exists()
-    return child.returncode, out, err
+    staged = Staging(target).folder / target.name
+    given = ("fuse", large / "base.safetensors", "--lcm", large / "lora.safetensors", "-o", target, "--threads", 1)
+    for _ in range(20):
+        child = start(*given)
+        with child:
+            while not staged.exists():
+                assert child.poll() is None, child.communicate()
+                time.sleep(0.001)
+            child.send_signal(with_signal)
+            out, err = child.communicate(timeout=60)
+        if child.returncode:
+            assert not target.exists()
+            return child.returncode, out, err
+        target.unlink()  # it was done before the signal came, as may happen on a busy machine
+    pytest.fail("it was always done before the signal came")
 
 
 def test_ctrl_c(start, large, tmp_path):
@@ -376,8 +382,9 @@ def test_ctrl_c(start, large, tmp_path):
     assert digests(large) == before
 
 
-def test_sigterm_is_as_ctrl_c(start, large, tmp_path):
-    code, out, err = interrupted(start, large, tmp_path / "fused.safetensors", signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_a_closed_terminal_are_as_ctrl_c(number, start, large, tmp_path):
+    code, out, err = interrupted(start, large, tmp_path / "fused.safetensors", number)
     assert (code, out, err.strip()) == (130, "", "Interrupted; nothing was written.")
     assert list(tmp_path.iterdir()) == []
 
@@ -386,7 +393,7 @@ def test_kill_9_leaves_no_target_and_the_next_run_tidies_up(start, large, tmp_pa
     target = tmp_path / "fused.safetensors"
     code, _, _ = interrupted(start, large, target, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    assert [path.name for path in tmp_path.iterdir()] == [".fused.safetensors.partial"]
+    assert [path.name for path in tmp_path.iterdir()] == [".fused.safetensors.lcmmerge.partial"]
     fuse(large / "base.safetensors", target, lcm=large / "lora.safetensors")
     assert list(tmp_path.iterdir()) == [target]
     assert load(target)[f"{BIG}.weight"][-1, -1] == 64.5

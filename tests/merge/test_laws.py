@@ -17,7 +17,7 @@ from lcmmerge.tensors import DTYPES
 from lcmmerge.tensors.blockio import BlockWriter, Buffer, Files
 from lcmmerge.tensors.layout import TensorSpec, lay_out
 
-FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the files are only read
 LAMBDA = st.floats(-2, 2, width=32)
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -56,14 +56,14 @@ def small(tmp_path_factory):
     return fused
 
 
-@FEW
+@SHARED
 @given(name=st.sampled_from(["lora", "dora", "full"]), one=LAMBDA, two=LAMBDA)
 def test_linear_in_lambda(name, one, two, small):
     base, a, b, both = (small([(name, strength)]) for strength in (0.0, one, two, one + two))
     assert torch.allclose(both - base, (a - base) + (b - base), rtol=0, atol=2e-6)
 
 
-@FEW
+@SHARED
 @given(strengths=st.tuples(LAMBDA, LAMBDA, LAMBDA))
 def test_the_order_of_terms_does_not_matter(strengths, small):
     terms = list(zip(("lora", "dora", "full"), strengths, strict=True))
@@ -71,7 +71,7 @@ def test_the_order_of_terms_does_not_matter(strengths, small):
     assert all(torch.allclose(first, other, rtol=0, atol=2e-6) for other in others)
 
 
-@FEW
+@SHARED
 @given(name=st.sampled_from(["lora", "dora", "full"]), strength=LAMBDA)
 def test_a_term_and_its_opposite_cancel(name, strength, small):
     assert torch.allclose(small([(name, strength), (name, -strength)]), small([(name, 0.0)]), rtol=0, atol=1e-6)
@@ -98,7 +98,7 @@ DTYPE = st.sampled_from([dtype for dtype in DTYPES.values() if dtype.name not in
 SHAPES = st.lists(st.integers(0, 40), max_size=3).map(tuple)
 
 
-@FEW
+@SHARED
 @given(tensors=st.lists(st.tuples(DTYPE, SHAPES), max_size=8), data=st.data())
 def test_what_is_written_is_read_by_safetensors(tensors, data):
     """Any dtypes and shapes, written in blocks of any sizes, in any order."""

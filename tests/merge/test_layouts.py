@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from fusing import assert_same, canonical, fuse, load, raw
 from pico import PIPELINES, canonical_state, pico
 from safetensors.torch import load_file
+from tiers import of_each
 from transformers import CLIPTextModel
 
 from lcmmerge.errors import FormatError, NotFoundError, OutputError, ShapeMismatchError
@@ -33,7 +34,7 @@ def test_single_file_to_diffusers_and_back_is_the_identity(name, files, tmp_path
     assert_same(canonical(tmp_path / "folder"), canonical(inputs.folder()))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", of_each(ARCHITECTURES))
 def test_what_a_fuse_writes_is_loaded_by_diffusers(name, files, tmp_path):
     """Both layouts from both layouts: the same weights, and both ways of loading find every one of them."""
     inputs, arch = files(name), pico(name).arch

@@ -58,6 +58,7 @@ def lora_shapes(path):
     }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", CONFIGS)
 def test_single_file_equals_sd_mecha(name, mecha, files, tmp_path):
     inputs = files(name)

@@ -8,6 +8,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from fusing import fuse, load
 from peft import LoraConfig, get_peft_model_state_dict
 from pico import TORCH, PicoModel, pico
+from tiers import of_each
 
 ARCHITECTURES = ("sd1", "sd2", "sdxl", "ssd1b")
 LAMBDAS = (0.8, 1.0)
@@ -28,7 +29,8 @@ def fuse_with_peft(pipeline, adapters):
     pipeline.unload_lora_weights()
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.slow("PEFT fuses a whole pipeline")
+@pytest.mark.parametrize("name", of_each(ARCHITECTURES))
 def test_float32_equals_peft_in_both_layouts(name, files, tmp_path):
     inputs, model = files(name), pico(name)
     pipeline = copy.deepcopy(model.pipeline)
@@ -46,7 +48,7 @@ def test_float32_equals_peft_in_both_layouts(name, files, tmp_path):
             assert (found[key] - expected[key]).norm() <= 1e-6 * expected[key].norm(), key
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("sd1", "fp16"), ("ssd1b", "bf16")])
+@pytest.mark.parametrize(("name", "dtype"), [("sd1", "fp16"), pytest.param("ssd1b", "bf16", marks=pytest.mark.e2e)])
 def test_half_precision_is_the_float32_result_rounded_within_one_unit(name, dtype, files, tmp_path):
     """PEFT fuses in float32 here, from the same rounded base; only the last bit may differ.
 
@@ -78,7 +80,7 @@ def order(tensor):
     return torch.where(bits < 0, -(bits & 0x7FFF), bits)
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("name", of_each(["sd1", "sdxl"]))
 def test_a_file_that_diffusers_saved(name, files, tmp_path):
     """save_lora_weights: PEFT's tensors with diffusers' names, rank and alpha in the metadata."""
     model = pico(name)

@@ -10,7 +10,6 @@ from pico import pico
 from safetensors.torch import load_file, save_file
 
 from lcmmerge.errors import AlreadyFusedError
-from lcmmerge.merge.outcome import Settings
 
 
 def sha256(path):
@@ -79,8 +78,7 @@ def test_inpainting_is_an_architecture_of_its_own(files, tmp_path):
 
 
 def test_seed_and_dtype_are_recorded(files, tmp_path):
-    settings = Settings(1, rounding_seed=7)
-    fuse(files("sd1").base(), tmp_path / "fused.safetensors", lcm=files("sd1").lcm, dtype="bf16", settings=settings)
+    fuse(files("sd1").base(), tmp_path / "fused.safetensors", lcm=files("sd1").lcm, dtype="bf16", rounding_seed=7)
     recipe = json.loads(metadata(tmp_path / "fused.safetensors")["sd_merge_recipe"])
     assert (recipe["rounding_seed"], recipe["dtype"]) == (7, "BF16")
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from adapterfile import write
 from fusing import canonical, fuse, raw
+from merging import merge_of
 from pico import pico
 
 from lcmmerge.archs import identify
-from lcmmerge.merge.request import Request
-from lcmmerge.merge.request import plan as plan_merge
+from lcmmerge.merge.plan import plan as plan_merge
 from lcmmerge.merge.tensors import merged, stored
 from lcmmerge.tensors import open_source
 
@@ -45,7 +45,7 @@ def test_merged_parameters(name, layout, files, tmp_path):
     adapters = ((dora, 0.5), (tuned, 0.25))
     fuse(base, target, inputs.style, inputs.lcm, (0.8, 1.0), adapters=adapters)
     terms = tuple((str(path), strength) for path, strength in adapters)
-    asked = Request(str(base), target, str(inputs.style), (0.8, 1.0), str(inputs.lcm), terms)
-    plan, _ = plan_merge(asked)
+    asked = merge_of(str(base), target, str(inputs.style), (0.8, 1.0), str(inputs.lcm), terms)
+    plan = plan_merge(asked)
     with merged(plan) as read:
         assert_bits(read, canonical(target))

@@ -6,6 +6,7 @@ from adapterfile import delta, write
 from fusing import assert_same, canonical, edited, fuse, load
 from pico import pico
 from safetensors.torch import load_file, save_file
+from tiers import of_each
 
 from lcmmerge.adapters import read_adapter
 from lcmmerge.errors import (
@@ -134,7 +135,7 @@ def test_lcm_alone(files, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["single-file", "diffusers"])
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("name", of_each(["sd1", "sdxl"]))
 def test_a_fine_tuned_checkpoint_is_a_dense_term(name, layout, files, tmp_path):
     """τ′ = θ_ft − θ_pre, also where the two are in different layouts and dtypes."""
     tuned = pico(name, seed=1)

@@ -45,7 +45,7 @@ def flip(path: Path, name: str) -> None:
         {},
         {"dtype": "bf16", "drop_ema": True},
         {"shard": 400_000},
-        {"settings": Settings(rounding_seed=3), "dtype": "bf16"},
+        {"rounding_seed": 3, "dtype": "bf16"},
         {"layout": "diffusers"},
         {"layout": "diffusers", "shard": 200_000},
     ],
@@ -181,6 +181,11 @@ def test_what_is_no_merge_of_ours(merged: Path, files: Callable[[str], Files], t
         (json.dumps(recipe | {"dtype": "F17"}), "damaged"),
         (json.dumps(recipe | {"terms": [{"term": "style"}]}), "damaged"),
         (json.dumps(recipe | {"base": None}), "damaged"),
+        (json.dumps(recipe | {"base": {"name": "../victim", "sha256": None}}), "damaged"),
+        (json.dumps(recipe | {"base": {"name": "b", "sha256": "0"}}), "damaged"),
+        (json.dumps(recipe | {"terms": [recipe["terms"][0] | {"lambda": float("nan")}]}), "damaged"),
+        (json.dumps(recipe | {"rounding_seed": "x"}), "damaged"),
+        (json.dumps(recipe | {"layout": "../victim"}), "damaged"),
     ):
         save_file({"a": torch.ones(1)}, tmp_path / "bad.safetensors", {"sd_merge_recipe": damaged})
         with pytest.raises(FormatError, match=what):

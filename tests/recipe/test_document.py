@@ -112,7 +112,7 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(RecipeError):
         read_document(path)
     path.write_text("#" * (MAX_BYTES + 1))
-    with pytest.raises(RecipeError):
+    with pytest.raises(NotFoundError, match="larger than"):
         read_document(path)
     path.write_text("\ufeffa: λ", "utf-8")
     assert read_document(path).tree == {"a": "λ"}

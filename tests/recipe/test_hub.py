@@ -19,6 +19,8 @@ from hub import Hub
 from recipefile import contents
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.e2e
+
 SHIPPED = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path for path in SHIPPED.glob("*.yaml") if path.stem != "digits")  # which README's main job runs
 BASES = {

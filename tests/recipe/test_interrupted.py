@@ -16,6 +16,7 @@ from lcmmerge.errors import OutputError
 from lcmmerge.recipe.manifest import read_manifest
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("layout", ["single-file", "diffusers"])
 def test_killed_and_resumed(files: Callable[[str], Files], tmp_path: Path, layout: str) -> None:
     """Every second one goes on with another λ: what it finds is its own, recorded or not."""

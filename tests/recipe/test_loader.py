@@ -168,5 +168,14 @@ def test_names_that_a_run_needs(tmp_path: Path) -> None:
         assert "form" in faults(tmp_path, GOOD, f"fuse.output={name}")[0]
 
 
+def test_a_recipe_files_name_that_cannot_be_a_folders(tmp_path: Path) -> None:
+    path = tmp_path / r"C:\models\a.yaml"
+    path.write_text(GOOD)
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert "cannot name a folder on every system" in caught.value.details[0]
+    assert load(path, ["fuse.output=a"]).cells[0].name == "a"
+
+
 def test_unused_sources(tmp_path: Path) -> None:
     assert loaded(tmp_path, GOOD.replace("style: 0.8, ", "")).unused == ("style",)

@@ -17,6 +17,9 @@ from fusing import Files
 from hub import Fault, Handler, Hub
 from recipefile import contents, recipe, run
 
+from lcmmerge.errors import FormatError
+from lcmmerge.recipe import manifest, publish
+
 
 class Uploads(Handler):
     """What an upload asks for: https://huggingface.co/docs/hub/api and the LFS batch API."""
@@ -97,6 +100,7 @@ def lcmmerge(hub: UploadHub, home: Path, *arguments: object, **more: str) -> sub
     return forked.run(command, *map(str, arguments), env=hub.environment(home, **more))
 
 
+@pytest.mark.e2e
 def test_publish(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) -> None:
     path, out = recipe(tmp_path, files("sd1"), more="publish: hf://owner/made\n"), tmp_path / "out"
     assert lcmmerge(hub, tmp_path, "run", path, "-o", out, HF_TOKEN=hub.token).returncode == 0
@@ -115,6 +119,7 @@ def test_publish(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) 
     assert published(hub, 0) == expected
 
 
+@pytest.mark.e2e
 def test_what_keeps_it_from_the_hub(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) -> None:
     path, out = recipe(tmp_path, files("sd1"), more="publish: hf://owner/made\n"), tmp_path / "out"
     run(path, out)
@@ -136,6 +141,21 @@ def test_what_keeps_it_from_the_hub(hub: UploadHub, files: Callable[[str], Files
     assert not hub.commits
 
 
+def test_a_link_is_not_published(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) -> None:
+    """One that took an output's place after the run had read it."""
+    path, out = recipe(tmp_path, files("sd1"), more="publish: hf://owner/made\n"), tmp_path / "out"
+    run(path, out)
+    found = manifest.read_manifest(out)
+    name = next(name for step in found.steps.values() for name in step.outputs)
+    (tmp_path / "key").write_text("secret")
+    (out / name).unlink()
+    (out / name).symlink_to(tmp_path / "key")
+    with pytest.raises(FormatError, match="symbolic link"):
+        publish.upload("owner/made", out, found)
+    assert not hub.requests
+
+
+@pytest.mark.e2e
 def test_several_outputs_are_folders(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) -> None:
     more = "publish: hf://owner/made\nmatrix: {lambda.lcm: [0.5, 1]}\n"
     path, out = recipe(tmp_path, files("sd1"), more=more), tmp_path / "out"
@@ -144,6 +164,7 @@ def test_several_outputs_are_folders(hub: UploadHub, files: Callable[[str], File
     assert published(hub, 0) == {name: data for name, data in contents(out).items() if name.startswith("pico-")}
 
 
+@pytest.mark.e2e
 def test_a_missed_check_publishes_nothing(hub: UploadHub, files: Callable[[str], Files], tmp_path: Path) -> None:
     more = "publish: hf://owner/made\ncheck: {signal: {min: 1e9}}\n"
     path = recipe(tmp_path, files("sd1"), more=more)

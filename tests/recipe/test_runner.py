@@ -23,7 +23,6 @@ from lcmmerge.errors import (
     RecipeError,
 )
 from lcmmerge.merge import fuse as merge
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.recipe import runner
 from lcmmerge.recipe.loader import load
 from lcmmerge.recipe.lock import lock_path, lock_text, read_lock
@@ -61,7 +60,7 @@ def test_the_weights_are_those_of_a_fuse(sd1: Files, tmp_path: Path) -> None:
 
 def test_sources_are_hashed_once(sd1: Files, tmp_path: Path) -> None:
     """What the pin hashed is known to the merge, which records it as it is told."""
-    prepared = runner.prepare(load(recipe(tmp_path, sd1, base=sd1.folder())), runner.Asked(tmp_path / "out"))
+    prepared = runner.prepare(load(recipe(tmp_path, sd1, base=sd1.folder())), runner.RunRequest(tmp_path / "out"))
     plan = prepared.builds[0].plan
     assert all(set(source.files) == source.sha256.keys() & set(source.files) for source in plan.sources.values())
     told = replace(plan.base.source, sha256=dict.fromkeys(plan.base.source.files, "ab" * 32))
@@ -101,6 +100,7 @@ def test_a_description_changes_the_card_alone(sd1: Files, tmp_path: Path) -> Non
     assert "A fox." in (out / "pico" / "README.md").read_text()
 
 
+@pytest.mark.e2e
 def test_another_strength_redoes_fuse_and_what_follows(sd1: Files, tmp_path: Path) -> None:
     path, out = recipe(tmp_path, sd1, more="matrix: {lambda.style: [0.5, 1.0]}\n"), tmp_path / "out"
     run(path, out)
@@ -154,12 +154,20 @@ def test_diffusers_of_a_single_file_needs_configs(sd1: Files, tmp_path: Path) ->
         run(recipe(tmp_path, sd1), tmp_path / "out", "fuse.layout=diffusers")
 
 
-def test_outputs_that_were_touched_are_made_again(sd1: Files, tmp_path: Path) -> None:
+def test_outputs_that_were_touched_are_made_again_when_that_is_asked_for(sd1: Files, tmp_path: Path) -> None:
     path, out = recipe(tmp_path, sd1), tmp_path / "out"
     run(path, out)
     whole = contents(out)
     weights = out / "pico" / "pico.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    touched = contents(out)
+    with pytest.raises(OutputError, match="did not make, or what was changed since: 1") as refused:
+        run(path, out)
+    assert refused.value.details == (str(weights),)
+    assert contents(out) == touched
+    run(path, out, force=True)
+    assert contents(out) == whole
+    weights.unlink()
     assert due(path, out)["fuse pico"] == "its output is gone or was changed"
     run(path, out)
     assert contents(out) == whole
@@ -173,7 +181,7 @@ def test_what_others_wrote_is_not_replaced(sd1: Files, tmp_path: Path) -> None:
     path, folder = recipe(tmp_path, sd1), tmp_path / "out" / "pico"
     folder.mkdir(parents=True)
     (folder / "pico.safetensors").write_text("mine")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="would replace what lcmmerge did not make"):
         run(path, tmp_path / "out")
     assert contents(tmp_path / "out") == {"pico/pico.safetensors": b"mine"}
     run(path, tmp_path / "out", force=True)
@@ -296,7 +304,7 @@ def test_block_weights_and_shards_and_rounding(sd1: Files, tmp_path: Path) -> No
     manifest = run(path, tmp_path / "out")
     fuse(
         sd1.base(), tmp_path / "pico.safetensors", sd1.style, sd1.lcm, dtype="bf16", shard=500_000,
-        block_weights={"style": "IN00-IN05=0.5,M00=0"}, settings=Settings(threads=1, rounding_seed=7),
+        block_weights={"style": "IN00-IN05=0.5,M00=0"}, rounding_seed=7,
     )  # fmt: skip
     names = {Path(name).name for name in manifest.steps["fuse pico"].outputs}
     assert len(names) > 3

@@ -27,6 +27,7 @@ def sd1(files: Callable[[str], Files]) -> Files:
     return files("sd1")
 
 
+@pytest.mark.e2e
 def test_a_study_stands_beside_the_output(sd1: Files, tmp_path: Path) -> None:
     path, out = recipe(tmp_path, sd1, base=sd1.folder(), more=SEARCH), tmp_path / "out"
     record = run(path, out).steps["search pico"]
@@ -43,6 +44,7 @@ def test_a_study_stands_beside_the_output(sd1: Files, tmp_path: Path) -> None:
     assert "search_regret" in missed.value.details[0]
 
 
+@pytest.mark.e2e
 def test_blocks_halving_and_optuna(sd1: Files, tmp_path: Path) -> None:
     more = SEARCH.replace("count: 2", "count: 4").replace("steps: 2", "steps: 1")
     more = more.replace("style: [0.4], ", "") + "  halving: 2\n  optimize: 1\n  blocks: {style: {IN: [0.5]}}\n"
@@ -61,7 +63,6 @@ def test_blocks_halving_and_optuna(sd1: Files, tmp_path: Path) -> None:
     [
         ("lcm: [1.0]", "other: [1.0]", r"search\.grid\.other: no such term"),
         ("batch: 4", "blocks: {other: {IN: [0.5]}}", r"search\.blocks\.other: no such term"),
-        (", accelerator: lcm", "", "0 of the terms are accelerators"),
         ("  steps: 2\n", "  size: 65x64\n", r"search\.size"),
     ],
 )

@@ -12,6 +12,8 @@ from faultcases import FAULTS
 from faultworld import COMMANDS, World
 from stage import Reference, Stage, reference
 
+pytestmark = pytest.mark.e2e
+
 CHEAP = {
     number: command
     for number, command in enumerate(COMMANDS)

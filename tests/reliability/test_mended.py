@@ -15,14 +15,14 @@ import torch
 from fusing import Files
 from recipefile import recipe
 
-from lcmmerge.distill.checkpoint import Checkpoint, Checkpoints
-from lcmmerge.distill.data import open_data
 from lcmmerge.doctor import _places
 from lcmmerge.errors import FormatError, NotFoundError, RecipeError
 from lcmmerge.merge.configs import _read_json
 from lcmmerge.output import Output
 from lcmmerge.recipe.loader import load
 from lcmmerge.tensors import open_source
+from lcmmerge.train.checkpoint import STATE, Checkpoints, TrainingState
+from lcmmerge.train.data import open_data
 
 DEEP = "[" * 100_000
 Cli = Callable[..., Any]
@@ -100,6 +100,7 @@ def test_the_doctor_of_a_home_that_is_not_ones_own(monkeypatch: pytest.MonkeyPat
     assert next(place.what for place in _places()) == "downloads"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_behind_stdout() -> None:
     command = [sys.executable, "-m", "lcmmerge", "accelerators"]
     with Path("/dev/full").open("w") as full:
@@ -111,7 +112,7 @@ def test_a_full_disk_behind_stdout() -> None:
 @pytest.mark.parametrize("name", ["state.json", "optimizer.pt", "trained.safetensors"])
 def test_a_pipe_in_place_of_a_checkpoints_file(name: str, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(Checkpoint(2, {"w": torch.ones(2)}, {}, {"base": "a"}))
+    checkpoints.save(TrainingState(2, {"w": torch.ones(2)}, {}, {"base": "a"}))
     assert checkpoints.load(2, {"base": "a"}).step == 2
     (tmp_path / "step-000002" / name).unlink()
     os.mkfifo(tmp_path / "step-000002" / name)
@@ -122,6 +123,8 @@ def test_a_pipe_in_place_of_a_checkpoints_file(name: str, tmp_path: Path) -> Non
 def test_a_users_folder_is_no_checkpoint(tmp_path: Path) -> None:
     for name in ("step-notes", "step-7", "step-000003"):
         (tmp_path / name).mkdir()
+    assert Checkpoints(tmp_path).steps() == []
+    (tmp_path / "step-000003" / STATE).touch()
     assert Checkpoints(tmp_path).steps() == [3]
     Checkpoints(tmp_path).clear()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-7", "step-notes"]
@@ -134,7 +137,7 @@ def test_a_matrix_of_what_is_no_value(value: str, files: Callable[[str], Files],
 
 
 def test_a_shard_whose_name_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """webdataset runs what stands behind ``pipe:``."""
+    """The library webdataset, which read shards once, runs what stands behind ``pipe:``."""
     monkeypatch.chdir(tmp_path)
     Path("pipe:touch ran; echo .tar").touch()
     with pytest.raises(FormatError):

@@ -123,6 +123,7 @@ def test_what_will_be_read_again_stays_in_the_page_cache(written):
         assert os.preadv(file.fileno(), [bytearray(len(CONTENT))], 0, os.RWF_NOWAIT) == len(CONTENT)
 
 
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is in the page cache")
 def test_a_cold_file_stays_cold(tmp_path):
     """Asking the page cache alone starts reading ahead, and a file would be read twice."""
     path, block, last = tmp_path / "data", 1 << 16, (16 << 20) - PAGE

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 from pathlib import Path
 from random import Random
@@ -142,7 +143,7 @@ shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 dtypes = st.sampled_from(list(DTYPES.values()))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tensors=st.dictionaries(names, st.tuples(dtypes, shapes), max_size=6),
     metadata=st.dictionaries(names, st.text(st.characters(exclude_categories=["Cs"])), max_size=3),
@@ -233,3 +234,9 @@ def test_mutated_headers_are_refused_or_read_as_safetensors_reads_them(tmp_path:
         except SafetensorError:
             pass
     assert 100 < by_both <= accepted < 1500
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(NotFoundError, match="cannot be read"):
+        read_header(tmp_path / "model.safetensors")

@@ -5,16 +5,14 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from embedded.claim import GUIDANCE
+from embedded.folder import SHIPPED, Folder, prompts
+from embedded.judge import LOOKS, judged
+from embedded.merging import merged, task_vector
+from embedded.sampling import Method, sample
+from embedded.scenes import STYLES, caption
+from embedded.vae import decoded
 from safetensors.torch import load_file
-
-from lcmmerge.zoo.build.__main__ import SHIPPED
-from lcmmerge.zoo.build.claim import GUIDANCE
-from lcmmerge.zoo.build.folder import Folder, prompts
-from lcmmerge.zoo.build.judge import LOOKS, judged
-from lcmmerge.zoo.build.merging import merged, task_vector
-from lcmmerge.zoo.build.sampling import Method, sample
-from lcmmerge.zoo.build.scenes import STYLES, caption
-from lcmmerge.zoo.build.vae import decoded
 
 FOLDER = Folder(SHIPPED)
 DIGITS = torch.arange(30) % 10

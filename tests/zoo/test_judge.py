@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-
-from lcmmerge.zoo.build.judge import energy_distance, proportion
+from embedded.judge import energy_distance, proportion
 
 
 def plain_energy(x: np.ndarray, y: np.ndarray) -> float:

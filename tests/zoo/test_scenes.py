@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("sklearn")
 
-from lcmmerge.zoo.build.scenes import EVERYTHING, LUMA, SIZE, STYLES, WORDS, caption, draw, strokes
+from embedded.scenes import EVERYTHING, LUMA, SIZE, STYLES, WORDS, caption, draw, strokes
 
 
 def test_the_same_seed_draws_the_same_pictures() -> None:

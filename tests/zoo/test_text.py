@@ -1,7 +1,6 @@
 import torch
-
-from lcmmerge.zoo.build.scenes import WORDS, caption
-from lcmmerge.zoo.build.text import LENGTH, embedded, text_encoder, tokenizer
+from embedded.scenes import WORDS, caption
+from embedded.text import LENGTH, embedded, text_encoder, tokenizer
 
 
 def test_every_word_is_one_token() -> None:

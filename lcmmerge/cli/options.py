@@ -1,0 +1,130 @@
+"""The options of a merge, which several commands have, declared once, and the merge that they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from lcmmerge.cli.candidates import ACCELERATOR, REFERENCE, NameType, Weighed, accelerators
+from lcmmerge.cli.common import STRENGTH
+
+if TYPE_CHECKING:
+    from lcmmerge.merge.spec import Merge, Term, Written
+
+Command = Callable[..., None]
+Option = Callable[[Command], Command]
+Value = TypeVar("Value")
+
+
+def lambda_option(what: str) -> Option:
+    return click.option(
+        "--lambda", "lambdas", nargs=2, type=STRENGTH, default=(1.0, 1.0), show_default=True, metavar="λ1 λ2",
+        help=f"Strength of the {what}.",
+    )  # fmt: skip
+
+
+def lcm_option(what: str) -> Option:
+    return click.option("--lcm", type=NameType(accelerators, reference=True), metavar="REF|NAME", help=what)
+
+
+def accelerator_option(what: str = "the file of --lcm is") -> Option:
+    return click.option(
+        "--accelerator", type=ACCELERATOR, metavar="NAME", help=f"Which of `lcmmerge accelerators` {what}."
+    )
+
+
+def tuned_from_option(base: str) -> Option:
+    return click.option(
+        "--tuned-from", type=REFERENCE, metavar="REF",
+        help=f"What a STYLE checkpoint was tuned from.  [default: {base}]",
+    )  # fmt: skip
+
+
+adapter_option = click.option(
+    "--adapter", "adapters", type=Weighed([str, STRENGTH]), multiple=True, metavar="REF λ", help="One more term."
+)
+config_option = click.option(
+    "--config-from", type=REFERENCE, metavar="REF", help="Configs, scheduler and tokenizers for a single file."
+)
+variant_option = click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
+
+
+def merge_of(
+    base: str,
+    style: str | None,
+    lambdas: tuple[float, float] = (1.0, 1.0),
+    *,
+    lcm: str | None = None,
+    accelerator: str | None = None,
+    adapters: Sequence[tuple[str, float]] = (),
+    tuned_from: str | None = None,
+    block_weights: Mapping[str, str] | None = None,
+    variant: str | None = None,
+    config_from: str | None = None,
+    output: Written | None = None,
+    allow_unmatched: bool = False,
+) -> Merge:
+    """The merge that the options describe: STYLE at λ1, the acceleration LoRA at λ2, then the adapters.
+
+    Raises OptionError, NotFoundError for a name that no accelerator has.
+    """
+    from lcmmerge.errors import OptionError
+    from lcmmerge.merge.spec import STYLE, Merge, Source, Term, Written, distinct
+
+    origin = Source(tuned_from) if tuned_from else None
+    wanted = [Term(STYLE, Source(style), lambdas[0], made_from=origin)] if style else []
+    if fast := acceleration(lcm, accelerator, lambdas[1]):
+        wanted.append(fast)
+    wanted += [Term(Path(reference).stem, Source(reference), each, made_from=origin) for reference, each in adapters]
+    names = distinct([term.name for term in wanted])
+    blocks = block_weights or {}
+    if strangers := sorted(blocks.keys() - {*names}):
+        raise OptionError(f"block weights for {strangers[0]!r}: no such term", f"the terms are {', '.join(names)}")
+    terms = [
+        Term(name, term.source, term.strength, blocks.get(name, ""), term.made_from, term.accelerator)
+        for name, term in zip(names, wanted, strict=True)
+    ]
+    return Merge(
+        Source(base, variant=variant),
+        terms,
+        output=output or Written(),
+        config_from=config_from,
+        allow_unmatched=allow_unmatched,
+    )
+
+
+def acceleration(lcm: str | None, accelerator: str | None, strength: float) -> Term | None:
+    """λ2's term: a file, or a name of the table; where nothing is given, the official LCM-LoRA, unless λ2 is 0.
+
+    A path that exists is not a name. Raises NotFoundError, OptionError.
+    """
+    from lcmmerge.accelerators import NAME, OFFICIAL
+    from lcmmerge.accelerators import accelerator as named
+    from lcmmerge.errors import OptionError
+    from lcmmerge.merge.spec import LCM, Source, Term
+
+    said = named(accelerator) if accelerator else None
+    if lcm is None and not strength:
+        return None
+    if lcm and (Path(lcm).exists() or not NAME.fullmatch(lcm)):
+        return Term(LCM, Source(lcm), strength, accelerator=said.name if said else None)
+    kind = named(lcm) if lcm else OFFICIAL
+    if said not in (None, kind):
+        raise OptionError(f"the accelerator is {kind.name}, not {said.name}", f"name it by --lcm {said.name}")
+    return Term(LCM, None, strength, accelerator=kind.name)
+
+
+def once_each(pairs: Sequence[tuple[str, Value]], option: str) -> dict[str, Value]:
+    """Raises UsageError where an option is given twice for one term."""
+    if len(dict(pairs)) < len(pairs):
+        raise click.UsageError(f"{option} is given twice for one term.")
+    return dict(pairs)
+
+
+def is_given(name: str) -> bool:
+    """Whether a parameter of the running command was given, and is not its default."""
+    return click.get_current_context().get_parameter_source(name) != ParameterSource.DEFAULT

@@ -1,0 +1,127 @@
+"""An ONNX graph in the making: values, constants, nodes and sizes."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch.fx import Node
+
+from lcmmerge.errors import IncompatibleError
+from lcmmerge.export.components.base import Component, parameter_name
+from lcmmerge.export.constants import Constants
+
+DTYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.int64: ir.DataType.INT64,
+    torch.int32: ir.DataType.INT32,
+    torch.bool: ir.DataType.BOOL,
+}
+# Arithmetic of sizes, which are not negative: Div rounds as // does.
+SIZES: dict[Any, str] = {operator.mul: "Mul", operator.add: "Add", operator.sub: "Sub", operator.floordiv: "Div"}
+
+
+class Builder:
+    """A graph in the making. ``values``: what a node of the program is in it; ``known``: what it is, if a constant."""
+
+    def __init__(self, component: Component, opset: int) -> None:
+        self.component, self.opset = component, opset
+        self.nodes: list[ir.Node] = []
+        self.values: dict[Node, ir.Value | tuple[ir.Value, ...]] = {}
+        self.known: dict[Node, torch.Tensor] = {}
+        self.parameters: dict[str, ir.Value] = {}
+        self.constants = Constants()
+        self._names: Counter[str] = Counter()
+        self.scope = ""
+
+    def parameter(self, name: str, tensor: torch.Tensor) -> ir.Value:
+        """An initializer whose values are in the weight file, at a place yet unknown."""
+        name = parameter_name(name)
+        value = typed(name, tensor)
+        value.shape = ir.Shape(tensor.shape)
+        value.const_value = ir.ExternalTensor(
+            self.component.weights, None, None, DTYPES[tensor.dtype], shape=value.shape, name=name
+        )
+        self.parameters[name] = value
+        return value
+
+    def unknown(self, node: Node) -> IncompatibleError:
+        return IncompatibleError(
+            f"{self.component.name}: torch's operator {node.target} (in {self.scope}) has no lowering to ONNX",
+            "its config or a newer library brought it: try the versions of constraints.txt",
+        )
+
+    def value(self, item: Any, dtype: torch.dtype | None = None) -> ir.Value:
+        """A node of the program or a number, in ``dtype`` (its own)."""
+        if not isinstance(item, Node):
+            assert dtype is not None
+            return self.constant(item, dtype)
+        if item in self.known:
+            return self.constant(self.known[item], dtype or self.known[item].dtype)
+        value = self.values.get(item)
+        if not isinstance(value, ir.Value):  # a buffer, which has no values on the meta device
+            raise self.unknown(item)
+        if dtype not in (None, item.meta["val"].dtype):
+            value = self.add("Cast", value, to=DTYPES[dtype])
+        return value
+
+    def constant(self, item: Any, dtype: torch.dtype = torch.int64) -> ir.Value:
+        """A number, numbers or a tensor in ``dtype``."""
+        return self.constants(_array(torch.as_tensor(item).to(dtype).contiguous()))
+
+    def add(self, operator: str, *inputs: ir.Value | None, name: str | None = None, **attributes: Any) -> ir.Value:
+        """A node of one output, named as the module that it comes from."""
+        return self.add_many(operator, *inputs, names=(name,), **attributes)[0]
+
+    def add_many(
+        self, operator: str, *inputs: ir.Value | None, names: Sequence[str | None], **attributes: Any
+    ) -> tuple[ir.Value, ...]:
+        stem = f"{self.scope}/{operator}" if self.scope else operator
+        number = self._names[stem]
+        self._names[stem] += 1
+        stem = f"{stem}_{number}" if number else stem
+        outputs = [ir.Value(name=name or (f"{stem}:{at}" if at else stem)) for at, name in enumerate(names)]
+        items = ir.convenience.convert_attributes(attributes)
+        self.nodes.append(ir.Node("", operator, inputs, items, outputs=outputs, name=stem))
+        return tuple(outputs)
+
+    def size(self, item: int | Node) -> ir.Value:
+        """A size as int64 [1]. torch has it as arithmetic on the sizes of tensors."""
+        if isinstance(item, int):
+            return self.constant([item])
+        if item not in self.values:
+            if str(item.target) == "aten.sym_size.int":
+                tensor, axis = cast(tuple[Node, int], item.args)
+                self.values[item] = self.add("Shape", self.value(tensor), start=axis, end=axis + 1)
+            elif item.target not in SIZES:
+                raise self.unknown(item)
+            else:
+                left, right = map(self.size, cast(tuple[int | Node, ...], item.args))
+                self.values[item] = self.add(SIZES[item.target], left, right)
+        value = self.values[item]
+        assert isinstance(value, ir.Value)
+        return value
+
+    def shape(self, items: Sequence[int | Node]) -> ir.Value:
+        """Sizes side by side, int64 [n]."""
+        if all(isinstance(item, int) for item in items):
+            return self.constant(list(items))
+        return self.add("Concat", *map(self.size, items), axis=0)
+
+
+def typed(name: str, tensor: torch.Tensor) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(DTYPES[tensor.dtype]))
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """NumPy has no bfloat16 of its own; ml_dtypes, which ONNX's libraries use, adds one."""
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ir.DataType.BFLOAT16.numpy())
+    return tensor.numpy()

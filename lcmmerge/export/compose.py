@@ -1,0 +1,101 @@
+"""Graphs put together into one: a part's nodes are copied in for each call, over the same initializers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from lcmmerge.export.constants import Constants
+
+
+class LinkedGraph:
+    """A linked graph in ``folder``, below the composition's; its parameters are called ``folder.name`` there."""
+
+    def __init__(self, path: Path) -> None:
+        self.model = ir.from_proto(onnx.load(path, load_external_data=False))
+        initializers = self.model.graph.initializers.values()
+        self.initializers = {value: _below(path.parent.name, value) for value in initializers}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(str(value.name) for value in self.model.graph.inputs)
+
+
+class Composition:
+    """A graph in the making, of the highest opset of its parts: no operator that we emit means less in a later one."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+        self.constant = Constants()
+        self.opset, self.ir_version = 0, 0
+        self._initializers: dict[str, ir.Value] = {}
+
+    def add(self, operator: str, *inputs: ir.Value, dtype: ir.DataType | None = None, **attributes: Any) -> ir.Value:
+        """A node of one output, of its first input's type unless ``dtype`` says another."""
+        name = f"{operator}_{len(self.nodes)}"
+        output = ir.Value(name=name, type=ir.TensorType(dtype or _dtype(inputs[0])))
+        items = ir.convenience.convert_attributes(attributes)
+        self.nodes.append(ir.Node("", operator, inputs, items, outputs=[output], name=name))
+        return output
+
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        return value if value.dtype == dtype else self.add("Cast", value, dtype=dtype, to=dtype)
+
+    def call(self, part: LinkedGraph, given: Mapping[str, ir.Value], scope: str) -> dict[str, ir.Value]:
+        """The part's outputs by name, for its inputs by name; each is cast to the type that the part has it in."""
+        graph = part.model.graph
+        self.opset = max(self.opset, graph.opset_imports[""])
+        self.ir_version = max(self.ir_version, part.model.ir_version)
+        values: dict[ir.Value | None, ir.Value | None] = {None: None}
+        for value in graph.inputs:
+            values[value] = self.cast(given[str(value.name)], _dtype(value))
+        for own, initializer in part.initializers.items():
+            values[own] = self._initializers.setdefault(str(initializer.name), initializer)
+        for node in graph:
+            outputs = [ir.Value(name=f"{scope}/{value.name}", type=value.type) for value in node.outputs]
+            values.update(zip(node.outputs, outputs, strict=True))
+            inputs = [values[value] for value in node.inputs]
+            attributes = list(node.attributes.values())
+            name = f"{scope}/{node.name}"
+            self.nodes.append(ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=name))
+        return {str(value.name): _present(values[value]) for value in graph.outputs}
+
+    def model(self, inputs: list[ir.Value], outputs: list[ir.Value], name: str) -> ir.Model:
+        initializers = [*self._initializers.values(), *self.constant.values()]
+        graph = ir.Graph(
+            inputs, outputs, nodes=self.nodes, initializers=initializers, opset_imports={"": self.opset}, name=name
+        )
+        return ir.Model(graph, ir_version=self.ir_version, producer_name="lcmmerge")
+
+
+def _below(folder: str, value: ir.Value) -> ir.Value:
+    """The same initializer for a graph in the folder above."""
+    tensor, name = value.const_value, f"{folder}.{value.name}"
+    moved = ir.Value(name=name, shape=value.shape, type=value.type, const_value=tensor)
+    assert tensor is not None
+    if isinstance(tensor, ir.ExternalTensor):
+        location = f"{folder}/{tensor.location}"
+        moved.const_value = ir.ExternalTensor(
+            location, tensor.offset, tensor.length, tensor.dtype, shape=_shape(tensor), name=name
+        )
+    else:
+        moved.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=_shape(tensor), name=name)
+    return moved
+
+
+def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
+    return ir.Shape(list(tensor.shape.numpy()))
+
+
+def _dtype(value: ir.Value) -> ir.DataType:
+    assert value.dtype is not None
+    return value.dtype
+
+
+def _present(value: ir.Value | None) -> ir.Value:
+    assert value is not None
+    return value

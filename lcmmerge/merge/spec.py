@@ -1,0 +1,304 @@
+"""A merge as one value: θ′ = θ_pre + Σ λᵢτᵢ (task arithmetic, arXiv 2212.04089; λ2·τ_LCM of arXiv 2311.05556).
+
+The command line, Python, recipes, studies, exports and the metadata of merged files all read and write this value. It
+names things and opens none: ``merge.plan`` does.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from lcmmerge.accelerators import OFFICIAL, Accelerator, accelerator, by_reference
+from lcmmerge.errors import OptionError
+from lcmmerge.merge.outcome import LARGEST
+from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
+from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+
+STYLE, LCM = "style", "lcm"  # what the command line calls its terms
+METHODS = ("add",)
+COMPONENT = "component"  # the layout of a U-Net alone, as `archs.identify` calls it
+Reference = str | os.PathLike[str]
+Blocks = Mapping[str, float] | str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model or an adapter is: a path, ``hf://owner/repo[@revision][/file]``, or ``zoo:…``.
+
+    In what a merged file records it is the name of the file or folder, with the ``sha256`` of its weights where that is
+    known. ``variant``: which weights of a diffusers folder, such as ``fp16``.
+    """
+
+    reference: str
+    sha256: str | None = None
+    variant: str | None = None
+
+    @classmethod
+    def of(cls, reference: Reference | Source) -> Source:
+        return reference if isinstance(reference, Source) else cls(os.fspath(reference))
+
+    @classmethod
+    def from_dict(cls, recorded: Mapping[str, Any]) -> Self:
+        variant = recorded.get("variant")
+        return cls(str(recorded["name"]), recorded["sha256"], None if variant is None else str(variant))
+
+    def to_dict(self) -> dict[str, str | None]:
+        variant = {"variant": self.variant} if self.variant else {}
+        return {"name": self.reference, "sha256": self.sha256, **variant}
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One task vector and its λ: an adapter, or a checkpoint that was tuned from ``made_from`` (None: from the base).
+
+    ``source``: None for the file that the ``accelerator`` of that name has for the base's architecture. ``blocks``:
+    factors on λ per U-Net block, as ``{"IN00-IN05": 0.5}`` or as the text of ``--block-weights``.
+    """
+
+    name: str
+    source: Source | None = None
+    strength: float = 1.0
+    blocks: Blocks = ""
+    made_from: Source | None = None
+    accelerator: str | None = None
+
+    @property
+    def kind(self) -> Accelerator | None:
+        """Which accelerator it is, as far as that is said, or known of its file. Raises NotFoundError."""
+        if self.accelerator:
+            return accelerator(self.accelerator)
+        return by_reference(self.source.reference) if self.source else None
+
+    @classmethod
+    def from_dict(cls, recorded: Mapping[str, Any]) -> Self:
+        blocks = recorded.get("block_weights", {})
+        return cls(
+            str(recorded["term"]),
+            Source.from_dict(recorded),
+            _number(recorded["lambda"]),
+            blocks if isinstance(blocks, str) else {str(name): _number(factor) for name, factor in blocks.items()},
+            Source.from_dict(recorded["tuned_from"]) if "tuned_from" in recorded else None,
+            None if recorded.get("accelerator") is None else str(recorded["accelerator"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        source = self.source or Source(self.accelerator or "")
+        return {
+            "term": self.name,
+            "lambda": self.strength,
+            **source.to_dict(),
+            **({"tuned_from": self.made_from.to_dict()} if self.made_from else {}),
+            **({"block_weights": self.blocks if isinstance(self.blocks, str) else dict(self.blocks)}
+               if self.blocks else {}),
+            **({"accelerator": self.accelerator} if self.accelerator else {}),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How a merge is written. ``path``: None names the output after the inputs, in the working folder.
+
+    ``layout``: ``single-file`` or ``diffusers``, None for the base's; ``dtype``: a key of OUTPUT_DTYPES, None for each
+    tensor's own; ``max_shard_bytes``: split files above it; ``rounding_seed``: None rounds to nearest.
+    """
+
+    path: Path | None = None
+    layout: str | None = None
+    dtype: str | None = None
+    max_shard_bytes: int | None = None
+    drop_ema: bool = False
+    rounding_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in OUTPUT_DTYPES:
+            raise OptionError(f"dtype {self.dtype!r}: unknown", f"choose one of {', '.join(OUTPUT_DTYPES)}")
+        if self.layout not in (None, SINGLE_FILE, DIFFUSERS, COMPONENT):
+            raise OptionError(f"layout {self.layout!r}: unknown", f"choose {SINGLE_FILE} or {DIFFUSERS}")
+
+
+Given = float | tuple[Reference, float] | Term
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Merge:
+    """θ′ = θ_base + Σ λτ over ``terms``, in their order.
+
+    ``config_from``: whose configs, scheduler and tokenizers a diffusers folder gets where the base is a single file.
+    ``allow_unmatched``: merge what fits, and list the rest. ``recipe``: the sha256 of what a recipe file asked for.
+    """
+
+    base: Source
+    terms: tuple[Term, ...] = ()
+    method: str = "add"
+    output: Written = Written()
+    config_from: str | None = None
+    allow_unmatched: bool = False
+    recipe: str | None = None
+
+    def __init__(
+        self,
+        base: Reference | Source,
+        terms: Mapping[str, Given] | Sequence[Term] = (),
+        method: str = "add",
+        output: Written = Written(),
+        config_from: Reference | None = None,
+        allow_unmatched: bool = False,
+        recipe: str | None = None,
+    ) -> None:
+        """``terms``: name → λ (of the accelerator of that name), or (reference, λ), or a Term. Raises OptionError."""
+        if method not in METHODS:
+            raise OptionError(f"method {method!r}: unknown", f"choose {', '.join(METHODS)}")
+        given = terms.items() if isinstance(terms, Mapping) else ((term.name, term) for term in terms)
+        fields = {
+            "base": Source.of(base),
+            "terms": tuple(_term(name, term) for name, term in given),
+            "method": method,
+            "output": output,
+            "config_from": None if config_from is None else os.fspath(config_from),
+            "allow_unmatched": allow_unmatched,
+            "recipe": recipe,
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        names = [term.name for term in self.terms]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise OptionError(f"{twice[0]!r}: two terms have this name", "give each term a name of its own")
+        for term in self.terms:
+            check_strength(term.name, term.strength)
+
+    @classmethod
+    def from_dict(cls, recorded: Mapping[str, Any]) -> Self:
+        """What ``to_dict`` wrote, also that of lcmmerge 0.1. Raises ValueError, KeyError, TypeError, AttributeError."""
+        dtype, seed = recorded["dtype"], recorded["rounding_seed"]
+        if not isinstance(seed, int | None):
+            raise ValueError("rounding_seed")
+        names = {OUTPUT_DTYPES[name].name: name for name in OUTPUT_DTYPES}
+        try:
+            return cls(
+                Source.from_dict(recorded["base"]),
+                [Term.from_dict(term) for term in recorded["terms"]],
+                recorded.get("method", "add"),
+                Written(None, recorded["layout"], names[dtype] if dtype else None, drop_ema=bool(recorded["drop_ema"]),
+                        rounding_seed=seed),
+                recorded.get("config_from"),
+                bool(recorded["allow_unmatched"]),
+                recorded.get("recipe_sha256"),
+            )  # fmt: skip
+        except OptionError as error:
+            raise ValueError(error.message) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready. Where the output lies and how it is cut into shards is left out: its tensors are the same."""
+        output = self.output
+        return {
+            "type": "lcmmerge",
+            "base": self.base.to_dict(),
+            "terms": [term.to_dict() for term in self.terms],
+            "method": self.method,
+            "dtype": OUTPUT_DTYPES[output.dtype].name if output.dtype else None,
+            "layout": output.layout,
+            "drop_ema": output.drop_ema,
+            "allow_unmatched": self.allow_unmatched,
+            "rounding_seed": output.rounding_seed,
+            **({"config_from": self.config_from} if self.config_from else {}),
+            **({"recipe_sha256": self.recipe} if self.recipe else {}),
+        }
+
+    def at(self, strengths: Mapping[str, float], blocks: Mapping[str, Blocks] | None = None) -> Self:
+        """The merge with other λs, and block factors, of the terms that are named."""
+        terms = [
+            replace(
+                term,
+                strength=strengths.get(term.name, term.strength),
+                blocks=(blocks or {}).get(term.name, term.blocks),
+            )
+            for term in self.terms
+        ]
+        return replace(self, terms=tuple(terms))
+
+    @property
+    def accelerated(self) -> Term | None:
+        """The first term that is an acceleration LoRA, by what is said or known of it."""
+        return next((term for term in self.terms if term.kind or term.name == LCM), None)
+
+    def to(self, path: Path | None) -> Self:
+        """The merge, written to another path."""
+        return replace(self, output=replace(self.output, path=path))
+
+    def command(self) -> str:
+        """``lcmmerge fuse …``, to be pasted into a shell: the first term that is no accelerator is its STYLE."""
+        lcm = self.accelerated
+        others = [term for term in self.terms if term is not lcm]
+        style, adapters = (others[0] if others else None), others[1:]
+        words = ["lcmmerge", "fuse", self.base.reference, *([_reference(style)] if style else [])]
+        pair = style.strength if style else 1.0, lcm.strength if lcm else 0.0
+        words += ["--lambda", *map(repr, pair)]
+        options: dict[str, str | None] = {"--variant": self.base.variant, "--config-from": self.config_from}
+        if lcm and lcm.source:
+            options |= {"--lcm": lcm.source.reference, "--accelerator": lcm.accelerator}
+        elif lcm and lcm.accelerator != OFFICIAL.name:
+            options |= {"--lcm": lcm.accelerator}
+        made_from = [term.made_from for term in others if term.made_from]
+        options |= {"--tuned-from": made_from[0].reference if made_from else None}
+        options |= {"--layout": self.output.layout, "--dtype": self.output.dtype}
+        options |= {"-o": str(self.output.path) if self.output.path else None}
+        words += [word for name, value in options.items() if value for word in (name, value)]
+        for term in adapters:
+            words += ["--adapter", _reference(term), repr(term.strength)]
+        names = _command_names(self)
+        for term in self.terms:
+            if text := blocks_text(term.blocks):
+                words += ["--block-weights", names[term.name], text]
+        return shlex.join(words)
+
+
+def _command_names(merge: Merge) -> dict[str, str]:
+    """Each term's name → what ``lcmmerge fuse`` calls it: ``style``, ``lcm``, or the stem of its file."""
+    fast = merge.accelerated
+    others = [term for term in merge.terms if term is not fast]
+    calls = [STYLE, *([LCM] if fast else []), *(Path(_reference(term)).stem for term in others[1:])]
+    ordered = [*others[:1], *([fast] if fast else []), *others[1:]]
+    called = distinct(calls if others else calls[1:])
+    return {term.name: name for term, name in zip(ordered, called, strict=True)}
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """A second term of the same name (the Hub's LoRAs are all ``pytorch_lora_weights``) is ``name-2``."""
+    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [name if count == 1 else f"{name}-{count}" for name, count in zip(names, counts, strict=True)]
+
+
+def check_strength(name: str, strength: float) -> None:
+    """Raises OptionError where λ is not a number that a weight could be multiplied by."""
+    if not abs(strength) <= LARGEST:
+        raise OptionError(f"λ of {name}: not a finite number of float32", "give one such as 0.8")
+
+
+def blocks_text(blocks: Blocks) -> str:
+    """As ``--block-weights`` has them."""
+    return blocks if isinstance(blocks, str) else ",".join(f"{span}={factor!r}" for span, factor in blocks.items())
+
+
+def _term(name: str, given: Given) -> Term:
+    if isinstance(given, Term):
+        return given if given.name == name else replace(given, name=name)
+    if isinstance(given, tuple):
+        reference, strength = given
+        return Term(name, Source.of(reference), strength)
+    return Term(name, None, given, accelerator=name)
+
+
+def _reference(term: Term) -> str:
+    return term.source.reference if term.source else term.accelerator or ""
+
+
+def _number(recorded: Any) -> float:
+    number = float(recorded)
+    if not abs(number) <= LARGEST:
+        raise ValueError(f"{number} is not a finite number of float32")
+    return number

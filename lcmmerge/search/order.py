@@ -1,0 +1,63 @@
+"""A cell of a search, and in which order cells are set, so that the least is rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+Reached = Mapping[frozenset[int], int]  # which of a cell's numbers → elements that exactly those reach
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """The λ of each of a plan's terms, and the factor of each block axis."""
+
+    lambdas: tuple[float, ...]
+    factors: tuple[float, ...] = ()
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Its coordinates, of which none is special."""
+        return (*self.lambdas, *self.factors)
+
+
+def changed(before: Cell | None, after: Cell) -> set[int]:
+    """Which of a cell's numbers change; ``before`` is None where it is unknown."""
+    return {number for number, value in enumerate(after.numbers) if before is None or value != before.numbers[number]}
+
+
+def cost(changes: set[int], reached: Reached) -> int:
+    """Elements that are rewritten when these of a cell's numbers change."""
+    return sum(elements for reaching, elements in reached.items() if reaching & changes)
+
+
+def rewritten(cells: Iterable[Cell], reached: Reached, now: Cell | None) -> int:
+    """Elements that are rewritten when ``cells`` are set in this order, one after another, and ``now`` is set."""
+    total, before = 0, now
+    for cell in cells:
+        total += cost(changed(before, cell), reached)
+        before = cell
+    return total
+
+
+def ordered(cells: Iterable[Cell], reached: Reached, now: Cell | None) -> list[Cell]:
+    """Each cell once, to and fro (a reflected Gray code), so that a step on a whole grid changes one number.
+
+    The dearest one changes most seldom, and what is set now comes first. No order of a whole grid rewrites less.
+    """
+    distinct = sorted(set(cells))
+    axes = sorted(range(len(distinct[0].numbers)), key=lambda number: -cost({number}, reached)) if distinct else []
+    return _to_and_fro(distinct, axes, now)
+
+
+def _to_and_fro(cells: list[Cell], axes: Sequence[int], now: Cell | None) -> list[Cell]:
+    if not axes:
+        return cells
+    axis, *others = axes
+    first = now.numbers[axis] if now else None
+    found: list[Cell] = []
+    values = {cell.numbers[axis] for cell in cells}
+    for number, value in enumerate(sorted(values, key=lambda value: (value != first, value))):
+        part = _to_and_fro([cell for cell in cells if cell.numbers[axis] == value], others, now)
+        found += reversed(part) if number % 2 else part
+    return found

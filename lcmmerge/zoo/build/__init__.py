@@ -1,1 +1,0 @@
-"""How the embedded model ``lcmmerge/zoo/digits`` is made: ``python -m lcmmerge.zoo.build``."""
