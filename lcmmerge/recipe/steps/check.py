@@ -1,4 +1,4 @@
-"""The ``check`` section: bounds on the figures that the steps report."""
+"""Bounds on the figures that the steps report, looked at when all outputs are made."""
 
 from __future__ import annotations
 
@@ -7,8 +7,33 @@ from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any
 
+from pydantic import Field
+
 from lcmmerge.errors import QualityError
-from lcmmerge.recipe.schema import Bound, Check
+from lcmmerge.recipe.values import Strict
+
+
+class Bound(Strict):
+    """What a figure may be."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class Check(Strict):
+    """Bounds on what the steps report; a miss ends the run with exit code 4."""
+
+    coverage: Bound | None = Field(None, description="The share of each term's keys that found a home: 0 to 1.")
+    relative: Bound | None = Field(None, description="‖λΔ‖ / ‖θ‖ of each term in each component.")
+    signal: Bound | None = Field(None, description="‖λΔ‖ / ‖rounding error‖ of each term in each component.")
+    weakest_signal: Bound | None = Field(None, description="The same, of the layer where it is least.")
+    search_regret: Bound | None = Field(
+        None, description="How much worse than the best of `search` the λs of `fuse` score, in standard deviations."
+    )
+    parity: Bound | None = Field(
+        None, description="The largest error of each exported graph, as a share of its largest output."
+    )
+    bytes: Bound | None = Field(None, description="The size of all files of an output.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +63,7 @@ class Checked:
 
 
 def checked(check: Check, figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Checked]:
-    """``figures``: output → what its fuse, and its search and export where there are any, reported."""
+    """``figures``: output → what its steps reported."""
     for output, reported in figures.items():
         for name in Check.model_fields:
             bound: Bound | None = getattr(check, name)
