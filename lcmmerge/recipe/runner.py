@@ -244,7 +244,7 @@ def _do(task: Task, done: RunManifest, asked: RunRequest, output: Output) -> Run
     target.parent.mkdir(exist_ok=True)
     with Staging(target, resumes=task.step.resumes) as staging:
         content = staging.folder / target.name
-        figures = task.step.make(Work(task.build, content, target, done, asked.force, output))
+        figures = task.step.make(Work(task.build, content, asked.out, done, asked.force, output))
         made = record(task.key, content, task.target, task.step.recorded(content), figures)
         if not asked.force:  # what came while the step was done
             refuse_strangers(strangers(asked.out, target, done.made), target)

@@ -48,13 +48,13 @@ class Build:
 class Work:
     """What a step is given to make one product.
 
-    ``content``: where, a file or folder that is not there yet. ``before``: where the product of an earlier run may be.
-    ``done``: what this run has done until now. ``force``: replace what no run made.
+    ``content``: where, a file or folder that is not there yet. ``out``: the run's folder. ``done``: what this run has
+    done until now. ``force``: replace what no run made.
     """
 
     build: Build
     content: Path
-    before: Path
+    out: Path
     done: RunManifest
     force: bool
     output: Output

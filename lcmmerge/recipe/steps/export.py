@@ -33,7 +33,7 @@ class Export(Step):
         return ("export",)
 
     def make(self, work: Work) -> dict[str, Any]:
-        """Each graph's error. Raises RecipeError of a size that no model has, and what ``export.bundle.export`` does."""
+        """Each graph's error. Raises RecipeError of a size that no model has, and what `export.bundle.export` does."""
         from lcmmerge.draw import quiet_libraries
         from lcmmerge.export.bundle import export
         from lcmmerge.export.parity import figures

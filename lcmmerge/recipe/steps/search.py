@@ -66,7 +66,7 @@ class Search(DrawingStep):
         from lcmmerge.search.run import search_prepared
 
         prepared = prepare(self._request(work.build, work.content), work.output.warn)
-        _begin(prepared, work.before)
+        _begin(prepared, work.out / self.target.format(work.build.name))
         result = search_prepared(prepared, work.output)
         record_all(work.content)
         names = prepared.names
