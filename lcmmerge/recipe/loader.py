@@ -17,7 +17,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from lcmmerge.recipe.document import Document, Fault, Place, invalid, parse_scalar, read_document
-from lcmmerge.recipe.lock import lock_path
 from lcmmerge.recipe.manifest import NAME as MANIFEST
 from lcmmerge.recipe.schema import Recipe
 from lcmmerge.recipe.sources import as_source
@@ -57,6 +56,11 @@ class Loaded:
     cells: tuple[MatrixCell, ...]
     unused: tuple[str, ...]
 
+    @property
+    def lock(self) -> Path:
+        """The recipe's own, which `lcmmerge lock` writes."""
+        return self.path.with_name(f"{self.path.name}.lock")
+
 
 def load(path: Path, sets: Sequence[str] = ()) -> Loaded:
     """``sets``: ``lambda.style=0.7``, ``fuse.dtype=bf16``. Raises NotFoundError, RecipeError with every fault."""
@@ -71,13 +75,14 @@ def load(path: Path, sets: Sequence[str] = ()) -> Loaded:
         MatrixCell(_name(path, varied.fuse, label), varied.fuse, varied.steps) for label, varied in recipes.items()
     )
     folders = {step.target.partition("/")[0] for step in steps().values()}
-    place, reserved = ("fuse", "output"), {MANIFEST, lock_path(path).name, *folders}
+    used = {name for cell in cells for name in cell.fuse.roles.values()}
+    loaded = Loaded(path, recipe, cells, tuple(name for name in recipe.sources if name not in used))
+    place, reserved = ("fuse", "output"), {MANIFEST, loaded.lock.name, *folders}
     for name in (cell.name for cell in cells):
         if name in reserved or not files.is_inside(name):
             reason = "is a name that every run needs" if name in reserved else "cannot name a folder on every system"
             raise invalid(document.name, [Fault(place, f"{name!r} {reason}", document.line(place))])
-    used = {name for cell in cells for name in cell.fuse.roles.values()}
-    return Loaded(path, recipe, cells, tuple(name for name in recipe.sources if name not in used))
+    return loaded
 
 
 def _spanned(document: Document) -> dict[str, Any]:
@@ -145,16 +150,12 @@ def _axes(document: Document) -> list[tuple[str, list[Any]]]:
     if not all(isinstance(value, str | int | float) for values in matrix.values() for value in values):
         return []
     for path in matrix:
-        _check_axis(path, document)
+        place = _place_of(path)
+        if place[0] != "fuse":
+            message = "must be `lambda.TERM`, or a path that begins with fuse."
+            raise invalid(document.name, [Fault(("matrix", path), message, document.line(("matrix", path)))])
+        _check_term(place, document, document.name)
     return list(matrix.items())
-
-
-def _check_axis(path: str, document: Document) -> None:
-    place = _place_of(path)
-    if place[0] != "fuse":
-        message = "must be `lambda.TERM`, or a path that begins with fuse."
-        raise invalid(document.name, [Fault(("matrix", path), message, document.line(("matrix", path)))])
-    _check_term(place, document, document.name)
 
 
 def _of_matrix(document: Document, message: str) -> Fault:

@@ -51,10 +51,6 @@ class Locked:
 Lock = Mapping[str, Locked]
 
 
-def lock_path(recipe: Path) -> Path:
-    return recipe.with_name(f"{recipe.name}.lock")
-
-
 def lock_text(lock: Lock) -> str:
     """The same sources give the same text."""
     sources = {name: locked.as_dict() for name, locked in sorted(lock.items())}

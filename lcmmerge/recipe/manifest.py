@@ -64,6 +64,15 @@ class RunManifest:
                 found.setdefault(path, []).append(item["sha256"])
         return found
 
+    def due(self, name: str, key: str, out: Path) -> str | None:
+        """Why the step is to be done; None where it is done."""
+        record = self.steps.get(name)
+        if record is None:
+            return "not done yet"
+        if record.key != key:
+            return "its inputs or parameters changed"
+        return None if record.intact(out) else "its output is gone or was changed"
+
     def with_step(self, name: str, record: Record) -> RunManifest:
         return replace(self, steps={**self.steps, name: record})
 

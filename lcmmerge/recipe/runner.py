@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,17 @@ from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.provenance import refuse_fused
 from lcmmerge.output import Output
 from lcmmerge.recipe.loader import Loaded
-from lcmmerge.recipe.lock import Lock, check_lock, lock_path, lock_text, read_lock
+from lcmmerge.recipe.lock import Lock, check_lock, lock_text, read_lock
 from lcmmerge.recipe.manifest import RunManifest, read_manifest, record
 from lcmmerge.recipe.sources import Sources, find, opened, refuse_drifted
 from lcmmerge.recipe.steps import Build, Step, Work
-from lcmmerge.recipe.steps.card import disagreement
-from lcmmerge.recipe.steps.check import checked, refuse_missed
+from lcmmerge.recipe.steps.base import step_key
+from lcmmerge.recipe.steps.check import compare
 from lcmmerge.recipe.steps.fuse import Fuse, builds
 from lcmmerge.refs.files import inside, read_bytes
 from lcmmerge.tensors.blockio import output_error
 from lcmmerge.tensors.made import refuse_strangers, strangers
-from lcmmerge.tensors.staging import Staging, write_text
+from lcmmerge.tensors.staging import Staging, check_space, write_text
 
 GUARD = ".lcmmerge.lock"
 
@@ -66,6 +65,7 @@ class Task:
     reads: int
     downloads: int
     writes: int
+    doubts: tuple[str, ...]
 
     @property
     def target(self) -> str:
@@ -106,7 +106,7 @@ class PreparedRun:
         kept = {build.name for build in self.builds}
         stray = (f"{name} is of an earlier run, and stays as it is" for name in self.before.folders if name not in kept)
         lost = (f"{path} is replaced, which no run made" for path in self.foreign)
-        return (*unused, *misfits, *filter(None, map(disagreement, self.builds)), *stray, *lost)
+        return (*unused, *misfits, *(doubt for task in self.steps for doubt in task.doubts), *stray, *lost)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -161,12 +161,12 @@ def run(loaded: Loaded, asked: RunRequest, output: Output) -> tuple[PreparedRun,
         for task in prepared.steps:
             if task.due:
                 manifest = _do(task, manifest, asked, output)
-        return prepared, _end(manifest, prepared)
+        check = loaded.recipe.check
+        return prepared, compare(check, manifest, asked.out) if check else manifest
 
 
 def _locked(loaded: Loaded, asked: RunRequest, *, dry_run: bool) -> Sources:
-    path = lock_path(loaded.path)
-    lock = read_lock(path) if asked.locked or path.exists() else None
+    lock = read_lock(loaded.lock) if asked.locked or loaded.lock.exists() else None
     sources = _find(loaded, lock, dry_run=dry_run)
     if asked.locked and lock is not None:
         check_lock(lock, {name: found.locked for name, found in sources.items()}, loaded.path)
@@ -182,20 +182,13 @@ def _tasks(loaded: Loaded, planned: tuple[Build, ...], before: RunManifest, out:
     for cell, build in zip(loaded.cells, planned, strict=True):
         follows = None
         for kind, step in cell.steps.items():
-            name, key = f"{kind} {cell.name}", step.key(kind, build)
-            due = follows or _due(name, key, before, out)
-            yield Task(name, step, build, key, due, *step.costs(build))
+            name, key = f"{kind} {cell.name}", build.key
+            if not isinstance(step, Fuse):
+                key = step_key(kind, step.version, {"of": build.key, **step.facts(build)})
+            due = follows or before.due(name, key, out)
+            yield Task(name, step, build, key, due, *step.costs(build), tuple(step.doubts(build)))
             if due and isinstance(step, Fuse):
                 follows = f"follows {name}"
-
-
-def _due(name: str, key: str, before: RunManifest, out: Path) -> str | None:
-    record = before.steps.get(name)
-    if record is None:
-        return "not done yet"
-    if record.key != key:
-        return "its inputs or parameters changed"
-    return None if record.intact(out) else "its output is gone or was changed"
 
 
 def _foreign(todo: tuple[Task, ...], before: RunManifest, out: Path) -> Iterator[Path]:
@@ -229,8 +222,8 @@ def _begin(prepared: PreparedRun) -> RunManifest:
     manifest = RunManifest(recipe, folders, done, (), sources, prepared.before.made)
     manifest = manifest.without_gone(out, {path for record in done.values() for path in record.outputs})
     manifest.write(out)
-    lock = out / lock_path(loaded.path).name
-    if lock.resolve() != lock_path(loaded.path).resolve():  # the recipe's own is `lcmmerge lock`'s to write
+    lock = out / loaded.lock.name
+    if lock.resolve() != loaded.lock.resolve():  # the recipe's own is `lcmmerge lock`'s to write
         write_text(lock, lock_text(prepared.lock))
     return manifest
 
@@ -254,21 +247,6 @@ def _do(task: Task, done: RunManifest, asked: RunRequest, output: Output) -> Run
     done = done.with_step(task.name, made).without_gone(asked.out, made.outputs)
     done.write(asked.out)
     return done
-
-
-def _end(manifest: RunManifest, prepared: PreparedRun) -> RunManifest:
-    """Compare the figures with the recipe's bounds. Raises QualityError."""
-    check = prepared.loaded.recipe.check
-    if check is None:
-        return manifest
-    figures: dict[str, dict[str, Any]] = {name: {} for name in manifest.folders}
-    for task in prepared.steps:
-        figures[task.build.name] = {**manifest.steps[task.name].figures, **figures[task.build.name]}
-    found = list(checked(check, figures))
-    manifest = replace(manifest, check=tuple(item.as_dict() for item in found))
-    manifest.write(prepared.asked.out)
-    refuse_missed(found)
-    return manifest
 
 
 @contextmanager
@@ -296,9 +274,4 @@ def _check_out(out: Path, needed: int) -> None:
     there = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise OutputError(f"{there}: not a folder that may be written to", "choose another with -o")
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        raise OutputError(
-            f"{out}: needs {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free",
-            "free some space, or write elsewhere with -o",
-        )
+    check_space(out, there, needed)

@@ -82,9 +82,9 @@ class Step(Strict):
         """What the product depends on, beside the output's weights; JSON-ready."""
         return self.model_dump()
 
-    def key(self, name: str, build: Build) -> str:
-        """What tells whether the product is still the one that is asked for. ``name``: the step's."""
-        return step_key(name, self.version, {"of": build.key, **self.facts(build)})
+    def doubts(self, build: Build) -> Iterable[str]:
+        """What is to be said before anything is done."""
+        return ()
 
     def costs(self, build: Build) -> tuple[int, int, int]:
         """Bytes to be read, of these to be downloaded, and to be written, where headers tell."""

@@ -32,6 +32,14 @@ class Card(Step):
             "references": {role: _origin(item.found.locked, name_of(item.path)) for role, item in build.inputs.items()},
         }
 
+    def doubts(self, build: Build) -> list[str]:
+        """Where the sources' licences are not the same."""
+        stated = stated_licences(build)
+        if len(set(stated.values())) < 2:
+            return []
+        listed = ", ".join(f"{name} {licence}" for name, licence in stated.items())
+        return [f"{build.name}: its sources have different licences: {listed}. See that all of them allow your use"]
+
     def make(self, work: Work) -> dict[str, Any]:
         build = work.build
         title = f"# {markdown.text(build.name)}\n"
@@ -44,15 +52,6 @@ def stated_licences(build: Build) -> dict[str, str]:
     """Source → licence, of those whose licence the Hub states."""
     found = {item.found.name: item.found.locked.license for item in build.inputs.values()}
     return {name: licence for name, licence in found.items() if licence}
-
-
-def disagreement(build: Build) -> str | None:
-    """What is to be said where the sources' licences are not the same."""
-    stated = stated_licences(build)
-    if len(set(stated.values())) < 2:
-        return None
-    listed = ", ".join(f"{name} {licence}" for name, licence in stated.items())
-    return f"{build.name}: its sources have different licences: {listed}. See that all of them allow your use"
 
 
 def _front(build: Build) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def _body(build: Build, fused: Record) -> Iterator[str]:
     yield "## Sources\n"
     yield "| role | λ | source | licence | sha256 |\n| --- | --- | --- | --- | --- |"
     yield "\n".join(_rows(build)) + "\n"
-    if doubt := disagreement(build):
+    for doubt in Card().doubts(build):
         yield f"**{markdown.text(doubt)}.**\n"
     yield "## Files\n"
     yield "| file | size | sha256 |\n| --- | --- | --- |"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from lcmmerge.errors import QualityError
+from lcmmerge.recipe.manifest import RunManifest
 from lcmmerge.recipe.values import Strict
 
 
@@ -62,25 +64,30 @@ class Checked:
         return f"{self.of}: {self.figure} is {value}, and must be {self.broken}"
 
 
-def checked(check: Check, figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Checked]:
-    """``figures``: output → what its steps reported."""
-    for output, reported in figures.items():
-        for name in Check.model_fields:
-            bound: Bound | None = getattr(check, name)
-            if bound is not None:
-                for of, value in _values(name, reported):
-                    yield Checked(" ".join((output, *of)), name, value, bound.min, bound.max)
-
-
-def refuse_missed(found: list[Checked]) -> None:
-    """Raises QualityError with every miss."""
-    missed = [str(item) for item in found if item.broken]
-    if missed:
+def compare(check: Check, manifest: RunManifest, out: Path) -> RunManifest:
+    """Write figures beside their bounds into run.json, and return ``manifest`` with them. Raises QualityError."""
+    figures: dict[str, dict[str, Any]] = {output: {} for output in manifest.folders}
+    for step, record in manifest.steps.items():
+        output = step.partition(" ")[2]
+        figures[output] = {**record.figures, **figures[output]}
+    found = [item for output, reported in figures.items() for item in _checked(check, output, reported)]
+    manifest = replace(manifest, check=tuple(item.as_dict() for item in found))
+    manifest.write(out)
+    if missed := [str(item) for item in found if item.broken]:
         raise QualityError(
             f"{len(missed)} of {len(found)} checks are missed",
             "the outputs are there to look at; nothing is published",
             missed,
         )
+    return manifest
+
+
+def _checked(check: Check, output: str, reported: Mapping[str, Any]) -> Iterator[Checked]:
+    for name in Check.model_fields:
+        bound: Bound | None = getattr(check, name)
+        if bound is not None:
+            for of, value in _values(name, reported):
+                yield Checked(" ".join((output, *of)), name, value, bound.min, bound.max)
 
 
 def _values(name: str, reported: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], float | None]]:

@@ -88,9 +88,6 @@ class Fuse(Step):
     def rounding_seed(self) -> int | None:
         return self.seed if self.rounding == "stochastic" else None
 
-    def key(self, name: str, build: Build) -> str:
-        return build.key  # which the merge was planned with: its metadata hold it
-
     def costs(self, build: Build) -> tuple[int, int, int]:
         return sum(source.nbytes for source in build.plan.sources.values()), build.plan.download, build.plan.nbytes
 
@@ -148,10 +145,11 @@ def _build(
             )
         configs = roles["config_from"].path
     target = out / name / f"{name}.safetensors" if layout != DIFFUSERS else out / name
+    terms = [_term(name, term, roles) for name, term in fuse.terms.items()]
     key = step_key("fuse", Fuse.version, _facts(name, fuse, roles, layout, settings))
     merge = Merge(
         _source(roles["base"]),
-        [_term(name, term, roles) for name, term in fuse.terms.items()],
+        terms,
         output=Written(target, fuse.layout, fuse.dtype, fuse.max_shard_size, fuse.drop_ema, fuse.rounding_seed),
         config_from=str(configs) if configs else None,
         allow_unmatched=fuse.allow_unmatched,
