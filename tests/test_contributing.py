@@ -1,4 +1,4 @@
-"""docs/contributing.md: its picture is the import graph's, and its four examples work as a third party's package."""
+"""docs/contributing.md: its picture is the import graph's, and its five examples work as a third party's package."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from exporting import graphs
 from fusing import Files, canonical
 from peft import HRAConfig, get_peft_model
 from pico import CROSS_DOWN, CROSS_UP, DOWN, TINY, UP, canonical_state, pico
+from recipefile import recipe
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/contributing.md").read_text("utf-8")
 EXAMPLES = re.findall(r"`lcmmerge/((?:\w+/)+)(\w+)\.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL)
-VARIABLES = {"adapters": "ADAPTER", "archs": "ARCHITECTURE", "objectives": "OBJECTIVE", "targets": "TARGET"}
+VARIABLES = {"adapters": "ADAPTER", "archs": "ARCHITECTURE", "objectives": "OBJECTIVE", "targets": "TARGET",
+             "steps": "STEP"}  # fmt: skip
 # What every registered entry must keep to, for the new ones: selected by their names.
 CONFORMANCE = (
     *("adapters/test_conformance.py", "archs/test_identify.py", "archs/test_keymap.py", "archs/test_targets.py"),
-    *("search/test_objectives.py", "export/test_targets.py"),
+    *("search/test_objectives.py", "export/test_targets.py", "recipe/test_steps.py"),
 )
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -169,3 +171,19 @@ def test_a_target_is_written(
         "ovc vae_encoder/model.onnx --output_model openvino/vae_encoder.xml --input 'sample[?,3,?,?]'",
     ]
     assert all((export / line.split()[1]).is_file() for line in script[2:])
+
+
+@pytest.mark.e2e
+def test_a_step_is_done_once(lcmmerge: Callable[..., str], inputs: Files, tmp_path: Path) -> None:
+    """Oracle: coreutils check the hashes."""
+    path = recipe(tmp_path, inputs, base=inputs.folder(), more="checksums: {algorithm: blake2b}\n")
+    lcmmerge("run", path, "-o", "out")
+    out = tmp_path / "out"
+    subprocess.run(["b2sum", "--check", "--strict", "checksums/pico.txt"], cwd=out, check=True)
+    record = json.loads((out / "run.json").read_text())["steps"]["checksums pico"]
+    assert list(record["outputs"]) == ["checksums/pico.txt"]
+    assert record["figures"] == {"files": len((out / "checksums/pico.txt").read_text().splitlines())}
+    plan = json.loads(lcmmerge("run", path, "-o", "out", "--dry-run", "--json", "--set", "checksums.algorithm=sha256"))
+    assert {step["step"]: step["because"] for step in plan["steps"]} == {
+        "fuse pico": None, "card pico": None, "checksums pico": "its inputs or parameters changed",
+    }  # fmt: skip

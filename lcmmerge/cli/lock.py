@@ -20,15 +20,16 @@ def lock(recipe: Path, output: Output) -> None:
       lcmmerge lock recipes/sdxl-papercut.yaml
     """
     from lcmmerge.recipe.loader import load
-    from lcmmerge.recipe.lock import lock_path, lock_text
+    from lcmmerge.recipe.lock import lock_text
     from lcmmerge.recipe.runner import lock_of
     from lcmmerge.tensors.staging import write_text
 
-    found = lock_of(load(recipe))
-    write_text(lock_path(recipe), lock_text(found))
+    loaded = load(recipe)
+    found = lock_of(loaded)
+    write_text(loaded.lock, lock_text(found))
     if output.as_json:
         output.json({name: locked.as_dict() for name, locked in sorted(found.items())})
     rows = [(name, locked.uri or locked.reference, len(locked.files), size(locked.nbytes))
             for name, locked in sorted(found.items())]  # fmt: skip
     output.table("", ("source", "what it is", "files", "size"), rows, numbers=2)
-    output.text(str(lock_path(recipe)))
+    output.text(str(loaded.lock))

@@ -44,18 +44,19 @@ def run(
       lcmmerge run recipes/sdxl-papercut.yaml -o papercut --set lambda.style=0.7
     """
     from lcmmerge.merge.outcome import Settings
-    from lcmmerge.recipe import publish, runner
+    from lcmmerge.recipe import runner
     from lcmmerge.recipe.loader import load
+    from lcmmerge.recipe.steps.publish import repository, upload
 
     loaded = load(recipe, sets)
-    target = publish.repository(loaded.recipe, wanted=publishes)
+    target = repository(loaded.recipe.publish) if publishes else None
     asked = runner.RunRequest(out, sets, locked, force, Settings(threads, device))
     if dry_run:
         _show_plan(runner.prepare(loaded, asked, dry_run=True), target, output)
         return
     prepared, manifest = runner.run(loaded, asked, output)
     if target:
-        output.note(f"Published: {publish.upload(target, out, manifest)}")
+        output.note(f"Published: {upload(target, out, manifest)}")
     if output.as_json:
         output.json(manifest.as_dict())
     else:

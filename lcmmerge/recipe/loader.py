@@ -1,35 +1,50 @@
-"""A recipe file, what ``--set`` changes in it, and the outputs that its matrix spans."""
+"""A recipe file, what ``--set`` changes in it, the outputs that its matrix spans, and all its faults at once.
+
+A fault is told with its place, its line, and what was probably meant.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lcmmerge.recipe.document import Document, Fault, Place, invalid, parse_scalar, read_document
-from lcmmerge.recipe.faults import dangling_faults, meant, schema_faults, used_sources
-from lcmmerge.recipe.lock import lock_path
-from lcmmerge.recipe.manifest import EXPORTS, IMAGES, STUDIES
 from lcmmerge.recipe.manifest import NAME as MANIFEST
-from lcmmerge.recipe.schema import Export, Fuse, Generate, Recipe, Search, as_source, as_term
+from lcmmerge.recipe.schema import Recipe
+from lcmmerge.recipe.sources import as_source
+from lcmmerge.recipe.steps import Step, steps
+from lcmmerge.recipe.steps.fuse import Fuse, as_term
 from lcmmerge.refs import files
 
 MAX_CELLS = 256
+WANTED = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "string_type": "text",
+    "bool_type": "true or false (YAML has no other words for them)",
+    "dict_type": "a mapping of names",
+    "list_type": "a list",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "finite_number": "a finite number",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixCell:
-    """One output, and what is drawn with it. ``name`` is its folder."""
+    """One output, and what is done for it. ``name`` is its folder."""
 
     name: str
     fuse: Fuse
-    search: Search | None = None
-    generate: Generate | None = None
-    export: Export | None = None
+    steps: Mapping[str, Step]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +55,11 @@ class Loaded:
     recipe: Recipe
     cells: tuple[MatrixCell, ...]
     unused: tuple[str, ...]
+
+    @property
+    def lock(self) -> Path:
+        """The recipe's own, which `lcmmerge lock` writes."""
+        return self.path.with_name(f"{self.path.name}.lock")
 
 
 def load(path: Path, sets: Sequence[str] = ()) -> Loaded:
@@ -52,16 +72,17 @@ def load(path: Path, sets: Sequence[str] = ()) -> Loaded:
     recipes = {label: Recipe.model_validate(tree) for label, tree in trees.items()}
     recipe = next(iter(recipes.values()))
     cells = tuple(
-        MatrixCell(_name(path, cell.fuse, label), cell.fuse, cell.search, cell.generate, cell.export)
-        for label, cell in recipes.items()
+        MatrixCell(_name(path, varied.fuse, label), varied.fuse, varied.steps) for label, varied in recipes.items()
     )
-    place, reserved = ("fuse", "output"), (MANIFEST, lock_path(path).name, IMAGES, STUDIES, EXPORTS)
+    folders = {step.target.partition("/")[0] for step in steps().values()}
+    used = {name for cell in cells for name in cell.fuse.roles.values()}
+    loaded = Loaded(path, recipe, cells, tuple(name for name in recipe.sources if name not in used))
+    place, reserved = ("fuse", "output"), {MANIFEST, loaded.lock.name, *folders}
     for name in (cell.name for cell in cells):
         if name in reserved or not files.is_inside(name):
             reason = "is a name that every run needs" if name in reserved else "cannot name a folder on every system"
             raise invalid(document.name, [Fault(place, f"{name!r} {reason}", document.line(place))])
-    used = set().union(*map(used_sources, trees.values()))
-    return Loaded(path, recipe, cells, tuple(name for name in recipe.sources if name not in used))
+    return loaded
 
 
 def _spanned(document: Document) -> dict[str, Any]:
@@ -74,10 +95,10 @@ def _spanned(document: Document) -> dict[str, Any]:
     for values in product(*(values for _, values in axes)):
         tree, labels = document.tree, []
         for (path, _), value in zip(axes, values, strict=True):
-            tree = _set(tree, place_of(path), 0, value)
+            tree = _set(tree, _place_of(path), 0, value)
             labels.append(_label(path, value))
         varied = replace(document, tree=tree)
-        faults |= dict.fromkeys([*schema_faults(varied), *dangling_faults(varied)])
+        faults |= dict.fromkeys([*_schema_faults(varied), *_dangling_faults(varied)])
         if (label := "-".join(labels)) in trees:
             faults[_of_matrix(document, f"two outputs would be called {label!r}")] = None
         trees[label] = tree
@@ -86,7 +107,7 @@ def _spanned(document: Document) -> dict[str, Any]:
     return trees
 
 
-def place_of(path: str) -> Place:
+def _place_of(path: str) -> Place:
     """``lambda.style`` is the λ of the term ``style``; any other path begins at the recipe's root."""
     parts = tuple(path.split("."))
     return ("fuse", "terms", parts[1], "lambda") if len(parts) == 2 and parts[0] == "lambda" else parts
@@ -109,7 +130,7 @@ def _assignment(text: str, document: Document) -> tuple[Place, Any]:
     path, equals, value = text.partition("=")
     if not (path and equals):
         raise invalid(f"--set {text}", [Fault((), "is not PATH=VALUE, such as lambda.style=0.7")])
-    place = place_of(path)
+    place = _place_of(path)
     _check_term(place, document, f"--set {text}")
     return place, parse_scalar(value)
 
@@ -118,7 +139,7 @@ def _check_term(place: Place, document: Document, subject: str) -> None:
     """A term's λ can only be set where there is such a term: a slip would add one."""
     match document.tree, place:
         case {"fuse": {"terms": {**terms}}}, ("fuse", "terms", str(name), *_) if name not in terms:
-            raise invalid(subject, [Fault(place[:3], f"there is no such term{meant(name, map(str, terms))}")])
+            raise invalid(subject, [Fault(place[:3], f"there is no such term{_meant(name, map(str, terms))}")])
 
 
 def _axes(document: Document) -> list[tuple[str, list[Any]]]:
@@ -129,16 +150,12 @@ def _axes(document: Document) -> list[tuple[str, list[Any]]]:
     if not all(isinstance(value, str | int | float) for values in matrix.values() for value in values):
         return []
     for path in matrix:
-        _check_axis(path, document)
+        place = _place_of(path)
+        if place[0] != "fuse":
+            message = "must be `lambda.TERM`, or a path that begins with fuse."
+            raise invalid(document.name, [Fault(("matrix", path), message, document.line(("matrix", path)))])
+        _check_term(place, document, document.name)
     return list(matrix.items())
-
-
-def _check_axis(path: str, document: Document) -> None:
-    place = place_of(path)
-    if place[0] != "fuse":
-        message = "must be `lambda.TERM`, or a path that begins with fuse."
-        raise invalid(document.name, [Fault(("matrix", path), message, document.line(("matrix", path)))])
-    _check_term(place, document, document.name)
 
 
 def _of_matrix(document: Document, message: str) -> Fault:
@@ -155,3 +172,111 @@ def _label(path: str, value: Any) -> str:
 
 def _name(path: Path, fuse: Fuse, label: str) -> str:
     return "-".join(part for part in (fuse.output or path.stem, label) if part)
+
+
+def _schema_faults(document: Document) -> Iterator[Fault]:
+    """Where the tree is not as the models want it: one fault per place."""
+    try:
+        Recipe.model_validate(document.tree)
+    except ValidationError as error:
+        seen: set[tuple[Place, str]] = set()
+        for item in error.errors(include_url=False):
+            place, kind = tuple(item["loc"]), item["type"]
+            known = place if kind in ("extra_forbidden", "missing") else _within(document.tree, place)
+            if (known, kind if kind == "missing" else "") not in seen:
+                seen.add((known, kind if kind == "missing" else ""))
+                yield Fault(known, _message(item, known), document.line(known))
+
+
+def _dangling_faults(document: Document) -> Iterator[Fault]:
+    """Names that no source has. The tree may be malformed elsewhere."""
+    sources = _mapping(document.tree, "sources")
+    fuse = _mapping(document.tree, "fuse")
+    named: list[tuple[Place, Any]] = [(("fuse", key), fuse[key]) for key in ("base", "config_from") if key in fuse]
+    for name, given in _mapping(fuse, "terms").items():
+        term, place = as_term(given), ("fuse", "terms", name)
+        if isinstance(term, dict):
+            named += [((*place, key), term[key]) for key in ("source", "tuned_from") if key in term]
+            named += [(place, name)] if "source" not in term else []
+    for where, name in named:
+        if isinstance(name, str) and name not in sources:
+            yield Fault(where, f"no source is called {name!r}{_meant(name, sources)}", document.line(where))
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'style'?``, or nothing."""
+    close = get_close_matches(word.lower(), known, 1, 0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _keys_at(place: Place) -> tuple[str, ...]:
+    """The keys that the schema allows at a place."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    at: dict[str, Any] = schema
+    for part in place:
+        at = _object(schema, at)
+        named: Iterable[Any] = at.get("patternProperties", {}).values()
+        at = at.get("properties", {}).get(part) or next(iter(named), None) or at.get("items") or {}
+    return tuple(_object(schema, at).get("properties", {}))
+
+
+def _object(schema: dict[str, Any], at: dict[str, Any]) -> dict[str, Any]:
+    """The object among what may stand there: references followed, shorthands and null passed over."""
+    if "$ref" in at:
+        return _object(schema, schema["$defs"][at["$ref"].rpartition("/")[2]])
+    for choice in at.get("anyOf", ()):
+        found = _object(schema, choice)
+        if found.get("type") == "object":
+            return found
+    return at
+
+
+def _message(item: Any, place: Place) -> str:
+    kind, value = item["type"], item.get("input")
+    match kind:
+        case "extra_forbidden":
+            known = _keys_at(place[:-1])
+            word = str(place[-1])
+            return f"unknown key{_meant(word, known) or '; the keys are ' + ', '.join(known)}"
+        case "missing":
+            return "is missing"
+        case "literal_error":
+            expected = item["ctx"]["expected"]
+            close = _meant(str(value), re.findall("'([^']+)'", expected))
+            return f"is {value!r}, and must be {expected}{close}"
+        case "string_pattern_mismatch":
+            return f"{value!r} is not of the form {item['ctx']['pattern']}"
+        case "value_error":
+            return str(item["ctx"]["error"])
+        case "too_short":
+            return "is empty"
+        case _ if kind in WANTED:
+            return f"wants {WANTED[kind]}, not {value!r}"
+        case _:
+            return str(item["msg"])
+
+
+def _within(tree: Any, place: Place) -> Place:
+    """As much of the place as the tree has: pydantic also names the kinds of a union."""
+    for depth, part in enumerate(place):
+        tree = _child(tree, place[:depth])
+        match tree, part:
+            case {}, str() if part in tree:
+                tree = tree[part]
+            case [*_], int():
+                tree = tree[part]
+            case _:
+                return place[:depth]
+    return place
+
+
+def _child(tree: Any, place: Place) -> Any:
+    """With shorthands written out."""
+    if len(place) == 2 and place[0] == "sources":
+        return as_source(tree)
+    return as_term(tree) if len(place) == 3 and place[:2] == ("fuse", "terms") else tree
+
+
+def _mapping(tree: Any, key: str) -> dict[str, Any]:
+    value = tree.get(key) if isinstance(tree, dict) else None
+    return value if isinstance(value, dict) else {}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lcmmerge.errors import FormatError, LockError
-from lcmmerge.recipe.schema import RecipeSource
 from lcmmerge.refs import PinnedFile
 from lcmmerge.refs.files import is_inside, read_object
 
@@ -38,10 +37,6 @@ class Locked:
     def nbytes(self) -> int:
         return sum(file.size for file in self.files)
 
-    def names(self, source: RecipeSource) -> bool:
-        """Whether this is what the recipe's source says."""
-        return (self.reference, self.variant) == (source.reference, source.variant)
-
     def as_dict(self) -> dict[str, Any]:
         return {
             "reference": self.reference,
@@ -54,10 +49,6 @@ class Locked:
 
 
 Lock = Mapping[str, Locked]
-
-
-def lock_path(recipe: Path) -> Path:
-    return recipe.with_name(f"{recipe.name}.lock")
 
 
 def lock_text(lock: Lock) -> str:

@@ -20,7 +20,6 @@ from lcmmerge.tensors.staging import write_text
 from lcmmerge.version import __version__
 
 NAME = "run.json"
-IMAGES, STUDIES, EXPORTS = "images", "search", "export"  # folders of every output's
 VERSION = 1
 
 
@@ -64,6 +63,15 @@ class RunManifest:
             for path, item in record.outputs.items():
                 found.setdefault(path, []).append(item["sha256"])
         return found
+
+    def due(self, name: str, key: str, out: Path) -> str | None:
+        """Why the step is to be done; None where it is done."""
+        record = self.steps.get(name)
+        if record is None:
+            return "not done yet"
+        if record.key != key:
+            return "its inputs or parameters changed"
+        return None if record.intact(out) else "its output is gone or was changed"
 
     def with_step(self, name: str, record: Record) -> RunManifest:
         return replace(self, steps={**self.steps, name: record})
@@ -131,13 +139,13 @@ def _name(value: object) -> str:
     return value
 
 
-def record(key: str, content: Path, target: str, names: Iterable[str], figures: Mapping[str, Any]) -> Record:
-    """``names``: of the step's files below ``content``, which are hashed here, and are to be below ``target``."""
+def record(key: str, content: Path, target: str, files: Iterable[Path], figures: Mapping[str, Any]) -> Record:
+    """``files``: of the step, in ``content`` or that itself, which are hashed here, and are to be at ``target``."""
     outputs = {}
-    for name in sorted(names):
-        path = content / name
-        outputs[f"{target}/{name}".rstrip("/")] = {"bytes": path.stat().st_size, "sha256": sha256_of([path])}
-    return Record(key, outputs, figures)
+    for path in files:
+        name = (Path(target) / path.relative_to(content)).as_posix()
+        outputs[name] = {"bytes": path.stat().st_size, "sha256": sha256_of([path])}
+    return Record(key, dict(sorted(outputs.items())), figures)
 
 
 def _is(out: Path, name: str, bytes: int, sha256: str, *, reread: bool) -> bool:

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
 
 from lcmmerge import refs
 from lcmmerge.accelerators import ACCELERATORS, Accelerator, accelerator, by_reference
 from lcmmerge.archs import identify
-from lcmmerge.errors import RecipeError
-from lcmmerge.recipe.loader import Loaded
-from lcmmerge.recipe.lock import Lock, Locked
-from lcmmerge.recipe.schema import RecipeSource
+from lcmmerge.errors import LockError, RecipeError
+from lcmmerge.recipe.lock import RELOCK, Lock, Locked
+from lcmmerge.recipe.values import Strict
+from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.remote import open_reference
 from lcmmerge.tensors.state import State, state_of
+
+
+def as_source(value: Any) -> Any:
+    return {"reference": value} if isinstance(value, str) else value
+
+
+class RecipeSource(Strict):
+    """Where a model or an adapter is."""
+
+    reference: str = Field(
+        min_length=1,
+        description="A path (from the recipe's folder), hf://owner/repo[@revision][/file], or an accelerator's name.",
+    )
+    variant: str | None = Field(None, description="Which weights of a diffusers folder, such as fp16.")
+    accelerator: Literal[tuple(ACCELERATORS)] | None = Field(  # type: ignore[valid-type]
+        None, description="What kind of acceleration LoRA a file is, where its reference does not tell."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,29 +53,68 @@ class Found:
     states: Mapping[Path, State]
 
 
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A source and its headers; of one that gives its configs alone where those are."""
+
+    found: Found
+    path: Path
+    opened: TensorSource | None
+
+
 Sources = dict[str, Found]
 
 
-def find(loaded: Loaded, lock: Lock | None = None, *, dry_run: bool = False) -> Sources:
-    """Every source that the recipe uses, at the commit of ``lock`` where that has it.
+def find(
+    sources: Mapping[str, RecipeSource],
+    roles: Collection[Mapping[str, str]],
+    folder: Path,
+    lock: Lock | None = None,
+    *,
+    dry_run: bool = False,
+) -> Sources:
+    """Every source that an output uses, at the commit of ``lock`` where that has it.
 
-    An accelerator's name stands for its file for the bases' architecture. A ``dry_run`` takes the hashes of small files
-    from the lock, or does without: it fetches none of them.
+    ``roles``: of each output, the source that is its ``base``, that its ``config_from``, and so on. ``folder``: the
+    recipe's, at which paths begin. An accelerator's name stands for its file for the bases' architecture. A ``dry_run``
+    takes the hashes of small files from the lock, or does without: it fetches none of them.
     Raises NotFoundError, FormatError, RecipeError.
     """
-    bases = {cell.fuse.base for cell in loaded.cells}
-    only_configs = {cell.fuse.config_from for cell in loaded.cells} - bases - _terms(loaded)
-    used = [name for name in loaded.recipe.sources if name not in loaded.unused]
+    bases = {role["base"] for role in roles}
+    weights = {name for role in roles for key, name in role.items() if key != "config_from"}
+    used = [name for name in sources if any(name in role.values() for role in roles)]
     found: Sources = {}
     for name in sorted(used, key=lambda name: name not in bases):  # an accelerator's file depends on the base
-        source = loaded.recipe.sources[name]
-        reference = _located(source.reference, loaded.path.parent)
+        source = sources[name]
+        path = folder / source.reference
+        reference = str(path) if path.exists() else source.reference
         kind = accelerator(source.accelerator) if source.accelerator else None
         if reference in ACCELERATORS and not Path(reference).exists():
             kind = ACCELERATORS[reference]
             reference = _file_of(kind, name, [found[base] for base in sorted(bases & found.keys())])
-        found[name] = _found(name, source, reference, kind, lock, configs=name in only_configs, dry_run=dry_run)
+        found[name] = _found(name, source, reference, kind, lock, configs=name not in weights, dry_run=dry_run)
     return found
+
+
+def opened(sources: Sources, *, dry_run: bool) -> dict[str, Input]:
+    """Their headers: no weights are downloaded, and for a ``dry_run`` neither pickles nor tokenizers.
+
+    Raises NotFoundError, FormatError.
+    """
+    return {name: _input(found, dry_run=dry_run) for name, found in sources.items()}
+
+
+def refuse_drifted(output: str, inputs: Iterable[Input]) -> None:
+    """Read every source anew: a failing disk, or a damaged cache, shows in the bytes alone. Raises LockError."""
+    drifted = [
+        f"{item.found.name}: {file} has another sha256"
+        for item in inputs
+        for name, sha256 in item.found.locked.hashes.items()
+        if (file := (item.path if item.path.is_dir() else item.path.parent) / name).is_file()
+        and sha256_of([file], reread=True) != sha256
+    ]
+    if drifted:
+        raise LockError(f"{output}: its sources are not those of the lock", RELOCK, drifted)
 
 
 def _found(
@@ -73,7 +132,7 @@ def _found(
     known: Mapping[str, str] = {}
     if parsed.kind == "hub":
         kind = kind or by_reference(f"{refs.HUB}{parsed.repo}/{parsed.path_in_repo}")
-        if before and before.commit and before.names(source):
+        if before and before.commit and (before.reference, before.variant) == (source.reference, source.variant):
             parsed, known = refs.parse(parsed.at(before.commit), name), before.hashes
     states: dict[Path, State] = {}
 
@@ -100,12 +159,12 @@ def _file_of(kind: Accelerator, name: str, bases: Iterable[Found]) -> str:
     return files.pop()
 
 
-def _located(reference: str, folder: Path) -> str:
-    """Paths begin at the recipe's folder."""
-    path = folder / reference
-    return str(path) if path.exists() else reference
-
-
-def _terms(loaded: Loaded) -> set[str]:
-    terms = [item for cell in loaded.cells for item in cell.fuse.terms.items()]
-    return {term.source or name for name, term in terms} | {term.tuned_from for _, term in terms if term.tuned_from}
+def _input(found: Found, *, dry_run: bool) -> Input:
+    if found.configs:
+        return Input(found, refs.configs(found.reference, tokenizers=not dry_run), None)
+    source = open_reference(found.reference, found.name, found.locked.variant, pickles=not dry_run)
+    if found.states:  # what is on the Hub has its hashes from there
+        folder = source.path if source.path.is_dir() else source.path.parent
+        known = {folder / file: sha256 for file, sha256 in found.locked.hashes.items()}
+        source = replace(source, sha256=known, states={**source.states, **found.states})
+    return Input(found, source.path, source)

@@ -56,7 +56,8 @@ def search_prepared(prepared: PreparedSearch, output: Output) -> Result:
     with closing(Database(prepared.url, request.work, shared=request.storage is not None)) as database:
         store = Store(request.work / LATENTS, prepared.inputs, database)
         maximise = [objective.maximise for objective in prepared.objectives]
-        with closing(Trials(database, prepared.inputs, prepared.bounds, maximise, len(prepared.blocks))) as trials:
+        factors = len(prepared.blocks)
+        with closing(Trials(database, prepared.inputs, prepared.bounds, maximise, factors, output.note)) as trials:
             return _run(prepared, store, trials, output)
 
 

@@ -1,8 +1,9 @@
 """The study as Optuna keeps it: a queue of cells that several processes share, and what came of each.
 
 Waiting trials are the queue: whoever asks is given one that nobody else is given. While a worker draws its heart beats;
-a trial of a silent one fails, and its cell is queued again. Two processes may queue one cell at the same time: of such
-trials the one of the lowest number counts, and the others end without being drawn.
+a trial of a silent one fails, and its cell is queued again: at once where its process was of this machine and is gone.
+Two processes may queue one cell at the same time: of such trials the one of the lowest number counts, and the others
+end without being drawn.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 POLL = 0.5  # seconds
+LONG = 4  # polls after which it is said that others are waited for
 POPULATION = 8  # cells of one generation of NSGA-II: a search has dozens, not the thousands that its default is for
 Bounds = Mapping[str, tuple[float, float]]  # of a cell's numbers → the least and the largest
 
@@ -80,20 +84,20 @@ class Trials:
 
     ``inputs``: what every cell's samples and figures depend on. ``maximise``: for each value that is told of a cell.
 
-    ``factors``: how many of a cell's numbers, the last ones, are block factors.
+    ``factors``: how many of a cell's numbers, the last ones, are block factors. ``say``: what a person should know.
     Raises LcmMergeError where the study was begun with other inputs, or the database cannot be used.
     """
 
     def __init__(
         self, database: Database, inputs: Mapping[str, Any], bounds: Bounds, maximise: Sequence[bool] = (False,),
-        factors: int = 0,
+        factors: int = 0, say: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
         import optuna
 
         optuna.logging.set_verbosity(logging.ERROR)
         # Of a Ctrl-C within a query the pool would log a traceback, and then raise it, too.
         logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
-        self._database, self._bounds, self._terms = database, bounds, len(bounds) - factors
+        self._database, self._bounds, self._terms, self._say = database, bounds, len(bounds) - factors, say
         self._own: dict[int, Trial] = {}  # claimed, and not finished yet
         self._silent: dict[int, float] = {}  # trial that no worker signed → when it was first seen
         with database.faults():
@@ -114,12 +118,18 @@ class Trials:
 
         ``at_once``: how many it draws together; asked when there is something to draw.
         """
+        polls = 0
         while waiting := self._awaited(wanted):
             found = self._claim(at_once()) if "WAITING" in waiting else []
             if found:
                 yield found
-            else:
-                time.sleep(POLL)
+                polls = 0
+                continue
+            polls += 1
+            if polls == LONG:
+                silence = f"a dead one's are given up after {database.GRACE} seconds of silence"
+                self._say(f"Waiting for cells that other workers draw; {silence}.")
+            time.sleep(POLL)
 
     def finish(self, claim: Claim, values: Sequence[float], figures: Mapping[str, Any]) -> None:
         """``figures``: what is to be seen of the cell; JSON-ready."""
@@ -175,25 +185,28 @@ class Trials:
             return states | ({"WAITING"} if missing else set())
 
     def _bury(self) -> None:
-        """Trials of workers that died between being given one and their first heartbeat."""
-        unsigned = {trial.number for trial in self._alive() if trial.state.name == "RUNNING" and "worker" not in
-                    trial.user_attrs and trial.number not in self._own}  # fmt: skip
+        """Give up trials of processes that are gone, and of workers that died before they signed the one they got."""
+        others = {trial.number: trial.user_attrs.get("worker") for trial in self._alive()
+                  if trial.state.name == "RUNNING" and trial.number not in self._own}  # fmt: skip
         now = time.monotonic()
-        self._silent = {number: self._silent.get(number, now) for number in unsigned}
-        for number, since in self._silent.items():
-            if now - since > database.GRACE:
+        self._silent = {number: self._silent.get(number, now) for number, worker in others.items() if worker is None}
+        for number, worker in others.items():
+            if _is_gone(worker) if worker else now - self._silent.get(number, now) > database.GRACE:
                 self._give_up(number)
 
     def _claim(self, at_most: int) -> list[Claim]:
+        """Of the trials that wait, of which there is one. Raises LcmMergeError."""
         found: list[Claim] = []
+        waiting = True
         with self._database.faults():
-            while len(found) < at_most and any(trial.state.name == "WAITING" for trial in self._alive()):
+            while waiting and len(found) < at_most:
                 trial = self._study.ask()
                 self._own[trial.number] = trial
                 self._database.storage.record_heartbeat(trial._trial_id)
-                trial.set_user_attr("worker", f"{gethostname()}-{os.getpid()}")
-                wanted = Wanted.of(trial)
-                before = {Wanted.of(other) for other in self._alive() if other.number < trial.number}
+                trial.set_user_attr("worker", f"{_machine() or gethostname()}:{os.getpid()}")
+                wanted, alive = Wanted.of(trial), self._alive()
+                waiting = any(other.state.name == "WAITING" for other in alive)
+                before = {Wanted.of(other) for other in alive if other.number < trial.number}
                 if wanted is None or wanted in before:  # another process took the last one; or queued it, too
                     self._give_up(self._own.pop(trial.number))
                     continue
@@ -246,6 +259,29 @@ class Trials:
         with self._database.faults(), suppress(UpdateFinishedTrialError):
             yield
         del self._own[trial.number]
+
+
+@cache
+def _machine() -> str:
+    """In what a process's number is its own: one boot of a kernel, and one namespace; empty where that is not known."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    return ""
+
+
+def _is_gone(worker: object) -> bool:
+    """Whether it was a process of this machine that is no more; False where that cannot be told."""
+    machine, _, number = str(worker).rpartition(":")
+    if not machine or machine != _machine():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, OverflowError):  # somebody else's; no number
+        return False
+    return False
 
 
 def _sampler(seed: int, values: int) -> BaseSampler:

@@ -419,7 +419,12 @@ def check_target(
         raise OutputError(f"{target.parent}: no such folder", "create it first, or choose another with -o")
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{target.parent}: not writable", "choose a folder that you may write to with -o")
-    free = shutil.disk_usage(target.parent).free
+    check_space(target, target.parent, needed)
+
+
+def check_space(target: Path, folder: Path, needed: int) -> None:
+    """``needed`` bytes, on the disk where the folder is. Raises OutputError."""
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
             f"{target}: needs {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free",

@@ -14,10 +14,11 @@ from recipefile import contents, due, recipe, run
 
 from lcmmerge.errors import FormatError, LockError, NumericError, OutputError
 from lcmmerge.output import Output
-from lcmmerge.recipe import actions, runner
+from lcmmerge.recipe import runner
 from lcmmerge.recipe.loader import load
-from lcmmerge.recipe.lock import lock_path, lock_text
+from lcmmerge.recipe.lock import lock_text
 from lcmmerge.recipe.manifest import read_manifest
+from lcmmerge.recipe.steps.fuse import Fuse
 from lcmmerge.recipe.verify import verify_run
 from lcmmerge.tensors import staging
 
@@ -73,13 +74,13 @@ def test_a_file_beside_the_model_is_told_before_anything_is_done(sd1: Files, tmp
 def test_what_comes_while_a_step_is_done(sd1: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, out = recipe(tmp_path, sd1, base=sd1.folder()), tmp_path / "out"
     run(path, out)
-    fuse = actions.ACTIONS["fuse"]
+    make = Fuse.make
 
     def slow(*arguments: Any) -> dict[str, Any]:
         (out / "pico" / "notes.txt").write_text("mine")
-        return fuse(*arguments)
+        return make(*arguments)
 
-    monkeypatch.setitem(actions.ACTIONS, "fuse", slow)  # type: ignore[index]
+    monkeypatch.setattr(Fuse, "make", slow)
     before = contents(out / "pico")
     with pytest.raises(OutputError, match="did not make"):
         run(path, out, "lambda.style=0.7")
@@ -217,7 +218,7 @@ def test_a_link_in_the_place_of_an_output_is_no_output(sd1: Files, tmp_path: Pat
 
 def test_a_run_never_writes_over_the_recipes_own_lock(sd1: Files, tmp_path: Path) -> None:
     path = recipe(tmp_path, sd1)
-    lock = lock_path(path)
+    lock = load(path).lock
     lock.write_text(lock_text(runner.lock_of(load(path))))
     before = lock.read_text()
     _changed(tmp_path / "style.safetensors")
@@ -234,7 +235,7 @@ def test_locked_reads_what_it_merges(sd1: Files, tmp_path: Path, monkeypatch: py
     """A hash that is remembered, or that a file's name tells, is not enough."""
     path = recipe(tmp_path, sd1)
     loaded = load(path)
-    lock_path(path).write_text(lock_text(runner.lock_of(loaded)))
+    load(path).lock.write_text(lock_text(runner.lock_of(loaded)))
     damaged = _changed(tmp_path / "style.safetensors")
     found = {name: replace(item.found) for name, item in _inputs(loaded, tmp_path).items()}
     before = {name: item.locked.hashes for name, item in found.items()}
@@ -262,15 +263,16 @@ def _inputs(loaded: Any, folder: Path) -> dict[str, Any]:
 
 
 def _locked_hashes(path: Path) -> dict[str, str]:
-    files = json.loads(lock_path(path).read_text())["sources"]["style"]["files"]
+    files = json.loads(load(path).lock.read_text())["sources"]["style"]["files"]
     return {name: item["sha256"] for name, item in files.items()}
 
 
 def _told(known: dict[str, str], damaged: Path) -> Callable[..., str]:
     from lcmmerge.tensors.digest import sha256_of
 
-    def told(files: Any, *arguments: Any, **options: Any) -> str:
-        return known[damaged.name] if list(files) == [damaged] else sha256_of(files, *arguments, **options)
+    def told(files: Any, *, reread: bool = False, **options: Any) -> str:
+        remembered = list(files) == [damaged] and not reread
+        return known[damaged.name] if remembered else sha256_of(files, reread=reread, **options)
 
     return told
 

@@ -18,7 +18,8 @@ from hub import Fault, Handler, Hub
 from recipefile import contents, recipe, run
 
 from lcmmerge.errors import FormatError
-from lcmmerge.recipe import manifest, publish
+from lcmmerge.recipe import manifest
+from lcmmerge.recipe.steps import publish
 
 
 class Uploads(Handler):

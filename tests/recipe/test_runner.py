@@ -25,7 +25,7 @@ from lcmmerge.errors import (
 from lcmmerge.merge import fuse as merge
 from lcmmerge.recipe import runner
 from lcmmerge.recipe.loader import load
-from lcmmerge.recipe.lock import lock_path, lock_text, read_lock
+from lcmmerge.recipe.lock import lock_text, read_lock
 from lcmmerge.recipe.runner import lock_of
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.staging import write_text
@@ -217,7 +217,7 @@ def test_damaged_records(sd1: Files, tmp_path: Path) -> None:
 
 
 def locked(path: Path) -> None:
-    write_text(lock_path(path), lock_text(lock_of(load(path))))
+    write_text(load(path).lock, lock_text(lock_of(load(path))))
 
 
 def test_locked(sd1: Files, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_locked(sd1: Files, tmp_path: Path) -> None:
         run(path, tmp_path / "out", locked=True)
     locked(path)
     run(path, tmp_path / "out", locked=True)
-    assert read_lock(tmp_path / "out" / "pico.yaml.lock") == read_lock(lock_path(path)) == lock_of(load(path))
+    assert read_lock(tmp_path / "out" / "pico.yaml.lock") == read_lock(load(path).lock) == lock_of(load(path))
 
 
 def test_drift(sd1: Files, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_drift(sd1: Files, tmp_path: Path) -> None:
 )
 def test_damaged_locks(sd1: Files, tmp_path: Path, text: str) -> None:
     path = recipe(tmp_path, sd1)
-    lock_path(path).write_text(text)
+    load(path).lock.write_text(text)
     with pytest.raises(LockError):
         run(path, tmp_path / "out", locked=True)
 

@@ -17,7 +17,7 @@ from lcmmerge.errors import LcmMergeError
 from lcmmerge.search import database as module
 from lcmmerge.search.database import Database
 from lcmmerge.search.order import Cell
-from lcmmerge.search.trials import Trials, Wanted
+from lcmmerge.search.trials import Trials, Wanted, _is_gone, _machine
 
 BOUNDS = {"style": (0.0, 1.0), "lcm": (0.0, 1.0)}
 CELLS = [Cell((1.0, number / 10)) for number in range(4)]
@@ -32,6 +32,17 @@ ls disk/study/latents > before; rm disk/filler
 "$@" > said 2> enough; echo $?
 ls disk/study/latents > after; cp disk/study/study.json .
 """
+# Takes a cell, and is killed while it draws it.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lcmmerge.search.database import Database
+from lcmmerge.search.order import Cell
+from lcmmerge.search.trials import Trials, Wanted
+trials = Trials(Database(sys.argv[1], Path(sys.argv[2])), {"base": "1"}, {"style": (0.0, 1.0), "lcm": (0.0, 1.0)})
+next(trials.claims([Wanted(Cell((1.0, 0.0)), 0)], lambda: 1))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.fixture
@@ -45,10 +56,10 @@ def command(files, tmp_path):
     return lambda folder: (*given, "-o", folder)
 
 
-def opened(url, work, inputs=None):
+def opened(url, work, inputs=None, **more):
     work.mkdir(exist_ok=True)
     database = Database(url, work)
-    return database, Trials(database, inputs or {"base": "1"}, BOUNDS)
+    return database, Trials(database, inputs or {"base": "1"}, BOUNDS, **more)
 
 
 @pytest.fixture
@@ -252,6 +263,40 @@ def test_a_death_before_the_first_heartbeat(tmp_path):
     assert draw(trials, 2, CELLS[:2]) == []
     trials.close()
     database.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_a_process_that_is_gone_is_not_waited_for(tmp_path):
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    (tmp_path / "study").mkdir()
+    killed = subprocess.run([sys.executable, "-c", KILLED, url, tmp_path / "study"])
+    assert killed.returncode == -signal.SIGKILL
+    database, trials = opened(url, tmp_path / "study")
+    begun = time.monotonic()
+    assert draw(trials, 1, CELLS[:1]) == CELLS[:1]
+    assert time.monotonic() - begun < module.GRACE / 3
+    trials.close()
+    database.close()
+
+
+@pytest.mark.parametrize("worker", ["elsewhere:1", "", ":", f"{_machine()}:", f"{_machine()}:{10**30}", 7, [1]])
+def test_a_worker_that_may_live(worker):
+    assert not _is_gone(worker)
+
+
+def test_who_waits_for_others_says_so_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("lcmmerge.search.trials.POLL", 0.01)
+    url, said = f"sqlite:///{tmp_path / 'studies.db'}", []
+    database, trials = opened(url, tmp_path / "study")
+    ((claim,),) = (next(trials.claims(wanted(CELLS[:1]), lambda: 1)),)
+    other, theirs = opened(url, tmp_path / "study", say=said.append)
+    done = threading.Timer(1, trials.finish, (claim, [0.5], {}))
+    done.start()
+    assert draw(theirs, 1, CELLS[:1]) == []
+    (line,) = said
+    assert line.startswith("Waiting for cells that other workers draw; ")
+    for each in (theirs, other, trials, database):
+        each.close()
 
 
 def test_a_cell_that_two_queued_at_the_same_time_is_drawn_once(tmp_path):

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from lcmmerge.errors import RecipeError
 from lcmmerge.recipe.manifest import RunManifest
-from lcmmerge.recipe.schema import Recipe
 from lcmmerge.refs.faults import harmless, unpublished
 from lcmmerge.refs.files import inside
 
+Published = Annotated[str, Field(pattern=r"^hf://[\w.-]+/[\w.-]+$")]
 
-def repository(recipe: Recipe, *, wanted: bool) -> str | None:
-    """``owner/repo``, None where nothing is to be published. Raises RecipeError."""
-    if not wanted:
-        return None
-    if recipe.publish is None:
+
+def repository(publish: Published | None) -> str:
+    """``owner/repo``. Raises RecipeError where the recipe does not say it."""
+    if publish is None:
         raise RecipeError("--publish: the recipe does not say where to", "add `publish: hf://owner/repo` to it")
-    return recipe.publish.removeprefix("hf://")
+    return publish.removeprefix("hf://")
 
 
 def upload(repo: str, out: Path, manifest: RunManifest) -> str:

@@ -4,49 +4,54 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from lcmmerge import markdown
 from lcmmerge.accelerators import Sampling
 from lcmmerge.output import size
-from lcmmerge.recipe.builds import Build, Input
 from lcmmerge.recipe.lock import Locked
 from lcmmerge.recipe.manifest import Record
+from lcmmerge.recipe.sources import Input
+from lcmmerge.recipe.steps.base import Build, Step, Work
 from lcmmerge.refs import name_of
 
 WORD = re.compile(r"[\w.+-]{1,64}")  # a licence as the Hub has it
-VERSION = 1  # of what a card says; a change makes finished cards stale
 
 
-def card(build: Build, fused: Record, description: str | None) -> str:
+class Card(Step):
     """The same output of the same recipe has the same card."""
-    title = f"# {markdown.text(build.cell.name)}\n"
-    sections = [markdown.front(_front(build)), title, *_body(build, fused, description)]
-    return "\n".join(sections)
+
+    target: ClassVar = "{}/README.md"
+    order: ClassVar = 1
+    always: ClassVar = True
+
+    def facts(self, build: Build) -> dict[str, Any]:
+        return {
+            "description": build.description,
+            "licences": stated_licences(build),
+            "references": {role: _origin(item.found.locked, name_of(item.path)) for role, item in build.inputs.items()},
+        }
+
+    def doubts(self, build: Build) -> list[str]:
+        """Where the sources' licences are not the same."""
+        stated = stated_licences(build)
+        if len(set(stated.values())) < 2:
+            return []
+        listed = ", ".join(f"{name} {licence}" for name, licence in stated.items())
+        return [f"{build.name}: its sources have different licences: {listed}. See that all of them allow your use"]
+
+    def make(self, work: Work) -> dict[str, Any]:
+        build = work.build
+        title = f"# {markdown.text(build.name)}\n"
+        body = _body(build, work.done.steps[f"fuse {build.name}"])
+        work.content.write_text("\n".join([markdown.front(_front(build)), title, *body]), "utf-8")
+        return {}
 
 
 def stated_licences(build: Build) -> dict[str, str]:
     """Source → licence, of those whose licence the Hub states."""
     found = {item.found.name: item.found.locked.license for item in build.inputs.values()}
     return {name: licence for name, licence in found.items() if licence}
-
-
-def disagreement(build: Build) -> str | None:
-    """What is to be said where the sources' licences are not the same."""
-    stated = stated_licences(build)
-    if len(set(stated.values())) < 2:
-        return None
-    listed = ", ".join(f"{name} {licence}" for name, licence in stated.items())
-    return f"{build.cell.name}: its sources have different licences: {listed}. See that all of them allow your use"
-
-
-def facts(build: Build, description: str | None) -> dict[str, Any]:
-    """What a card depends on beside the output."""
-    return {
-        "description": description,
-        "licences": stated_licences(build),
-        "references": {role: _origin(item.found.locked, name_of(item.path)) for role, item in build.inputs.items()},
-    }
 
 
 def _front(build: Build) -> dict[str, Any]:
@@ -59,10 +64,10 @@ def _front(build: Build) -> dict[str, Any]:
     return {**models, **licence, "library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": tags}
 
 
-def _body(build: Build, fused: Record, description: str | None) -> Iterator[str]:
+def _body(build: Build, fused: Record) -> Iterator[str]:
     plan = build.plan
-    if description:
-        yield f"{markdown.paragraphs(description)}\n"
+    if build.description:
+        yield f"{markdown.paragraphs(build.description)}\n"
     terms = " + ".join(f"{term.strength:g}·τ({term.name})" for term in plan.terms)
     yield f"{plan.base.arch.title}, made by lcmmerge: θ′ = θ + {terms}\n"
     if plan.accelerator:
@@ -71,7 +76,7 @@ def _body(build: Build, fused: Record, description: str | None) -> Iterator[str]
     yield "## Sources\n"
     yield "| role | λ | source | licence | sha256 |\n| --- | --- | --- | --- | --- |"
     yield "\n".join(_rows(build)) + "\n"
-    if doubt := disagreement(build):
+    for doubt in Card().doubts(build):
         yield f"**{markdown.text(doubt)}.**\n"
     yield "## Files\n"
     yield "| file | size | sha256 |\n| --- | --- | --- |"
@@ -105,8 +110,8 @@ def _rows(build: Build) -> Iterator[str]:
 def effective(build: Build) -> dict[str, Any]:
     """The recipe of this output alone, with its sources at their commits; local ones by their names."""
     sources = {item.found.name: _source(item) for item in build.inputs.values()}
-    fuse = build.cell.fuse.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
-    return {"version": 1, "sources": sources, "fuse": fuse | {"output": build.cell.name}}
+    fuse = build.fuse.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
+    return {"version": 1, "sources": sources, "fuse": fuse | {"output": build.name}}
 
 
 def _source(item: Input) -> dict[str, str]:
@@ -123,3 +128,6 @@ def _origin(locked: Locked, name: str) -> str:
 def _repo(locked: Locked) -> str:
     """``hf://owner/repo@commit/path`` → ``owner/repo``."""
     return (locked.uri or "").removeprefix("hf://").partition("@")[0]
+
+
+STEP = Card

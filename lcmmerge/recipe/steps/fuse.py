@@ -1,0 +1,208 @@
+"""One standalone checkpoint for each output: what every other step is of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from lcmmerge.accelerators import Accelerator
+from lcmmerge.archs import Model, identify
+from lcmmerge.errors import RecipeError
+from lcmmerge.merge.fuse import fuse
+from lcmmerge.merge.outcome import Settings
+from lcmmerge.merge.plan import plan
+from lcmmerge.merge.spec import Merge, Source, Term, Written
+from lcmmerge.output import parse_size
+from lcmmerge.recipe.sources import Input
+from lcmmerge.recipe.steps.base import Build, Step, Work, step_key
+from lcmmerge.recipe.values import Factor, Name, Strict, Word
+from lcmmerge.refs import name_of
+from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
+from lcmmerge.tensors import TensorSource
+from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+from lcmmerge.tensors.made import files_at
+
+
+def as_term(value: Any) -> Any:
+    return {"lambda": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def as_bytes(value: Any) -> Any:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+class RecipeTerm(Strict):
+    """One task vector and its strength."""
+
+    source: str | None = Field(None, description="A name of `sources`. Default: the term's own name.")
+    strength: Factor = Field(1.0, alias="lambda", description="λ.")
+    block_weights: dict[str, Factor] | None = Field(
+        None, description="Factors on λ per U-Net block: {IN00-IN05: 0.5, M00: 0}. Others stay at 1."
+    )
+    tuned_from: str | None = Field(
+        None, description="Of a whole checkpoint: what it was tuned from. Default: the base."
+    )
+
+
+class Fuse(Step):
+    """One standalone checkpoint: θ′ = θ_base + Σ λτ."""
+
+    target: ClassVar = "{}"
+    order: ClassVar = 0
+
+    base: str = Field(description="A name of `sources`.")
+    terms: dict[
+        Word, Annotated[RecipeTerm, BeforeValidator(as_term, json_schema_input_type=float | RecipeTerm)]
+    ] = Field(
+        min_length=1, description="Name → λ, or {source, lambda, block_weights, tuned_from}. Added in this order."
+    )
+    output: Name | None = Field(None, description="The output's name. Default: the recipe file's.")
+    dtype: Literal[tuple(OUTPUT_DTYPES)] | None = Field(None, description="Default: each tensor's own.")  # type: ignore[valid-type]
+    layout: Literal[SINGLE_FILE, DIFFUSERS] | None = Field(None, description="Default: the base's.")  # type: ignore[valid-type]
+    config_from: str | None = Field(
+        None, description="The source with configs, scheduler and tokenizers, where the base is a single file."
+    )
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    seed: int = Field(0, description="Of the stochastic rounding.")
+    max_shard_size: Annotated[int, BeforeValidator(as_bytes, json_schema_input_type=int | str)] | None = Field(
+        None, gt=0, description="Split files above this size, such as 5GB."
+    )
+    drop_ema: bool = Field(False, description="Leave out a checkpoint's EMA copy.")
+    allow_unmatched: bool = Field(False, description="Merge what fits, and list what does not.")
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """``base``, ``terms.style``, ``terms.style.tuned_from``, ``config_from`` → a name of ``sources``."""
+        roles = {"base": self.base}
+        for name, term in self.terms.items():
+            roles[f"terms.{name}"] = term.source or name
+            if term.tuned_from:
+                roles[f"terms.{name}.tuned_from"] = term.tuned_from
+        return roles | ({"config_from": self.config_from} if self.config_from else {})
+
+    @property
+    def rounding_seed(self) -> int | None:
+        return self.seed if self.rounding == "stochastic" else None
+
+    def costs(self, build: Build) -> tuple[int, int, int]:
+        return sum(source.nbytes for source in build.plan.sources.values()), build.plan.download, build.plan.nbytes
+
+    def make(self, work: Work) -> dict[str, Any]:
+        """The figures that ``check`` bounds. ``coverage``: the share of a term's keys that found a home."""
+        build, content = work.build, work.content
+        plan = build.plan
+        if plan.layout != DIFFUSERS:
+            content.mkdir()
+        plan = replace(plan, target=content if plan.layout == DIFFUSERS else content / plan.target.name)
+        report = fuse(plan, settings=build.settings, force=work.force, output=work.output, title=f"fuse {build.name}")
+        said = report.as_dict()
+        return {
+            "bytes": sum(path.stat().st_size for path in files_at(content)),
+            "coverage": {
+                term: reached / (reached + len(report.unmatched.get(term, ())))
+                for term in dict.fromkeys(row.term for row in report.rows)
+                if (reached := sum(row.parameters for row in report.rows if row.term == term))
+            },
+            "rows": said["coverage"],
+            "unmatched": {name: list(keys) for name, keys in report.unmatched.items()},
+            "dropped": said["dropped"],
+            "tensors_sha256": said["sha256"],
+        }
+
+
+def builds(
+    fuses: Mapping[str, Fuse], inputs: Mapping[str, Input], out: Path, settings: Settings, description: str | None
+) -> tuple[Build, ...]:
+    """The merge of every output, from headers alone: a base that several share is read once. ``fuses``: by output.
+
+    Raises NotFoundError, FormatError, RecipeError, and every IncompatibleError.
+    """
+    settings = replace(settings, keep_inputs=len(fuses) > 1)  # the base is read once from the disk, for all of them
+    bases = dict.fromkeys(section.base for section in fuses.values())
+    models = {base: identify(_opened(inputs[base])) for base in bases}
+    return tuple(
+        _build(name, section, models[section.base], inputs, out, settings, description)
+        for name, section in fuses.items()
+    )
+
+
+def _build(
+    name: str, fuse: Fuse, base: Model, inputs: Mapping[str, Input], out: Path, settings: Settings,
+    description: str | None,
+) -> Build:  # fmt: skip
+    layout = fuse.layout or base.layout
+    roles = {role: inputs[source] for role, source in fuse.roles.items()}
+    configs = None
+    if layout == DIFFUSERS != base.layout:
+        if fuse.config_from is None:
+            raise RecipeError(
+                f"{name}: fuse.layout is diffusers and the base is not: fuse.config_from is missing",
+                f"name a source with the configs, such as hf://{base.arch.hub}",
+            )
+        configs = roles["config_from"].path
+    target = out / name / f"{name}.safetensors" if layout != DIFFUSERS else out / name
+    terms = [_term(name, term, roles) for name, term in fuse.terms.items()]
+    key = step_key("fuse", Fuse.version, _facts(name, fuse, roles, layout, settings))
+    merge = Merge(
+        _source(roles["base"]),
+        terms,
+        output=Written(target, fuse.layout, fuse.dtype, fuse.max_shard_size, fuse.drop_ema, fuse.rounding_seed),
+        config_from=str(configs) if configs else None,
+        allow_unmatched=fuse.allow_unmatched,
+        recipe=key,
+    )
+    opened = {_source(item): item for item in roles.values()}
+    planned = plan(merge, opened=lambda source, _: _opened(opened[source]), base=base)
+    return Build(name, fuse, planned, settings, roles, key, description)
+
+
+def _opened(item: Input) -> TensorSource:
+    assert item.opened is not None  # a base or a term: not for its configs alone
+    return item.opened
+
+
+def _source(item: Input) -> Source:
+    """By its reference, not its path: what was baked before may have left the Hub's cache since."""
+    return Source(item.found.reference, variant=item.found.locked.variant)
+
+
+def _term(name: str, term: RecipeTerm, roles: Mapping[str, Input]) -> Term:
+    item, tuned_from = roles[f"terms.{name}"], roles.get(f"terms.{name}.tuned_from")
+    return Term(
+        name,
+        _source(item),
+        term.strength,
+        term.block_weights or {},
+        _source(tuned_from) if tuned_from else None,
+        item.found.accelerator.name if item.found.accelerator else None,
+    )
+
+
+def _facts(output: str, fuse: Fuse, roles: Mapping[str, Input], layout: str, settings: Settings) -> dict[str, Any]:
+    """Everything that the output's bytes depend on. File names count: its metadata tell them."""
+    kinds: Iterable[Accelerator | None] = (
+        roles[f"terms.{name}"].found.accelerator for name, term in fuse.terms.items() if term.strength
+    )
+    drawn_with = next(filter(None, kinds), None)  # the first accelerator, unless its λ is 0
+    return {
+        "output": output,
+        "layout": layout,
+        "inputs": {
+            role: {"name": name_of(item.path), "files": item.found.locked.hashes} for role, item in roles.items()
+        },
+        "terms": [
+            {"name": name, "lambda": term.strength, "block_weights": term.block_weights}
+            for name, term in fuse.terms.items()
+        ],
+        "options": fuse.model_dump(include={"dtype", "drop_ema", "max_shard_size", "allow_unmatched"}),
+        "sampling": drawn_with.sampling.as_dict() if drawn_with else None,
+        "rounding_seed": fuse.rounding_seed,
+        "device": settings.device.partition(":")[0],
+    }
+
+
+STEP = Fuse
