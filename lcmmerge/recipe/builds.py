@@ -15,7 +15,7 @@ from lcmmerge.errors import LockError, RecipeError
 from lcmmerge.merge import provenance
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan, plan
-from lcmmerge.merge.spec import Merge, Source, Term, Written
+from lcmmerge.merge.spec import Merge, Source, Term, Written, stored_as
 from lcmmerge.recipe.loader import MatrixCell
 from lcmmerge.recipe.lock import RELOCK
 from lcmmerge.recipe.schema import Fuse, RecipeTerm
@@ -109,7 +109,9 @@ def _build(cell: MatrixCell, base: Model, inputs: Mapping[str, Input], out: Path
     merge = Merge(
         _source(roles["base"]),
         [_term(name, term, roles) for name, term in fuse.terms.items()],
-        output=Written(target, fuse.layout, fuse.dtype, fuse.max_shard_size, fuse.drop_ema, seed),
+        output=Written(
+            target, fuse.layout, stored_as(fuse.dtype, fuse.encoding), fuse.max_shard_size, fuse.drop_ema, seed
+        ),
         config_from=str(configs) if configs else None,
         allow_unmatched=fuse.allow_unmatched,
         recipe=key,
@@ -172,6 +174,7 @@ def _key(
         ],
         "options": fuse.model_dump(include={"dtype", "drop_ema", "max_shard_size", "allow_unmatched"}),
         "sampling": kind.sampling.as_dict() if kind else None,
+        **({"encoding": fuse.encoding} if fuse.encoding else {}),
         "rounding_seed": seed,
         "device": settings.device.partition(":")[0],
     })  # fmt: skip

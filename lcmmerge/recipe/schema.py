@@ -85,6 +85,7 @@ class Fuse(_Strict):
     )
     output: Name | None = Field(None, description="The output's name. Default: the recipe file's.")
     dtype: Literal[tuple(OUTPUT_DTYPES)] | None = Field(None, description="Default: each tensor's own.")  # type: ignore[valid-type]
+    encoding: str | None = Field(None, description="How numbers are stored: a dtype, or what `--encoding` names.")
     layout: Literal[SINGLE_FILE, DIFFUSERS] | None = Field(None, description="Default: the base's.")  # type: ignore[valid-type]
     config_from: str | None = Field(
         None, description="The source with configs, scheduler and tokenizers, where the base is a single file."
