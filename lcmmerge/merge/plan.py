@@ -372,13 +372,13 @@ def _planned(
 
 
 def _encodes(encoding: Encoding, draft: Draft) -> bool:
-    """Whether a tensor is stored so: blocks are made of a row of one operand, not of a row of what is transposed."""
-    if not draft.converts or not all(encoding.takes(operand.name, operand.shape) for operand in draft.operands):
+    """Whether a tensor is stored so: its layout allows it, and the encoding takes all that it is made of."""
+    if (encoding.block > 1 or encoding.companions) and draft.transposed:  # rows of the tensor are none of its operand
         return False
-    by_rows = encoding.block > 1 or encoding.companions
-    return encoding.fits(draft.shape) and not (draft.transposed and by_rows) and (
-        len(draft.operands) == 1 or not encoding.whole
-    )
+    if encoding.whole and len(draft.operands) > 1:  # a scale of all of them; they are computed one by one
+        return False
+    taken = all(encoding.takes(operand.name, operand.shape) for operand in draft.operands)
+    return draft.converts and taken and encoding.fits(draft.shape)
 
 
 def _limit(planned: Plan, folder: str) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,6 +136,21 @@ def test_packed_rows_have_the_bytes_that_the_encoding_declares(sd1, tmp_path):
     rows, columns = before.shape[:2]
     assert (source[TENSOR].dtype.name, source[TENSOR].shape) == ("U8", (rows, columns // 2))
     assert source[f"{MODULE}scale"].shape == (rows, columns // GROUP)
+
+
+def test_the_parts_of_a_fused_tensor_are_rows_of_its_scales(files, blocks, monkeypatch, tmp_path):
+    """OpenCLIP's q, k and v, each of many blocks."""
+    inputs = files("sd2")
+    attention = replace(NIBBLES, takes=lambda name, shape: len(shape) == 2 and ".self_attn." in name)
+    monkeypatch.setitem(TOYS, "nibbles", attention)
+    found = load_file(write(inputs, tmp_path / "merged.safetensors", "nibbles"))
+    fuse(inputs.base(), tmp_path / "exact.safetensors", inputs.style, inputs.lcm, dtype="fp32")
+    exact = load_file(tmp_path / "exact.safetensors")
+    fused = [name for name in exact if name.endswith("attn.in_proj_weight")]
+    assert fused
+    for name in fused:
+        rows = decode_nibbles({MAIN: found[name], "scale": found[name.replace("in_proj_weight", "scale")]})
+        assert (rows - exact[name]).abs().max() <= exact[name].abs().max() / 7 * 0.50001
 
 
 @pytest.mark.parametrize("options", [{}, {"shard": 60_000}, {"layout": "diffusers", "shard": 60_000}], ids=str)

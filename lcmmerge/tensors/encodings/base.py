@@ -65,7 +65,7 @@ class Encoding:
 
     ``encode(rows, parts, generator)`` fills ``parts``, of which MAIN is [rows, stored elements], with ``rows``
     [rows, columns] in float32, or float64 where the parameter is. Each number is rounded once: to nearest, ties to
-    even, or where there is a ``generator``, stochastically. What is not finite, or above ``largest``, never comes here.
+    even, or where there is a ``generator``, stochastically. A merge refuses what is not finite, or above ``largest``.
     ``decode(parts)`` gives [rows, columns], in float32 or a dtype that holds the numbers exactly.
 
     ``dtype``: of the stored tensor, as a header names it. ``block``: elements of a row that take ``block_bytes``
