@@ -77,6 +77,7 @@ class Merge(spec.Merge):
         *,
         layout: Literal["single-file", "diffusers"] | None = None,
         dtype: str | None = None,
+        encoding: str | None = None,
         max_shard_size: int | None = None,
         drop_ema: bool = False,
         rounding_seed: int | None = None,
@@ -88,10 +89,10 @@ class Merge(spec.Merge):
         """Write the merge as one standalone checkpoint, as ``lcmmerge fuse`` does.
 
         ``path``: None names it after the inputs, in the working folder. ``layout``, ``dtype``: the base's own where
-        none is given. ``max_shard_size``: split files above it, in bytes. ``rounding_seed``: of stochastic rounding,
-        None rounds to nearest. ``threads``: 0 is one per core, at most four. ``hash_base``: record the base's sha256
-        too. The report has ‖Δ‖/‖θ‖ of each term and the sha256 of each file. Raises what ``plan`` does, OutputError,
-        NumericError, AlreadyFusedError.
+        none is given. ``encoding``: how numbers are stored; a dtype is one way. ``max_shard_size``: split files above
+        it, in bytes. ``rounding_seed``: of stochastic rounding, None rounds to nearest. ``threads``: 0 is one per core,
+        at most four. ``hash_base``: record the base's sha256 too. The report has ‖Δ‖/‖θ‖ of each term and the sha256 of
+        each file. Raises what ``plan`` does, OutputError, NumericError, AlreadyFusedError.
 
         >>> from lcmmerge import Merge, Source, Term
         >>> lcm = Term("lcm", Source("zoo:digits/lcm.safetensors"), accelerator="lcm")
@@ -103,7 +104,7 @@ class Merge(spec.Merge):
         from lcmmerge.merge.outcome import Settings
 
         place = None if path is None else Path(path)
-        output = spec.Written(place, layout, dtype, max_shard_size, drop_ema, rounding_seed)
+        output = spec.Written(place, layout, spec.stored_as(dtype, encoding), max_shard_size, drop_ema, rounding_seed)
         planned = replace(self, output=output).plan()
         _warn(planned.doubts)
         return fuse(planned, settings=Settings(threads, device, hash_base), force=force)

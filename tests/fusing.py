@@ -86,7 +86,7 @@ def fuse(
         lcm,
         adapters,
         layout=layout,
-        dtype=dtype,
+        encoding=dtype,
         max_shard_bytes=shard,
         drop_ema=drop_ema,
         rounding_seed=rounding_seed,

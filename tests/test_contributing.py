@@ -16,7 +16,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from exporting import graphs
-from fusing import Files, canonical
+from fusing import Files, canonical, load
 from peft import HRAConfig, get_peft_model
 from pico import CROSS_DOWN, CROSS_UP, DOWN, TINY, UP, canonical_state, pico
 from recipefile import recipe
@@ -25,12 +25,19 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/contributing.md").read_text("utf-8")
 EXAMPLES = re.findall(r"`lcmmerge/((?:\w+/)+)(\w+)\.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL)
-VARIABLES = {"adapters": "ADAPTER", "archs": "ARCHITECTURE", "objectives": "OBJECTIVE", "targets": "TARGET",
-             "steps": "STEP"}  # fmt: skip
+VARIABLES = {
+    "adapters": "ADAPTER",
+    "archs": "ARCHITECTURE",
+    "encodings": "ENCODING",
+    "objectives": "OBJECTIVE",
+    "targets": "TARGET",
+    "steps": "STEP",
+}
 # What every registered entry must keep to, for the new ones: selected by their names.
 CONFORMANCE = (
     *("adapters/test_conformance.py", "archs/test_identify.py", "archs/test_keymap.py", "archs/test_targets.py"),
     *("search/test_objectives.py", "export/test_targets.py", "recipe/test_steps.py"),
+    "tensors/encodings/test_conformance.py",
 )
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -138,6 +145,30 @@ def test_an_architecture_is_recognised_and_fused(lcmmerge: Callable[..., str], t
     weights[f"{BLOCK}.weight"] = weights[f"{BLOCK}.weight"] + 0.5 * up @ down
     for name, tensor in found.unet.state_dict().items():
         torch.testing.assert_close(tensor, weights[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.e2e
+def test_an_encoding_is_written_verified_and_inspected(
+    lcmmerge: Callable[..., str], inputs: Files, tmp_path: Path
+) -> None:
+    base, merge = inputs.base("fp32"), (inputs.base("fp32"), inputs.style, "--lcm", inputs.lcm, "--threads", 1)
+    lcmmerge("fuse", *merge, "--encoding", "int8_rows", "-o", tmp_path / "fused.safetensors")
+    lcmmerge("fuse", *merge, "-o", tmp_path / "exact.safetensors")
+    lcmmerge("verify", tmp_path / "fused.safetensors", "--source", inputs.root)
+    described = json.loads(lcmmerge("inspect", "--json", tmp_path / "fused.safetensors"))
+    found, exact = load(tmp_path / "fused.safetensors"), load(tmp_path / "exact.safetensors")
+    scales = {name.removesuffix("_scale"): found[name] for name in found if name.endswith(".weight_scale")}
+    assert found.keys() == exact.keys() | {f"{name}_scale" for name in scales}
+    assert described["recipe"]["encoding"] == "int8_rows"
+    assert set(described["metadata"]["int8_rows"].split()) == scales.keys()
+    for name, tensor in exact.items():
+        if name in scales:
+            assert (found[name].dtype, scales[name].shape) == (torch.int8, (len(tensor), 1))
+            error = found[name].flatten(1) * scales[name] - tensor.flatten(1)
+            assert (error.abs() <= 0.50001 * scales[name]).all()
+        else:
+            assert torch.equal(found[name], tensor)
+    assert any(not torch.equal(tensor, exact[name]) for name, tensor in load(base).items() if name in scales)
 
 
 @pytest.mark.e2e

@@ -60,6 +60,12 @@ def objectives() -> list[str]:
     return [name.replace("_", "-") for name in _registered("search.objectives", "OBJECTIVE")]
 
 
+def encodings() -> Iterable[str]:
+    from lcmmerge.tensors.encodings import encodings
+
+    return encodings()
+
+
 def targets() -> list[str]:
     return _registered("export.targets", "TARGET")
 

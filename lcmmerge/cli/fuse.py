@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lcmmerge.cli.candidates import REFERENCE
+from lcmmerge.cli.candidates import REFERENCE, NameType, encodings
 from lcmmerge.cli.common import DTYPE, THREADS, Bytes, few, output_options
 from lcmmerge.cli.options import (
     accelerator_option,
@@ -46,6 +46,11 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: BASE-STYLE-lcm, here]")
 @click.option("--layout", type=click.Choice(["single-file", "diffusers"]), help="[default: the base's]")
 @click.option("--dtype", type=DTYPE, help="[default: each tensor's own]")
+@click.option(
+    "--encoding", type=NameType(encodings), metavar="NAME",
+    help="How numbers are stored: a dtype, as with --dtype, or an encoding that a package adds. Of the latter kind, "
+    "blocks and scales are for the denoiser's matrices, and other tensors keep their dtype.",
+)
 @click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), default="nearest", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the stochastic rounding.")
 @click.option(
@@ -65,9 +70,9 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 def fuse(
     base: str, style: str | None, lambdas: tuple[float, float], lcm: str | None, accelerator: str | None,
     adapters: Sequence[tuple[str, float]], tuned_from: str | None, weights: Sequence[tuple[str, str]],
-    target: Path | None, layout: str | None, dtype: str | None, rounding: str, seed: int, config_from: str | None,
-    variant: str | None, shard: int | None, drop_ema: bool, allow_unmatched: bool, hash_base: bool, force: bool,
-    device: str, threads: int, dry_run: bool, output: Output,
+    target: Path | None, layout: str | None, dtype: str | None, encoding: str | None, rounding: str, seed: int,
+    config_from: str | None, variant: str | None, shard: int | None, drop_ema: bool, allow_unmatched: bool,
+    hash_base: bool, force: bool, device: str, threads: int, dry_run: bool, output: Output,
 ) -> None:  # fmt: skip
     """Merge STYLE and an LCM-LoRA into BASE, and write one standalone checkpoint.
 
@@ -84,14 +89,16 @@ def fuse(
     from lcmmerge.merge.fuse import check_output, fuse
     from lcmmerge.merge.outcome import Settings
     from lcmmerge.merge.plan import plan
-    from lcmmerge.merge.spec import Written
+    from lcmmerge.merge.spec import Written, stored_as
 
     if not style and is_given("lambdas"):
         output.note(f"No STYLE is given, so λ1 = {lambdas[0]:g} has no term.")
     merge = merge_of(
         base, style, lambdas, lcm=lcm, accelerator=accelerator, adapters=adapters, tuned_from=tuned_from,
         block_weights=once_each(weights, "--block-weights"), variant=variant, config_from=config_from,
-        output=Written(target, layout, dtype, shard, drop_ema, seed if rounding == "stochastic" else None),
+        output=Written(
+            target, layout, stored_as(dtype, encoding), shard, drop_ema, seed if rounding == "stochastic" else None
+        ),
         allow_unmatched=allow_unmatched,
     )  # fmt: skip
     planned = plan(merge, dry_run=dry_run)

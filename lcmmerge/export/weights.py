@@ -20,6 +20,7 @@ from lcmmerge.merge.outputs import weights_stem
 from lcmmerge.merge.plan import Piece, Plan, PlannedFile, PlannedTensor, lay_out
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DType
+from lcmmerge.tensors.encodings import plain
 from lcmmerge.tensors.layout import TensorSpec
 
 VAE_PARTS: Mapping[str, tuple[str, ...]] = {
@@ -82,7 +83,7 @@ def plan_weights(merge: Plan, target: Path, dtypes: Mapping[str, DType]) -> Plan
 
 
 def _planned(name: str, piece: Piece, dtype: DType) -> PlannedTensor:
-    piece = replace(piece, dtype=dtype, transposed=False)
+    piece = replace(piece, encoding=plain(dtype), transposed=False)
     return PlannedTensor(TensorSpec(name, dtype, piece.operand.shape), (piece,))
 
 

@@ -20,6 +20,7 @@ from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.outcome import Measured
 from lcmmerge.merge.plan import Piece
 from lcmmerge.merge.terms import Adapted, Difference
+from lcmmerge.tensors.encodings import Parts
 
 SAMPLE = 65_536  # elements of a parameter on which the loss to rounding is measured
 
@@ -133,13 +134,14 @@ def _add(weights: Tensor, change: Tensor, term: int, strength: float, measured: 
     weights.add_(change.reshape(weights.shape), alpha=strength)
 
 
-def round_into(out: Tensor, weights: Tensor, piece: Piece, row: int, seed: int | None) -> None:
-    """Round once, to nearest (ties to even) or stochastically; refuse NaN, Inf and overflow."""
-    if seed is None or out.dtype.itemsize >= 4:
-        out.copy_(weights)
-    else:
-        out.copy_(stochastic(weights, out.dtype, _generator(seed, piece.operand.name, row)))
-    norm, largest = square(weights), torch.finfo(out.dtype).max
+def round_into(parts: Parts, weights: Tensor, piece: Piece, row: int, seed: int | None) -> None:
+    """Encode ``weights`` [rows, columns] into ``parts``, rounding once, to nearest (ties to even) or stochastically.
+
+    Raises NumericError for NaN, Inf, and what the encoding cannot hold.
+    """
+    generator = None if seed is None else _generator(seed, piece.operand.name, row)
+    piece.encoding.encode(weights, parts, generator)
+    norm, largest = square(weights), piece.encoding.largest
     # A block whose norm is below the dtype's largest number can hold nothing above it.
     if math.sqrt(norm) < largest:
         return
@@ -149,7 +151,7 @@ def round_into(out: Tensor, weights: Tensor, piece: Piece, row: int, seed: int |
         raise NumericError(f"{piece.operand.name}: the merge gives NaN or Inf", cure)
     if peak > largest:  # looked at here: a cast to float8_e4m3fn saturates
         raise NumericError(
-            f"{piece.operand.name}: {peak:.4g} overflows {piece.dtype.torch_name} (±{largest:.4g})",
+            f"{piece.operand.name}: {peak:.4g} overflows {piece.encoding.dtype.torch_name} (±{largest:.4g})",
             "choose a wider --dtype (bf16 or fp32), or a smaller λ",
         )
 
@@ -163,22 +165,6 @@ def base_square(weights: Tensor, operand: Operand) -> float:
             "the file is damaged: download or make it again",
         )
     return norm
-
-
-def stochastic(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Round float32 values to one of their two neighbours in ``dtype``, with P(the outer one) = the distance covered.
-
-    Sign and magnitude are apart in every floating dtype, so the integer of the bits counts neighbours from zero out.
-    """
-    integer = torch.int16 if dtype.itemsize == 2 else torch.uint8
-    magnitude = values.abs()
-    nearest = values.to(dtype)
-    bits = nearest.view(integer)
-    inner = torch.where(nearest.float().abs() > magnitude, bits - 1, bits)
-    outer = inner + 1
-    low, high = inner.view(dtype).float().abs(), outer.view(dtype).float().abs()
-    draw = torch.rand(values.shape, generator=generator).to(values.device)
-    return torch.where(draw * (high - low) < magnitude - low, outer, inner).view(dtype)
 
 
 def _generator(seed: int, name: str, row: int) -> torch.Generator:

@@ -15,6 +15,7 @@ from lcmmerge.merge.plan import Piece
 from lcmmerge.merge.terms import Difference
 from lcmmerge.tensors import DType
 from lcmmerge.tensors.blockio import Buffer, Files
+from lcmmerge.tensors.encodings import MAIN, Parts
 
 ELEMENTS = 1 << 18  # computed at once: in float32 they fit the cache beside their factors
 MIN_ROWS = 64  # a GEMM on fewer rows leaves most of the arithmetic units idle
@@ -22,23 +23,24 @@ MIN_ROWS = 64  # a GEMM on fewer rows leaves most of the arithmetic units idle
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows ``begin`` … ``end`` of a piece."""
+    """Rows ``begin`` … ``end`` of a piece; ``companions``: where their encoding's other parts go."""
 
     piece: Piece
     work: Work
     layer: Layer
     begin: int
     end: int
+    companions: Parts
 
     @property
     def nbytes(self) -> int:
-        return (self.end - self.begin) * self.piece.operand.columns * self.piece.dtype.itemsize
+        return self.piece.nbytes * (self.end - self.begin) // self.piece.operand.rows
 
 
 def rows_at_once(piece: Piece, work: Work) -> int:
-    """All rows where a term or a transposition needs the whole parameter, else as many as fill a block."""
+    """All rows where a term, the encoding or a transposition needs the whole parameter, else what fills a block."""
     operand = piece.operand
-    if work.needs_whole or (not piece.is_copy and _any_transposed(piece)):
+    if work.needs_whole or piece.encoding.whole or (not piece.is_copy and _any_transposed(piece)):
         return operand.rows
     return min(max(ELEMENTS // operand.columns, MIN_ROWS), operand.rows)
 
@@ -59,8 +61,8 @@ class Computer:
 
     def __call__(self, block: Block, out: memoryview) -> Measured:
         """Compute ``block`` into its place in the output buffer. Raises NumericError, FormatError."""
-        piece = block.piece
-        target = _as_tensor(out, piece.dtype)
+        piece, encoding = block.piece, block.piece.encoding
+        target = _as_tensor(out, encoding.dtype)
         if piece.is_copy:
             return self._copy(block, out, target)
         weights = self._load(piece.operand, block)
@@ -70,17 +72,18 @@ class Computer:
         measured = Measured(arithmetic.base_square(weights, piece.operand))
         arithmetic.add_terms(weights, block.work, slice(block.begin, block.end), changes, pristine, measured)
         final = weights.T if piece.transposed else weights
-        arithmetic.round_into(target.view(final.shape), final, piece, block.begin, self._seed)
+        parts = {MAIN: target.view(len(final), -1), **block.companions}
+        arithmetic.round_into(parts, final, piece, block.begin, self._seed)
         if piece.contributions and block.begin == 0:
-            written = target.view(final.shape).T if piece.transposed else target.view(final.shape)
-            arithmetic.measure_rounding(measured, weights[sample], written[sample])
+            written = encoding.decode(parts)
+            arithmetic.measure_rounding(measured, weights[sample], (written.T if piece.transposed else written)[sample])
         return measured
 
     def _copy(self, block: Block, out: memoryview, target: Tensor) -> Measured:
         data = self._read(block.piece.operand, block, out)
         if data is not out:
             out[:] = data
-        if not block.piece.dtype.floating:
+        if not block.piece.encoding.dtype.floating:
             return Measured()
         weights = self._scratch(target.numel(), arithmetic.precision(block.piece.operand)).copy_(target)
         return Measured(arithmetic.base_square(weights, block.piece.operand))

@@ -16,14 +16,16 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import torch
+from torch import Tensor
 
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.merge import arithmetic
 from lcmmerge.merge.block import Block, Computer, rows_at_once
 from lcmmerge.merge.outcome import Layer, Measured, Outcome, Settings
 from lcmmerge.merge.pipeline import in_order, one_thread_each
-from lcmmerge.merge.plan import Plan, PlannedFile
+from lcmmerge.merge.plan import Piece, Plan, PlannedFile
 from lcmmerge.tensors.blockio import PAGE, BlockWriter, Buffer, Files
+from lcmmerge.tensors.encodings import Parts
 from lcmmerge.tensors.layout import FileLayout, lay_out
 from lcmmerge.tensors.source import unchanged
 
@@ -49,11 +51,15 @@ class Writer(Protocol):
 
 @dataclass(slots=True)
 class Unit:
-    """Consecutive blocks that are written together at ``offset``; in ``buffer`` they begin at ``offset % PAGE``."""
+    """Consecutive blocks that are written together at ``offset``; in ``buffer`` they begin at ``offset % PAGE``.
+
+    Or else a ``companion``, which is whole when the units before it are finished.
+    """
 
     file: int
     offset: int
-    blocks: list[Block]
+    blocks: list[Block] = field(default_factory=list)
+    companion: Tensor | None = None
     nbytes: int = 0
     buffer: Buffer | None = None
     measured: list[Measured] = field(default_factory=list)
@@ -107,7 +113,7 @@ class _Execution:
         self.plan, self.metadata, self.settings, self.progress = plan, metadata, settings, progress
         self.inputs = stack.enter_context(Files(keep=settings.keep_inputs))
         self.layouts = [
-            lay_out((tensor.spec for tensor in file.tensors), metadata(file, "0" * 64, final=False))
+            lay_out(file.specs, metadata(file, "0" * 64, final=False))
             for file in plan.files
         ]
         self.writers = [
@@ -142,24 +148,43 @@ class _Execution:
 
     def _units(self) -> Iterator[Unit]:
         for number, (file, layout) in enumerate(zip(self.plan.files, self.layouts, strict=True)):
-            unit = Unit(number, layout.data_start, [])
-            for block in self._blocks(file):
-                if unit.blocks and unit.nbytes + block.nbytes > UNIT:
+            unit = Unit(number, layout.data_start)
+            for item in self._parts(file):
+                alone = isinstance(item, Tensor) or unit.companion is not None
+                if unit.nbytes and (alone or unit.nbytes + item.nbytes > UNIT):
                     yield self._with_buffer(unit)
-                    unit = Unit(number, unit.offset + unit.nbytes, [])
-                unit.blocks.append(block)
-                unit.nbytes += block.nbytes
-            if unit.blocks:
+                    unit = Unit(number, unit.offset + unit.nbytes)
+                if isinstance(item, Tensor):
+                    unit.companion = item
+                else:
+                    unit.blocks.append(item)
+                unit.nbytes += item.nbytes
+            if unit.nbytes:
                 yield self._with_buffer(unit)
 
-    def _blocks(self, file: PlannedFile) -> Iterator[Block]:
-        for piece in (piece for tensor in file.tensors for piece in tensor.pieces if piece.operand.numel):
-            work = arithmetic.prepare(piece, self.settings.device, arithmetic.precision(piece.operand))
-            layer = Layer(piece.operand.name, piece.operand.numel, dict(work.squares))
-            self.layers.append(layer)
-            step = rows_at_once(piece, work)
-            for begin in range(0, piece.operand.rows, step):
-                yield Block(piece, work, layer, begin, min(begin + step, piece.operand.rows))
+    def _parts(self, file: PlannedFile) -> Iterator[Block | Tensor]:
+        """What the file holds, in its order: the blocks of each tensor, then its companions, which they fill."""
+        for tensor in file.tensors:
+            companions = {
+                suffix: torch.empty(spec.shape, dtype=spec.dtype.torch) for suffix, spec in tensor.companions.items()
+            }
+            row = 0
+            for piece in tensor.pieces:
+                if piece.operand.numel:
+                    yield from self._blocks(piece, companions, row)
+                row += piece.operand.rows
+            yield from companions.values()
+
+    def _blocks(self, piece: Piece, companions: Parts, row: int) -> Iterator[Block]:
+        """``row``: the piece's first in its tensor."""
+        work = arithmetic.prepare(piece, self.settings.device, arithmetic.precision(piece.operand))
+        layer = Layer(piece.operand.name, piece.operand.numel, dict(work.squares))
+        self.layers.append(layer)
+        step = rows_at_once(piece, work)
+        for begin in range(0, piece.operand.rows, step):
+            end = min(begin + step, piece.operand.rows)
+            cut = piece.encoding.cut(companions, slice(row + begin, row + end))
+            yield Block(piece, work, layer, begin, end, cut)
 
     def _with_buffer(self, unit: Unit) -> Unit:
         unit.buffer = self.buffers.pop() if unit.nbytes <= UNIT else Buffer(unit.nbytes)
@@ -167,6 +192,9 @@ class _Execution:
 
     def _finish(self, unit: Unit) -> None:
         assert unit.buffer is not None
+        if unit.companion is not None:
+            unit.data[:] = unit.companion.reshape(-1).view(torch.uint8).numpy().data
+            self.writers[unit.file].write(unit.buffer, unit.offset, unit.nbytes)
         self.hashes[unit.file].update(unit.data)
         for block, measured in zip(unit.blocks, unit.measured, strict=True):
             block.layer.add(measured)
@@ -185,7 +213,8 @@ class _Execution:
             with self.whole if block.work.needs_whole else nullcontext():
                 unit.measured.append(self.local.computer(block, data[position : position + block.nbytes]))
             position += block.nbytes
-        self.writers[unit.file].write(unit.buffer, unit.offset, unit.nbytes)
+        if unit.companion is None:
+            self.writers[unit.file].write(unit.buffer, unit.offset, unit.nbytes)
 
 
 def _write_header(writer: Writer, layout: FileLayout, metadata: dict[str, str]) -> None:

@@ -91,7 +91,7 @@ def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int
     with hashing(wanted) as hashes:
 
         def metadata(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:
-            return provenance.metadata(plan, hashes() if final else known, sha256)
+            return provenance.metadata(plan, hashes() if final else known, sha256) | file.metadata
 
         from lcmmerge.merge.execute import execute
 
@@ -107,7 +107,7 @@ def _write_indices(plan: Plan, folder: Path) -> None:
         content = {
             "metadata": {"total_size": sum(file.nbytes for file in files)},
             "weight_map": dict(
-                sorted((tensor.spec.name, file.path.name) for file in files for tensor in file.tensors)
+                sorted((spec.name, file.path.name) for file in files for spec in file.specs)
             ),
         }
         (folder / index).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from lcmmerge import refs
 from lcmmerge.accelerators import Accelerator
 from lcmmerge.archs import Model, aliases, identify
-from lcmmerge.errors import NoEffectError, OutputError
+from lcmmerge.errors import FormatError, NoEffectError, OutputError
 from lcmmerge.merge.blocks import BlockWeights, parse_block_weights
 from lcmmerge.merge.configs import check_configs
 from lcmmerge.merge.operand import Operand
@@ -35,8 +35,8 @@ from lcmmerge.merge.terms import (
 )
 from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import DIFFUSERS
-from lcmmerge.tensors import DType, TensorSource
-from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+from lcmmerge.tensors import TensorSource
+from lcmmerge.tensors.encodings import MAIN, Encoding, encodings, plain
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.remote import open_reference
 from lcmmerge.tensors.source import PICKLES
@@ -52,27 +52,44 @@ class Piece:
     """
 
     operand: Operand
-    dtype: DType
+    encoding: Encoding
     transposed: bool
     contributions: tuple[Contribution, ...]
 
     @property
     def nbytes(self) -> int:
-        return self.operand.numel * self.dtype.itemsize
+        """Without companions."""
+        return self.operand.rows * self.encoding.row_bytes(self.operand.columns)
 
     @property
     def is_copy(self) -> bool:
         """Nothing changes: the bytes are copied as they are."""
-        same = self.dtype == self.operand.dtype and self.transposed == self.operand.transposed
+        same = self.encoding == plain(self.operand.dtype) and self.transposed == self.operand.transposed
         return same and not self.contributions
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor of the output, and the pieces that it is made of."""
+    """A tensor of the output, the pieces that it is made of, and by suffix its encoding's ``companions``.
+
+    In a file these lie behind it.
+    """
 
     spec: TensorSpec
     pieces: tuple[Piece, ...]
+    companions: Mapping[str, TensorSpec] = field(default_factory=dict)
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        return self.spec, *self.companions.values()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(spec.nbytes for spec in self.specs)
+
+    @property
+    def alignment(self) -> int:
+        return max(spec.dtype.itemsize for spec in self.specs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +102,19 @@ class PlannedFile:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.spec.nbytes for tensor in self.tensors)
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(spec for tensor in self.tensors for spec in tensor.specs)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the encodings of its tensors say in its header."""
+        names: dict[Encoding, list[str]] = {}
+        for tensor in self.tensors:
+            names.setdefault(tensor.pieces[0].encoding, []).append(tensor.spec.name)
+        return {key: text for encoding in names for key, text in encoding.metadata(names[encoding]).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +207,7 @@ class Plan:
                 for index, term in enumerate(self.terms)
             ],
             "files": [
-                {"path": str(file.path), "tensors": len(file.tensors), "bytes": file.nbytes} for file in self.files
+                {"path": str(file.path), "tensors": len(file.specs), "bytes": file.nbytes} for file in self.files
             ],
             "dropped": list(self.dropped),
             "doubts": list(self.doubts),
@@ -276,20 +305,36 @@ def safetensors_name(target: Path) -> Path:
 
 
 def lay_out(planned: Plan, *, drop_ema: bool) -> Plan:
-    """The plan with the files of its target and layout. Raises FormatError where the layout has no name for a part."""
+    """The plan with the files of its target and layout.
+
+    Raises FormatError where the layout has no name for a part, or a companion's name is another tensor's.
+    """
     chosen, dropped = drafts(planned.base, planned.layout, drop_ema=drop_ema)
-    dtype = OUTPUT_DTYPES[planned.merge.output.dtype] if planned.merge.output.dtype else None
+    wanted = planned.merge.output.encoding
+    encoding = encodings()[wanted] if wanted else None
     files = tuple(
         file
         for folder, group in by_folder(chosen)
         for file in _shards(
             folder,
             planned.target,
-            [_planned(draft, planned.contributions, dtype) for draft in group],
+            [_planned(draft, planned.contributions, encoding) for draft in group],
             _limit(planned, folder),
         )
     )
+    for file in files:
+        _refuse_twins(file, planned)
     return replace(planned, files=files, dropped=dropped)
+
+
+def _refuse_twins(file: PlannedFile, planned: Plan) -> None:
+    names = Counter(spec.name for spec in file.specs)
+    for name, count in names.items():
+        if count > 1:
+            raise FormatError(
+                f"{planned.base.source.path}: {name!r} would be in the output twice, as the base's and as a scale",
+                "take the checkpoint from before it was quantised, or another --encoding",
+            )
 
 
 def _check(term: TaskVector, matched: Matched, base: Model, *, allow_unmatched: bool) -> None:
@@ -314,15 +359,26 @@ def _by_parameter(matches: list[Matched]) -> dict[str, tuple[Contribution, ...]]
 
 
 def _planned(
-    draft: Draft, contributions: Mapping[str, tuple[Contribution, ...]], wanted: DType | None
+    draft: Draft, contributions: Mapping[str, tuple[Contribution, ...]], wanted: Encoding | None
 ) -> PlannedTensor:
-    stored = draft.operands[0].dtype
-    dtype = wanted if wanted and draft.converts and stored.floating else stored
+    own = plain(draft.operands[0].dtype)
+    encoding = wanted if wanted and own.dtype.floating and _encodes(wanted, draft) else own
     pieces = tuple(
-        Piece(operand, dtype, draft.transposed, contributions.get(operand.name, ()))
+        Piece(operand, encoding, draft.transposed, contributions.get(operand.name, ()))
         for operand in draft.operands
     )
-    return PlannedTensor(TensorSpec(draft.name, dtype, draft.shape), pieces)
+    specs = dict(encoding.specs(draft.name, draft.shape))
+    return PlannedTensor(specs.pop(MAIN), pieces, specs)
+
+
+def _encodes(encoding: Encoding, draft: Draft) -> bool:
+    """Whether a tensor is stored so: its layout allows it, and the encoding takes all that it is made of."""
+    if (encoding.block > 1 or encoding.companions) and draft.transposed:  # rows of the tensor are none of its operand
+        return False
+    if encoding.whole and len(draft.operands) > 1:  # a scale of all of them; they are computed one by one
+        return False
+    taken = all(encoding.takes(operand.name, operand.shape) for operand in draft.operands)
+    return draft.converts and taken and encoding.fits(draft.shape)
 
 
 def _limit(planned: Plan, folder: str) -> int | None:
@@ -338,22 +394,22 @@ def _limit(planned: Plan, folder: str) -> int | None:
 
 
 def _shards(folder: str, target: Path, tensors: list[PlannedTensor], limit: int | None) -> Iterable[PlannedFile]:
-    """One file, or several of at most ``limit`` bytes; a tensor is never cut.
+    """One file, or several of at most ``limit`` bytes; a tensor is never cut, nor parted from its companions.
 
     Wider dtypes come first, so that every tensor is aligned to its dtype.
     """
-    tensors = sorted(tensors, key=lambda tensor: -tensor.spec.dtype.itemsize)
+    tensors = sorted(tensors, key=lambda tensor: -tensor.alignment)
     stem = f"{folder}/{weights_stem(folder)}" if folder else target.name.removesuffix(".safetensors")
-    if limit is None or sum(tensor.spec.nbytes for tensor in tensors) <= limit:
+    if limit is None or sum(tensor.nbytes for tensor in tensors) <= limit:
         return [PlannedFile(Path(f"{stem}.safetensors"), tuple(tensors))]
     groups: list[list[PlannedTensor]] = [[]]
     room = limit
     for tensor in tensors:
-        if groups[-1] and tensor.spec.nbytes > room:
+        if groups[-1] and tensor.nbytes > room:
             groups.append([])
             room = limit
         groups[-1].append(tensor)
-        room -= tensor.spec.nbytes
+        room -= tensor.nbytes
     index = Path(f"{stem}.safetensors.index.json")
     return [
         PlannedFile(Path(f"{stem}-{number:05}-of-{len(groups):05}.safetensors"), tuple(group), index)

@@ -18,6 +18,7 @@ from lcmmerge.errors import OptionError
 from lcmmerge.merge.outcome import LARGEST
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+from lcmmerge.tensors.encodings import encodings
 
 STYLE, LCM = "style", "lcm"  # what the command line calls its terms
 METHODS = ("add",)
@@ -103,22 +104,30 @@ class Term:
 class Written:
     """How a merge is written. ``path``: None names the output after the inputs, in the working folder.
 
-    ``layout``: ``single-file`` or ``diffusers``, None for the base's; ``dtype``: a key of OUTPUT_DTYPES, None for each
-    tensor's own; ``max_shard_bytes``: split files above it; ``rounding_seed``: None rounds to nearest.
+    ``layout``: ``single-file`` or ``diffusers``, None for the base's; ``encoding``: how numbers are stored, a dtype or
+    another name of ``tensors.encodings``, None for each tensor's own dtype; ``max_shard_bytes``: split files above it;
+    ``rounding_seed``: None rounds to nearest.
     """
 
     path: Path | None = None
     layout: str | None = None
-    dtype: str | None = None
+    encoding: str | None = None
     max_shard_bytes: int | None = None
     drop_ema: bool = False
     rounding_seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in OUTPUT_DTYPES:
-            raise OptionError(f"dtype {self.dtype!r}: unknown", f"choose one of {', '.join(OUTPUT_DTYPES)}")
+        if self.encoding is not None and self.encoding not in encodings():
+            raise OptionError(f"encoding {self.encoding!r}: unknown", f"choose one of {', '.join(encodings())}")
         if self.layout not in (None, SINGLE_FILE, DIFFUSERS, COMPONENT):
             raise OptionError(f"layout {self.layout!r}: unknown", f"choose {SINGLE_FILE} or {DIFFUSERS}")
+
+
+def stored_as(dtype: str | None, encoding: str | None) -> str | None:
+    """The encoding, which a dtype is one of. Raises OptionError where two are given."""
+    if dtype and encoding not in (None, dtype):
+        raise OptionError(f"dtype {dtype}, and encoding {encoding}: only one can be", "leave one of them away")
+    return dtype or encoding
 
 
 Given = float | tuple[Reference, float] | Term
@@ -174,17 +183,17 @@ class Merge:
     @classmethod
     def from_dict(cls, recorded: Mapping[str, Any]) -> Self:
         """What ``to_dict`` wrote, also that of lcmmerge 0.1. Raises ValueError, KeyError, TypeError, AttributeError."""
-        dtype, seed = recorded["dtype"], recorded["rounding_seed"]
+        stored, seed = recorded["dtype"], recorded["rounding_seed"]
         if not isinstance(seed, int | None):
             raise ValueError("rounding_seed")
-        names = {OUTPUT_DTYPES[name].name: name for name in OUTPUT_DTYPES}
+        names = {dtype.name: name for name, dtype in OUTPUT_DTYPES.items()}
+        encoding = recorded.get("encoding", names[stored] if stored else None)
         try:
             return cls(
                 Source.from_dict(recorded["base"]),
                 [Term.from_dict(term) for term in recorded["terms"]],
                 recorded.get("method", "add"),
-                Written(None, recorded["layout"], names[dtype] if dtype else None, drop_ema=bool(recorded["drop_ema"]),
-                        rounding_seed=seed),
+                Written(None, recorded["layout"], encoding, drop_ema=bool(recorded["drop_ema"]), rounding_seed=seed),
                 recorded.get("config_from"),
                 bool(recorded["allow_unmatched"]),
                 recorded.get("recipe_sha256"),
@@ -195,12 +204,14 @@ class Merge:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready. Where the output lies and how it is cut into shards is left out: its tensors are the same."""
         output = self.output
+        dtype = OUTPUT_DTYPES.get(output.encoding or "")
         return {
             "type": "lcmmerge",
             "base": self.base.to_dict(),
             "terms": [term.to_dict() for term in self.terms],
             "method": self.method,
-            "dtype": OUTPUT_DTYPES[output.dtype].name if output.dtype else None,
+            "dtype": dtype.name if dtype else None,
+            **({"encoding": output.encoding} if output.encoding and not dtype else {}),
             "layout": output.layout,
             "drop_ema": output.drop_ema,
             "allow_unmatched": self.allow_unmatched,
@@ -245,7 +256,9 @@ class Merge:
             options |= {"--lcm": lcm.accelerator}
         made_from = [term.made_from for term in others if term.made_from]
         options |= {"--tuned-from": made_from[0].reference if made_from else None}
-        options |= {"--layout": self.output.layout, "--dtype": self.output.dtype}
+        encoding = self.output.encoding
+        option = "--dtype" if encoding in OUTPUT_DTYPES else "--encoding"
+        options |= {"--layout": self.output.layout, option: encoding}
         options |= {"-o": str(self.output.path) if self.output.path else None}
         words += [word for name, value in options.items() if value for word in (name, value)]
         for term in adapters:

@@ -17,6 +17,7 @@ from lcmmerge.merge.outcome import Layer
 from lcmmerge.merge.pipeline import one_thread_each
 from lcmmerge.merge.plan import Piece, Plan
 from lcmmerge.tensors.blockio import Files
+from lcmmerge.tensors.encodings import MAIN
 from lcmmerge.tensors.source import unchanged
 
 Read = Callable[[str], Tensor]  # canonical name (a leftover's: the stored one) → tensor in its canonical shape
@@ -31,7 +32,7 @@ def stored(model: Model) -> Read:
 
 @contextmanager
 def merged(plan: Plan, device: str = "cpu") -> Iterator[Read]:
-    """Reads θ′ as ``fuse`` would write it, bit for bit and in the plan's dtype, on the CPU; ``device`` computes.
+    """Reads θ′ as ``fuse`` would write it, bit for bit, on the CPU: in its dtype, or decoded; ``device`` computes.
 
     The inputs must be on this disk (``Plan.fetch``). A read raises NumericError, FormatError.
     """
@@ -48,13 +49,16 @@ def merged(plan: Plan, device: str = "cpu") -> Iterator[Read]:
 
 def _compute(piece: Piece, computer: Computer, device: str) -> Tensor:
     """In ``execute``'s blocks: a product's last bit depends on how many rows are multiplied at once."""
-    out = torch.empty(piece.operand.shape, dtype=piece.dtype.torch)
-    data = out.reshape(-1).view(torch.uint8).numpy().data
+    encoding, shape = piece.encoding, piece.operand.shape
+    parts = encoding.allocate(shape)
+    companions = {suffix: tensor for suffix, tensor in parts.items() if suffix != MAIN}
+    data = parts[MAIN].reshape(-1).view(torch.uint8).numpy().data
     work = arithmetic.prepare(piece, device)
     layer = Layer(piece.operand.name, piece.operand.numel, work.squares)
     step, written = rows_at_once(piece, work), 0
     for begin in range(0, piece.operand.rows, step):
-        block = Block(piece, work, layer, begin, min(begin + step, piece.operand.rows))
+        end = min(begin + step, piece.operand.rows)
+        block = Block(piece, work, layer, begin, end, encoding.cut(companions, slice(begin, end)))
         computer(block, data[written : written + block.nbytes])
         written += block.nbytes
-    return out
+    return encoding.decode(parts).reshape(shape)

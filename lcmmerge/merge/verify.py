@@ -24,6 +24,7 @@ from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DType, TensorInfo, TensorSource
 from lcmmerge.tensors.blockio import PAGE, Buffer, Files
 from lcmmerge.tensors.header import read_header
+from lcmmerge.tensors.layout import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,10 @@ class _Findings:
 class _Comparer:
     """In the place of a file's writer: what would be written is compared with what is there.
 
-    ``begins``: where each of ``infos`` would lie; the two agree but for a shift if nothing is missing.
+    ``begins``: where each of ``infos`` would lie; None for what is not there as planned.
     """
 
-    infos: Sequence[TensorInfo]
+    infos: Sequence[TensorInfo | None]
     begins: Sequence[int]
     findings: _Findings
 
@@ -114,8 +115,7 @@ class _Comparer:
         end, number = offset + nbytes, max(bisect_right(self.begins, offset) - 1, 0)
         while number < len(self.infos) and self.begins[number] < end:
             info, begin = self.infos[number], self.begins[number]
-            low, high = max(offset, begin), min(end, begin + info.nbytes)
-            if low < high:
+            if info and (low := max(offset, begin)) < (high := min(end, begin + info.nbytes)):
                 start = offset % PAGE + low - offset
                 self.findings.compare(info, low - begin, buffer.memory[start : start + high - low])
             number += 1
@@ -147,14 +147,19 @@ def verify(
     files, different = _as_stored(plan, source)
     for wanted in (source, *plan.sources.values()):
         wanted.fetch()
+    unlike = {item.name for item in different}
     with Files() as inputs:
         findings = _Findings(inputs)
 
         def open_writer(path: Path, size: int) -> _Comparer:
-            infos = [info for info in source if info.path == path and info.name in files[path]]
-            start = size - sum(info.nbytes for info in infos)
-            begins = list(accumulate((info.nbytes for info in infos), initial=start))[:-1]
-            return _Comparer(infos, begins, findings)
+            specs = {
+                name.removesuffix(tensor.spec.name) + spec.name: spec
+                for name, tensor in files[path].items()
+                for spec in tensor.specs
+            }
+            sizes = [spec.nbytes for spec in specs.values()]
+            begins = list(accumulate(sizes, initial=size - sum(sizes)))[:-1]
+            return _Comparer([None if name in unlike else source.tensors.get(name) for name in specs], begins, findings)
 
         planned = [PlannedFile(path, tuple(tensors.values())) for path, tensors in files.items()]
         outcome = execute(
@@ -174,20 +179,24 @@ def verify(
 
 
 def _as_stored(plan: Plan, source: TensorSource) -> tuple[dict[Path, dict[str, PlannedTensor]], list[Different]]:
-    """What the plan holds in the files and the order in which it is stored, and what is not the same at all."""
-    planned: dict[str, PlannedTensor] = {}
+    """What the plan holds in the files and the order in which it is stored, and what is not the same at all.
+
+    Companions follow their tensor, wherever they are stored.
+    """
+    planned: dict[str, tuple[TensorSpec, PlannedTensor]] = {}
     for file in plan.files:
         prefix = f"{file.path.parts[0]}." if plan.layout == DIFFUSERS else ""
-        planned |= {prefix + tensor.spec.name: tensor for tensor in file.tensors}
+        planned |= {prefix + spec.name: (spec, tensor) for tensor in file.tensors for spec in tensor.specs}
     files: dict[Path, dict[str, PlannedTensor]] = {path: {} for path in source.files}
     different = []
     for info in source:
-        tensor = planned.pop(info.name, None)
-        if tensor is None:
+        if info.name not in planned:
             different.append(Different(info.name, None, "not in the merge"))
-        elif (tensor.spec.dtype, tensor.spec.shape) != (info.dtype, info.shape):
+            continue
+        spec, tensor = planned.pop(info.name)
+        if (spec.dtype, spec.shape) != (info.dtype, info.shape):
             different.append(Different(info.name, None, "dtype or shape"))
-        else:
+        elif spec is tensor.spec:
             files[info.path][info.name] = tensor
     return files, different + [Different(name, None, "missing") for name in planned]
 

@@ -20,6 +20,10 @@ from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.plan import Piece, Plan
 from lcmmerge.search.blocks import BlockAxis, factors_of, pieces, terms_of
 from lcmmerge.search.order import Cell, changed
+from lcmmerge.tensors import DTYPES
+from lcmmerge.tensors.encodings import MAIN, plain
+
+FLOATS = plain(DTYPES["F32"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,11 @@ class LiveParameter:
                 weights.add_(change, alpha=strength)
             else:
                 change.add_to(weights, strength)
-        stored = self.piece.dtype.torch
-        baked = weights if stored == torch.float32 else torch.empty_like(weights, dtype=stored)
-        arithmetic.round_into(baked, weights, self.piece, 0, None)
-        if baked is not target:
-            target.copy_(baked)
+        encoding, rows = self.piece.encoding, weights.view(self.piece.operand.rows, -1)
+        baked = {MAIN: rows} if encoding == FLOATS else encoding.allocate(target.shape, target.device)
+        arithmetic.round_into(baked, rows, self.piece, 0, None)
+        if encoding != FLOATS or weights is not target:
+            target.copy_(encoding.decode(baked).view(target.shape))
 
 
 class Field:

@@ -1,6 +1,7 @@
 """θ(λ) in a live pipeline is the baked checkpoint, for every algorithm, after any number of cells."""
 
 import random
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -10,11 +11,15 @@ from fusing import canonical, fuse
 from pico import pico
 from sampling import assert_alike, drawn, images, one, pipeline, preset
 from searching import ADAPTERS, CONV, adapter, assert_baked, field_of, noise, planned, state, weights
+from torch import nn
 
 from lcmmerge.adapters import algorithms
 from lcmmerge.errors import NumericError
-from lcmmerge.search.field import reached
+from lcmmerge.search.blocks import pieces
+from lcmmerge.search.field import LiveParameter, reached
 from lcmmerge.search.order import Cell, ordered
+from lcmmerge.tensors import DTYPES
+from lcmmerge.tensors.encodings import MAIN, Encoding
 
 
 def test_every_algorithm_is_among_the_adapters():
@@ -78,6 +83,21 @@ def test_a_lambda_that_overflows_is_refused_and_the_next_cell_is_whole(files):
         field.set(Cell((float("nan"), 1.0)))
     field.set(Cell((0.8, 1.0)))
     assert all(torch.equal(tensor, first[name]) for name, tensor in state(field.pipeline).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_an_encoding_keeps_is_what_is_drawn(dtype, files):
+    steps = Encoding(
+        "steps of 1/64", DTYPES["I8"], lambda rows, parts, generator: parts[MAIN].copy_((rows * 64).round()),
+        lambda parts: parts[MAIN].float() / 64,
+    )  # fmt: skip
+    inputs = files("sd1")
+    piece = next(pieces(planned(inputs.base("fp32"), inputs.style, inputs.lcm)))
+    exact, kept = (nn.Parameter(torch.empty(piece.operand.shape, dtype=each)) for each in (torch.float32, dtype))
+    for stored, module in ((piece, exact), (replace(piece, encoding=steps), kept)):
+        LiveParameter.of(stored, module, {}).write(Cell((0.8, 1.0)))
+    assert torch.equal(kept.float() * 64, (exact * 64).round())
+    assert not torch.equal(kept.float(), exact)
 
 
 def test_what_the_text_encoders_depend_on(files, tmp_path):

@@ -15,7 +15,7 @@ from lcmmerge.errors import RecipeError
 from lcmmerge.merge.fuse import fuse
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import plan
-from lcmmerge.merge.spec import Merge, Source, Term, Written
+from lcmmerge.merge.spec import Merge, Source, Term, Written, stored_as
 from lcmmerge.output import parse_size
 from lcmmerge.recipe.sources import Input
 from lcmmerge.recipe.steps.base import Build, Step, Work, step_key
@@ -62,6 +62,7 @@ class Fuse(Step):
     )
     output: Name | None = Field(None, description="The output's name. Default: the recipe file's.")
     dtype: Literal[tuple(OUTPUT_DTYPES)] | None = Field(None, description="Default: each tensor's own.")  # type: ignore[valid-type]
+    encoding: str | None = Field(None, description="How numbers are stored: a dtype, or what `--encoding` names.")
     layout: Literal[SINGLE_FILE, DIFFUSERS] | None = Field(None, description="Default: the base's.")  # type: ignore[valid-type]
     config_from: str | None = Field(
         None, description="The source with configs, scheduler and tokenizers, where the base is a single file."
@@ -150,7 +151,14 @@ def _build(
     merge = Merge(
         _source(roles["base"]),
         terms,
-        output=Written(target, fuse.layout, fuse.dtype, fuse.max_shard_size, fuse.drop_ema, fuse.rounding_seed),
+        output=Written(
+            target,
+            fuse.layout,
+            stored_as(fuse.dtype, fuse.encoding),
+            fuse.max_shard_size,
+            fuse.drop_ema,
+            fuse.rounding_seed,
+        ),
         config_from=str(configs) if configs else None,
         allow_unmatched=fuse.allow_unmatched,
         recipe=key,
@@ -199,6 +207,7 @@ def _facts(output: str, fuse: Fuse, roles: Mapping[str, Input], layout: str, set
             for name, term in fuse.terms.items()
         ],
         "options": fuse.model_dump(include={"dtype", "drop_ema", "max_shard_size", "allow_unmatched"}),
+        **({"encoding": fuse.encoding} if fuse.encoding else {}),
         "sampling": drawn_with.sampling.as_dict() if drawn_with else None,
         "rounding_seed": fuse.rounding_seed,
         "device": settings.device.partition(":")[0],

@@ -1,0 +1,21 @@
+"""How an output's numbers are stored: a module here that defines ``ENCODING`` is the encoding of its name.
+
+Each dtype of ``--dtype`` is one too. Third parties add theirs by an entry point in the group ``lcmmerge.encodings``.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from lcmmerge.registry import entries
+from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+from lcmmerge.tensors.encodings.base import MAIN, Companion, Encoding, Parts
+from lcmmerge.tensors.encodings.plain import plain
+
+__all__ = ["MAIN", "Companion", "Encoding", "Parts", "encodings", "plain"]
+
+
+def encodings() -> dict[str, Encoding]:
+    """Every encoding by name: the dtypes, then what is registered, in name order. No torch is loaded."""
+    registered = {name: cast(Encoding, entry) for name, entry in entries(__name__, "ENCODING").items()}
+    return {name: plain(dtype) for name, dtype in OUTPUT_DTYPES.items()} | registered

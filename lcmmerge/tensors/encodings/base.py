@@ -1,0 +1,127 @@
+"""What an encoding is: a float32 matrix as stored bytes, in blocks along its rows, with scales in tensors beside it.
+
+A tensor counts as a matrix of ``shape[0]`` rows and ``prod(shape[1:])`` columns. What is declared here tells a file's
+layout from headers alone; torch is loaded by what computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from lcmmerge.tensors.dtypes import DType
+from lcmmerge.tensors.layout import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Generator, Tensor
+
+Shape = tuple[int, ...]
+Parts = Mapping[str, "Tensor"]  # MAIN, and each companion's suffix → some rows of what is stored
+MAIN = ""
+DENOISERS = ("unet.", "transformer.")  # how canonical names of the network's parameters begin
+SMALL = 16  # rows, or columns, below which a matrix gains nothing
+
+
+def matrices(name: str, shape: Shape) -> bool:
+    """The denoiser's matrices, small ones left out; biases, norms, text encoders and the VAE keep their dtype."""
+    large = len(shape) > 1 and min(_matrix(shape)) >= SMALL
+    return large and name.startswith(DENOISERS) and name.endswith(".weight")
+
+
+def _matrix(shape: Shape) -> tuple[int, int]:
+    """Rows and columns; a vector is a column."""
+    return (shape[0] if shape else 1), prod(shape[1:])
+
+
+def no_metadata(names: Sequence[str]) -> Mapping[str, str]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A tensor that is stored beside an encoded one, such as its scales.
+
+    ``suffix``: beside ``X.weight`` lies ``X.suffix``. ``shape``: of the encoded matrix's rows and columns; it begins
+    with the rows, unless the encoding needs the ``whole`` tensor.
+    """
+
+    suffix: str
+    dtype: DType
+    shape: Callable[[int, int], Shape]
+
+    def beside(self, name: str) -> str:
+        """Its name beside the tensor of that name."""
+        module, dot, _ = name.rpartition(".")
+        return module + dot + self.suffix
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How a tensor's numbers are stored: one by one in a ``dtype``, or in blocks of some of a row's.
+
+    ``encode(rows, parts, generator)`` fills ``parts``, of which MAIN is [rows, stored elements], with ``rows``
+    [rows, columns] in float32, or float64 where the parameter is. Each number is rounded once: to nearest, ties to
+    even, or where there is a ``generator``, stochastically. A merge refuses what is not finite, or above ``largest``.
+    ``decode(parts)`` gives [rows, columns], in float32 or a dtype that holds the numbers exactly.
+
+    ``dtype``: of the stored tensor, as a header names it. ``block``: elements of a row that take ``block_bytes``
+    together (0: what the dtype takes). ``whole``: a companion depends on every row, so that ``encode`` needs them all.
+    ``takes(canonical name, shape)``: the parameters that are stored so; others keep their own dtype.
+    ``metadata(stored names)``: what a file's header says of the tensors that are.
+    """
+
+    title: str
+    dtype: DType
+    encode: Callable[[Tensor, Parts, Generator | None], None]
+    decode: Callable[[Parts], Tensor]
+    block: int = 1
+    block_bytes: int = 0
+    companions: tuple[Companion, ...] = ()
+    whole: bool = False
+    largest: float = 3.4028234663852886e38  # of float32
+    takes: Callable[[str, Shape], bool] = matrices
+    metadata: Callable[[Sequence[str]], Mapping[str, str]] = no_metadata
+
+    def row_bytes(self, columns: int) -> int:
+        """What a row takes in the stored tensor; ``columns`` are a multiple of ``block``."""
+        return columns // self.block * (self.block_bytes or self.block * self.dtype.itemsize)
+
+    def stored_shape(self, shape: Shape) -> Shape:
+        """Of the stored tensor: its own where each number is an element of it, else [rows, elements]."""
+        if self.row_bytes(self.block) == self.block * self.dtype.itemsize:
+            return shape
+        return shape[0], self.row_bytes(_matrix(shape)[1]) // self.dtype.itemsize
+
+    def specs(self, name: str, shape: Shape) -> Mapping[str, TensorSpec]:
+        """MAIN, and each companion's suffix → the stored tensor."""
+        rows, columns = _matrix(shape)
+        specs = {MAIN: TensorSpec(name, self.dtype, self.stored_shape(shape))}
+        for item in self.companions:
+            specs[item.suffix] = TensorSpec(item.beside(name), item.dtype, item.shape(rows, columns))
+        return specs
+
+    def fits(self, shape: Shape) -> bool:
+        """Rows are whole blocks, and what lies behind each part in a file is aligned to the widest of them."""
+        if _matrix(shape)[1] % self.block:
+            return False
+        specs = self.specs("", shape).values()
+        widest = max(spec.dtype.itemsize for spec in specs)
+        return all(spec.nbytes % widest == 0 for spec in specs)
+
+    def allocate(self, shape: Shape, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+        """Parts for ``encode`` to fill with the whole tensor."""
+        import torch
+
+        specs = self.specs("", shape)
+        parts = {
+            suffix: torch.empty(spec.shape, dtype=spec.dtype.torch, device=device) for suffix, spec in specs.items()
+        }
+        return parts | {MAIN: parts[MAIN].view(_matrix(shape)[0], -1)}
+
+    def cut(self, companions: Parts, rows: slice) -> Parts:
+        """The companions of some rows."""
+        return companions if self.whole else {suffix: tensor[rows] for suffix, tensor in companions.items()}

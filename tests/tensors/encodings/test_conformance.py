@@ -1,0 +1,127 @@
+"""What every registered encoding must keep to."""
+
+import subprocess
+import sys
+from math import inf, prod
+
+import pytest
+import torch
+
+from lcmmerge.tensors.encodings import MAIN, encodings
+from lcmmerge.tensors.layout import TensorSpec
+
+NAMES = list(encodings())
+SHAPES = ((64, 96), (32, 16, 3, 4))
+
+
+def matrix(shape, seed=0):
+    return torch.randn(shape[0], prod(shape[1:]), generator=torch.Generator().manual_seed(seed))
+
+
+def stored(encoding, rows, generator=None, fill=0):
+    """Parts of which every byte was ``fill`` before."""
+    parts = encoding.allocate(tuple(rows.shape))
+    for tensor in parts.values():
+        tensor.reshape(-1).view(torch.uint8).fill_(fill)
+    encoding.encode(rows, parts, generator)
+    return parts
+
+
+def raw(parts):
+    return {suffix: tensor.reshape(-1).view(torch.uint8).tolist() for suffix, tensor in parts.items()}
+
+
+def test_importing_them_loads_no_torch():
+    code = "import sys; from lcmmerge.tensors.encodings import encodings; encodings(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_what_it_is_and_what_it_takes(name):
+    encoding = encodings()[name]
+    assert encoding.title
+    assert 0 < encoding.largest < inf
+    assert encoding.takes("unet.down_blocks.0.attentions.0.proj_in.weight", (320, 320))
+    metadata = encoding.metadata(["a.weight", "b.weight"])
+    assert all(isinstance(text, str) for text in (*metadata, *metadata.values()))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_the_bytes_that_it_declares(name, shape):
+    encoding = encodings()[name]
+    assert encoding.fits(shape)
+    specs = encoding.specs("a.module.weight", shape)
+    parts = stored(encoding, matrix(shape))
+    assert specs[MAIN].name == "a.module.weight"
+    assert len({spec.name for spec in specs.values()}) == len(specs) == len(parts)
+    assert encoding.row_bytes(prod(shape[1:])) * shape[0] == specs[MAIN].nbytes
+    for suffix, tensor in parts.items():
+        spec = specs[suffix]
+        assert tensor.nbytes == spec.nbytes == TensorSpec(spec.name, spec.dtype, tuple(tensor.shape)).nbytes
+        assert spec.name == "a.module." + (suffix or "weight")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", [None, 5])
+def test_the_same_rows_give_the_same_bytes_and_all_of_them(name, seed):
+    encoding, rows = encodings()[name], matrix(SHAPES[0])
+    generators = [None if seed is None else torch.Generator().manual_seed(seed) for _ in range(2)]
+    first, second = (stored(encoding, rows, each, fill) for each, fill in zip(generators, (0, 255), strict=True))
+    assert raw(first) == raw(second)
+    assert torch.equal(rows, matrix(SHAPES[0]))  # they are the caller's
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_do_not_depend_on_each_other_unless_it_needs_all(name):
+    encoding, rows = encodings()[name], matrix(SHAPES[0])
+    if encoding.whole:
+        pytest.skip("a companion depends on every row")
+    whole = stored(encoding, rows)
+    for some in (slice(0, 1), slice(7, 30)):
+        assert raw(stored(encoding, rows[some])) == raw({suffix: part[some] for suffix, part in whole.items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_each_number_becomes_the_nearest(name, dtype):
+    """Of those that the same block, or where there are none the same row, has become."""
+    encoding = encodings()[name]
+    rows = matrix((24, 4096)).to(dtype) * torch.logspace(-4, 2, 24)[:, None]
+    found = encoding.decode(stored(encoding, rows)).double()
+    assert found.shape == rows.shape
+    width = encoding.block if encoding.block > 1 else rows.shape[1]
+    for exact, given in zip(rows.double().reshape(-1, width), found.reshape(-1, width), strict=True):
+        levels = given.unique()
+        place = torch.searchsorted(levels, exact).clamp(1, max(len(levels) - 1, 1))
+        beside = torch.stack([levels[place - 1], levels[place.clamp(max=len(levels) - 1)]])
+        least = (beside - exact).abs().amin(0)
+        assert ((given - exact).abs() <= least + 1e-6 * given.abs()).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stochastic_rounding_takes_a_neighbour_and_is_unbiased(name):
+    encoding, value, count = encodings()[name], 0.3712345, 16384
+    rows = torch.full((1, count), value)
+    rows[:, :: max(encoding.block, count)] = 1.0  # the largest of its row or block
+    generator = torch.Generator().manual_seed(0)
+    same = rows == value
+    found = encoding.decode(stored(encoding, rows, generator)).double()[same]
+    nearest = encoding.decode(stored(encoding, rows)).double()[same]
+    levels = found.unique()
+    assert len(levels) <= 2
+    assert nearest[0] in levels
+    if len(levels) == 1:  # it holds the number exactly
+        assert (found - value).abs().max() < 1e-6
+        return
+    low, high = levels
+    assert low <= value <= high
+    assert abs(found.mean() - value) < 4 * (high - low) / 2 / len(found) ** 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zeros_stay_zeros(name):
+    encoding = encodings()[name]
+    for generator in (None, torch.Generator().manual_seed(0)):
+        assert not encoding.decode(stored(encoding, torch.zeros(SHAPES[0]), generator)).float().any()
