@@ -1,4 +1,4 @@
-"""docs/contributing.md: its picture is the import graph's, and its four examples work as a third party's package."""
+"""docs/contributing.md: its picture is the import graph's, and its five examples work as a third party's package."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/contributing.md").read_text("utf-8")
 EXAMPLES = re.findall(r"`lcmmerge/((?:\w+/)+)(\w+)\.py`:\n\n```python\n(.*?)```", PAGE, re.DOTALL)
-VARIABLES = {"adapters": "ADAPTER", "archs": "ARCHITECTURE", "objectives": "OBJECTIVE", "targets": "TARGET"}
+VARIABLES = {
+    "adapters": "ADAPTER", "archs": "ARCHITECTURE", "methods": "METHOD", "objectives": "OBJECTIVE", "targets": "TARGET",
+}  # fmt: skip
 # What every registered entry must keep to, for the new ones: selected by their names.
 CONFORMANCE = (
     *("adapters/test_conformance.py", "archs/test_identify.py", "archs/test_keymap.py", "archs/test_targets.py"),
-    *("search/test_objectives.py", "export/test_targets.py"),
+    *("merge/methods/test_conformance.py", "search/test_objectives.py", "export/test_targets.py"),
 )
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -136,6 +138,24 @@ def test_an_architecture_is_recognised_and_fused(lcmmerge: Callable[..., str], t
     weights[f"{BLOCK}.weight"] = weights[f"{BLOCK}.weight"] + 0.5 * up @ down
     for name, tensor in found.unet.state_dict().items():
         torch.testing.assert_close(tensor, weights[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.e2e
+def test_a_method_merges(lcmmerge: Callable[..., str], inputs: Files, tmp_path: Path) -> None:
+    """Oracle: the larger of what each LoRA changes when it is merged alone."""
+    base, merged = inputs.base("fp32"), {}
+    for name, terms in {
+        "style": (inputs.style, "--lambda", 0.8, 0),
+        "lcm": ("--lcm", inputs.lcm, "--lambda", 1, 0.5),
+        "both": (inputs.style, "--lcm", inputs.lcm, "--lambda", 0.8, 0.5, "--method", "magmax"),
+    }.items():
+        file = tmp_path / f"{name}.safetensors"
+        lcmmerge("fuse", base, *terms, "--threads", 1, "-o", file)
+        merged[name] = canonical(file)
+    for name, before in canonical(base).items():
+        style, lcm = (merged[term][name] - before for term in ("style", "lcm"))
+        expected = before + torch.where(style.abs() >= lcm.abs(), style, lcm)
+        torch.testing.assert_close(merged["both"][name], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.e2e

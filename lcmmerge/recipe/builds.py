@@ -13,9 +13,10 @@ from lcmmerge.accelerators import Accelerator
 from lcmmerge.archs import Model, identify
 from lcmmerge.errors import LockError, RecipeError
 from lcmmerge.merge import provenance
+from lcmmerge.merge.methods import parse
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan, plan
-from lcmmerge.merge.spec import Merge, Source, Term, Written
+from lcmmerge.merge.spec import ADD, Merge, Source, Term, Written
 from lcmmerge.recipe.loader import MatrixCell
 from lcmmerge.recipe.lock import RELOCK
 from lcmmerge.recipe.schema import Fuse, RecipeTerm
@@ -106,13 +107,16 @@ def _build(cell: MatrixCell, base: Model, inputs: Mapping[str, Input], out: Path
     seed = fuse.seed if fuse.rounding == "stochastic" else None
     target = out / cell.name / f"{cell.name}.safetensors" if layout != DIFFUSERS else out / cell.name
     key = _key(cell, roles, layout, _accelerator(fuse, roles), settings, seed)
+    method, parameters = parse(fuse.method)
     merge = Merge(
         _source(roles["base"]),
         [_term(name, term, roles) for name, term in fuse.terms.items()],
+        method,
         output=Written(target, fuse.layout, fuse.dtype, fuse.max_shard_size, fuse.drop_ema, seed),
         config_from=str(configs) if configs else None,
         allow_unmatched=fuse.allow_unmatched,
         recipe=key,
+        parameters=parameters,
     )
     opened = {_source(item): item for item in roles.values()}
     planned = plan(merge, opened=lambda source, _: _opened(opened[source]), base=base)
@@ -173,6 +177,7 @@ def _key(
         "options": fuse.model_dump(include={"dtype", "drop_ema", "max_shard_size", "allow_unmatched"}),
         "sampling": kind.sampling.as_dict() if kind else None,
         "rounding_seed": seed,
+        **({"method": fuse.method} if fuse.method != ADD else {}),
         "device": settings.device.partition(":")[0],
     })  # fmt: skip
 

@@ -13,12 +13,14 @@ import json
 import sys
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from lcmmerge.accelerators import ACCELERATORS
 from lcmmerge.draw import SAMPLERS
 from lcmmerge.draw.jobs import MOST_CELLS, MOST_IMAGES, MOST_STEPS
+from lcmmerge.errors import OptionError
 from lcmmerge.export.targets import targets
+from lcmmerge.merge.methods import parse
 from lcmmerge.merge.outcome import LARGEST
 from lcmmerge.output import parse_size
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
@@ -46,6 +48,14 @@ def as_term(value: Any) -> Any:
 
 def as_bytes(value: Any) -> Any:
     return parse_size(value) if isinstance(value, str) else value
+
+
+def as_method(value: str) -> str:
+    try:
+        parse(value)
+    except OptionError as error:
+        raise ValueError(f"{error.message}: {error.hint}") from None
+    return value
 
 
 class RecipeSource(_Strict):
@@ -86,6 +96,9 @@ class Fuse(_Strict):
     output: Name | None = Field(None, description="The output's name. Default: the recipe file's.")
     dtype: Literal[tuple(OUTPUT_DTYPES)] | None = Field(None, description="Default: each tensor's own.")  # type: ignore[valid-type]
     layout: Literal[SINGLE_FILE, DIFFUSERS] | None = Field(None, description="Default: the base's.")  # type: ignore[valid-type]
+    method: Annotated[str, AfterValidator(as_method)] = Field(
+        "add", description="How the terms are merged: add, or another with parameters, such as ties:density=0.3."
+    )
     config_from: str | None = Field(
         None, description="The source with configs, scheduler and tokenizers, where the base is a single file."
     )

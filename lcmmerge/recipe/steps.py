@@ -63,6 +63,7 @@ def steps(builds: tuple[Build, ...], before: RunManifest, out: Path, description
         follows = f"follows fuse {build.cell.name}" if due else None
         yield Step("card", build, key, follows or _due(f"card {build.cell.name}", key, before, out))
         if build.cell.search:
+            studies.check_linear(build)
             key = step_key("search", studies.VERSION, {"of": build.key, **build.cell.search.model_dump()})
             yield Step("search", build, key, follows or _due(f"search {build.cell.name}", key, before, out))
         if build.cell.generate:

@@ -104,8 +104,13 @@ def _request(build: Build, section: Search, work: Path) -> SearchRequest:
         raise RecipeError(f"search.size: {error}", "such as 512x512") from None
     check_accelerated(build)
     configs = build.inputs.get("config_from")
+    fused = build.plan.merge
     merge = Merge(
-        build.plan.merge.base, build.plan.merge.terms, config_from=configs.found.reference if configs else None
+        fused.base,
+        fused.terms,
+        fused.method,
+        config_from=configs.found.reference if configs else None,
+        parameters=fused.parameters,
     )
     # The λs of `fuse`, and factors of 1, are on every axis, so that their own cell is scored too.
     blocks = {
@@ -118,6 +123,14 @@ def _request(build: Build, section: Search, work: Path) -> SearchRequest:
     device = None if build.settings.device == "cpu" else build.settings.device
     fields = section.model_dump(include=FIELDS) | {"blocks": blocks, "size": size, "device": device}
     return SearchRequest(merge, work, tuple(section.prompts), axes, count=section.count, **fields)
+
+
+def check_linear(build: Build) -> None:
+    """Raises RecipeError where cells cannot be drawn from one sum, before anything is made."""
+    merge = build.plan.merge
+    if not merge.linear:
+        cause = f"search: cells are drawn from one sum, and fuse.method is {merge.method_text}"
+        raise RecipeError(cause, "search with the method add, or leave search away")
 
 
 def check_accelerated(build: Build) -> None:
