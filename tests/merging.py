@@ -24,6 +24,7 @@ def merge_of(
     config_from: Path | str | None = None,
     accelerator: str | None = None,
     allow_unmatched: bool = False,
+    method: str = "add",
     **output: Any,
 ) -> Merge:
     def text(reference: Path | str | None) -> str | None:
@@ -42,4 +43,5 @@ def merge_of(
         config_from=text(config_from),
         output=Written(target, **output),
         allow_unmatched=allow_unmatched,
+        method=method,
     )

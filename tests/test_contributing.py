@@ -1,4 +1,4 @@
-"""docs/contributing.md: its picture is the import graph's, and its five examples work as a third party's package."""
+"""docs/contributing.md: its picture is the import graph's, and its seven examples work as a third party's package."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ VARIABLES = {
     "adapters": "ADAPTER",
     "archs": "ARCHITECTURE",
     "encodings": "ENCODING",
+    "methods": "METHOD",
     "objectives": "OBJECTIVE",
     "targets": "TARGET",
     "steps": "STEP",
 }
 # What every registered entry must keep to, for the new ones: selected by their names.
 CONFORMANCE = (
-    *("adapters/test_conformance.py", "archs/test_identify.py", "archs/test_keymap.py", "archs/test_targets.py"),
+    *("adapters/test_conformance.py", "archs/test_identify.py", "archs/test_tables.py", "archs/test_targets.py"),
+    *("tensors/encodings/test_conformance.py", "merge/methods/test_conformance.py"),
     *("search/test_objectives.py", "export/test_targets.py", "recipe/test_steps.py"),
-    "tensors/encodings/test_conformance.py",
 )
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -169,6 +170,23 @@ def test_an_encoding_is_written_verified_and_inspected(
         else:
             assert torch.equal(found[name], tensor)
     assert any(not torch.equal(tensor, exact[name]) for name, tensor in load(base).items() if name in scales)
+
+
+def test_a_method_merges(lcmmerge: Callable[..., str], inputs: Files, tmp_path: Path) -> None:
+    """Oracle: the larger of what each LoRA changes when it is merged alone."""
+    base, merged = inputs.base("fp32"), {}
+    for name, terms in {
+        "style": (inputs.style, "--lambda", 0.8, 0),
+        "lcm": ("--lcm", inputs.lcm, "--lambda", 1, 0.5),
+        "both": (inputs.style, "--lcm", inputs.lcm, "--lambda", 0.8, 0.5, "--method", "magmax"),
+    }.items():
+        file = tmp_path / f"{name}.safetensors"
+        lcmmerge("fuse", base, *terms, "--threads", 1, "-o", file)
+        merged[name] = canonical(file)
+    for name, before in canonical(base).items():
+        style, lcm = (merged[term][name] - before for term in ("style", "lcm"))
+        expected = before + torch.where(style.abs() >= lcm.abs(), style, lcm)
+        torch.testing.assert_close(merged["both"][name], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.e2e

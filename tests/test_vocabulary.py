@@ -98,10 +98,10 @@ def test_python_names_exist() -> None:
 
 
 def test_metadata_keys_are_written(files: Callable[[str], Files], tmp_path: Path) -> None:
-    """In a merge whose style is a checkpoint with block weights, and in a PNG."""
+    """In a merge by ties whose style is a checkpoint with block weights, and in a PNG."""
     sd1 = files("sd1")
     out = tmp_path / "merged.safetensors"
-    asked = {"tuned_from": sd1.base(), "block_weights": {"style": "M00=0.5"}}
+    asked = {"tuned_from": sd1.base(), "block_weights": {"style": "M00=0.5"}, "method": "ties"}
     fuse(sd1.base(), out, sd1.base("fp32"), **asked)
     metadata = open_source(out).metadata
     drawn = Drawn(Job("a fox", "", 0, 64, 64), Image.new("RGB", (64, 64)), None)

@@ -56,6 +56,12 @@ def architectures() -> Iterable[str]:
     return architectures()
 
 
+def methods() -> Iterable[str]:
+    from lcmmerge.merge.methods import methods
+
+    return methods()
+
+
 def objectives() -> list[str]:
     return [name.replace("_", "-") for name in _registered("search.objectives", "OBJECTIVE")]
 

@@ -15,6 +15,7 @@ from lcmmerge.cli.options import (
     lambda_option,
     lcm_option,
     merge_of,
+    method_option,
     once_each,
     tuned_from_option,
     variant_option,
@@ -38,6 +39,7 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @accelerator_option()
 @adapter_option
 @tuned_from_option("BASE")
+@method_option
 @click.option(
     "--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC",
     help="Factors on a term's λ per U-Net block: `style IN00-IN05=0.5,M00=0`, or one number per block. "
@@ -69,7 +71,7 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @output_options
 def fuse(
     base: str, style: str | None, lambdas: tuple[float, float], lcm: str | None, accelerator: str | None,
-    adapters: Sequence[tuple[str, float]], tuned_from: str | None, weights: Sequence[tuple[str, str]],
+    adapters: Sequence[tuple[str, float]], tuned_from: str | None, method: str, weights: Sequence[tuple[str, str]],
     target: Path | None, layout: str | None, dtype: str | None, encoding: str | None, rounding: str, seed: int,
     config_from: str | None, variant: str | None, shard: int | None, drop_ema: bool, allow_unmatched: bool,
     hash_base: bool, force: bool, device: str, threads: int, dry_run: bool, output: Output,
@@ -84,6 +86,7 @@ def fuse(
       lcmmerge fuse base.safetensors style.safetensors --lambda 0.8 1.0
       lcmmerge fuse base.safetensors style.safetensors --lcm hyper-8steps
       lcmmerge fuse base.safetensors --lcm hyper.safetensors --accelerator hyper-8steps -o fast.safetensors
+      lcmmerge fuse base.safetensors style.safetensors --method ties:density=0.3
       lcmmerge fuse base.safetensors style.safetensors --layout diffusers --dtype fp16
     """
     from lcmmerge.merge.fuse import check_output, fuse
@@ -99,7 +102,7 @@ def fuse(
         output=Written(
             target, layout, stored_as(dtype, encoding), shard, drop_ema, seed if rounding == "stochastic" else None
         ),
-        allow_unmatched=allow_unmatched,
+        allow_unmatched=allow_unmatched, method=method,
     )  # fmt: skip
     planned = plan(merge, dry_run=dry_run)
     for doubt in planned.doubts:
@@ -121,6 +124,8 @@ def _show_plan(plan: Plan, output: Output) -> None:
         output.json(plan.as_dict())
         return
     output.text(f"{plan.base.arch.title}, {plan.base.purpose}, {plan.base.layout}: {plan.base.source.path}")
+    if not plan.merge.linear:
+        output.text(f"Merged by {plan.merge.method_text}.")
     output.table(
         "Terms",
         ("term", "component", "file", "λ", "parameters"),
@@ -171,7 +176,7 @@ def _show_report(report: Report, output: Output) -> None:
     if output.verbose:
         _show_layers(report, output)
     _show_left_out(report.unmatched, report.dropped, output)
-    output.text(f"{report.output}  {size(report.nbytes)}")
+    output.text(f"{report.output}  {size(report.nbytes)}" + ("" if report.method == "add" else f"  {report.method}"))
 
 
 def _show_sampling(plan: Plan, output: Output) -> None:

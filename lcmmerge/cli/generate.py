@@ -9,7 +9,15 @@ import click
 
 from lcmmerge.cli.candidates import ACCELERATOR, REFERENCE
 from lcmmerge.cli.common import ADAPTER_DTYPE, IMAGES, STEPS, Number, output_options
-from lcmmerge.cli.options import config_option, is_given, lambda_option, lcm_option, merge_of, variant_option
+from lcmmerge.cli.options import (
+    config_option,
+    is_given,
+    lambda_option,
+    lcm_option,
+    merge_of,
+    method_option,
+    variant_option,
+)
 from lcmmerge.draw import SAMPLERS, quiet_libraries
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.extras import check_installed
@@ -62,6 +70,7 @@ class Pixels(click.ParamType["tuple[int, int]"]):
 )
 @lambda_option("live style and LCM-LoRA")
 @lcm_option("The live merge's acceleration LoRA, as in `lcmmerge fuse`.")
+@method_option
 @config_option
 @variant_option
 @click.option("--dtype", type=ADAPTER_DTYPE, help="[default: fp16 on a GPU, else fp32]")
@@ -72,8 +81,9 @@ class Pixels(click.ParamType["tuple[int, int]"]):
 def generate(
     model: str, prompts: Sequence[str], prompt_file: Path | None, folder: Path, negative: str, seed: int, count: int,
     batch: int, size: Size | None, steps: int | None, guidance: float | None, scheduler: str | None,
-    accelerator: str | None, style: str | None, lambdas: tuple[float, float], lcm: str | None, config_from: str | None,
-    variant: str | None, dtype: str | None, device: str | None, provider: str | None, force: bool, output: Output,
+    accelerator: str | None, style: str | None, lambdas: tuple[float, float], lcm: str | None, method: str,
+    config_from: str | None, variant: str | None, dtype: str | None, device: str | None,
+    provider: str | None, force: bool, output: Output,
 ) -> None:  # fmt: skip
     """Draw the prompts with MODEL: a checkpoint of any layout, a live merge into it, or an export.
 
@@ -105,7 +115,7 @@ def generate(
     elif provider:
         raise click.UsageError("--provider is of an export, a folder that `lcmmerge export` wrote.")
     elif live:
-        merge = merge_of(model, style, lambdas, lcm=lcm, accelerator=accelerator, variant=variant)
+        merge = merge_of(model, style, lambdas, lcm=lcm, accelerator=accelerator, variant=variant, method=method)
         opened = _live(merge, scheduler, config_from, device, dtype, output, force=force)
     elif is_given("lambdas"):
         raise click.UsageError("--lambda is of a live merge: give --live STYLE, or --lcm.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 from click.core import ParameterSource
 
-from lcmmerge.cli.candidates import ACCELERATOR, REFERENCE, NameType, Weighed, accelerators
+from lcmmerge.cli.candidates import ACCELERATOR, REFERENCE, NameType, Weighed, accelerators, methods
 from lcmmerge.cli.common import STRENGTH
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ def tuned_from_option(base: str) -> Option:
     )  # fmt: skip
 
 
+method_option = click.option(
+    "--method", type=NameType(methods), default="add", show_default=True, metavar="METHOD",
+    help="How the terms are merged: add is base + Σ λτ; ties, or ties:density=0.2, trims each term to its largest 20 % "
+    "and lets disagreeing ones vote.",
+)  # fmt: skip
 adapter_option = click.option(
     "--adapter", "adapters", type=Weighed([str, STRENGTH]), multiple=True, metavar="REF λ", help="One more term."
 )
@@ -67,12 +72,14 @@ def merge_of(
     config_from: str | None = None,
     output: Written | None = None,
     allow_unmatched: bool = False,
+    method: str = "add",
 ) -> Merge:
     """The merge that the options describe: STYLE at λ1, the acceleration LoRA at λ2, then the adapters.
 
     Raises OptionError, NotFoundError for a name that no accelerator has.
     """
     from lcmmerge.errors import OptionError
+    from lcmmerge.merge.methods import parse
     from lcmmerge.merge.spec import STYLE, Merge, Source, Term, Written, distinct
 
     origin = Source(tuned_from) if tuned_from else None
@@ -88,12 +95,15 @@ def merge_of(
         Term(name, term.source, term.strength, blocks.get(name, ""), term.made_from, term.accelerator)
         for name, term in zip(names, wanted, strict=True)
     ]
+    name, parameters = parse(method)
     return Merge(
         Source(base, variant=variant),
         terms,
+        name,
         output=output or Written(),
         config_from=config_from,
         allow_unmatched=allow_unmatched,
+        parameters=parameters,
     )
 
 

@@ -1,7 +1,7 @@
 """θ′ = θ_pre + Σ λᵢτᵢ for one parameter: accumulate in float32 (a float64 parameter in float64), round once.
 
 Factors of all terms are concatenated, so that a parameter costs one GEMM however many LoRAs there are:
-Σ λᵢ BᵢAᵢ = [λ₁B₁ λ₂B₂ …] [A₁; A₂; …].
+Σ λᵢ BᵢAᵢ = [λ₁B₁ λ₂B₂ …] [A₁; A₂; …]. A method that is not linear gets each term's Δ formed, some rows at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lcmmerge.adapters import Dense, Dependent, Factored, Patch
+from lcmmerge.adapters import Dense, Dependent, Factored, Patch, Update
 from lcmmerge.errors import NumericError
 from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.outcome import Measured
@@ -26,8 +26,21 @@ SAMPLE = 65_536  # elements of a parameter on which the loss to rounding is meas
 
 
 @dataclass(slots=True)
+class TermDelta:
+    """One term's Δ of one parameter, for a method that is not linear. ``kept``: what takes part of it, None for all."""
+
+    term: int
+    strength: float
+    update: Update | Difference
+    kept: Tensor | None = None
+
+
+@dataclass(slots=True)
 class Work:
-    """A piece made ready: λ folded into ``up`` [out, Σr], ``down`` [Σr, in·kh·kw]; ``squares``: term → ‖λΔ‖²."""
+    """A piece made ready: λ folded into ``up`` [out, Σr], ``down`` [Σr, in·kh·kw]; ``squares``: term → ‖λΔ‖².
+
+    Where the method is not linear, all is in ``apart``.
+    """
 
     up: Tensor | None = None
     down: Tensor | None = None
@@ -35,11 +48,17 @@ class Work:
     dependent: list[tuple[int, float, Dependent]] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     squares: dict[int, float] = field(default_factory=dict)
+    apart: list[TermDelta] = field(default_factory=list)
+
+    @property
+    def dependents(self) -> list[Dependent]:
+        apart = [item.update for item in self.apart if isinstance(item.update, Dependent)]
+        return [*(update for _, _, update in self.dependent), *apart]
 
     @property
     def needs_whole(self) -> bool:
         """A term's ΔW depends on more of W than some rows."""
-        return any(update.rows_of is None for _, _, update in self.dependent)
+        return any(update.rows_of is None for update in self.dependents)
 
 
 def precision(operand: Operand) -> torch.dtype:
@@ -54,30 +73,40 @@ def read_roles(patch: Patch, device: str, dtype: torch.dtype = torch.float32) ->
     return {role: tensor.to(dtype) if wide in (dtype, tensor.dtype) else tensor for role, tensor in tensors.items()}
 
 
-def prepare(piece: Piece, device: str, dtype: torch.dtype = torch.float32) -> Work:
+def prepare(piece: Piece, device: str, dtype: torch.dtype = torch.float32, *, linear: bool = True) -> Work:
     """Read the adapters' tensors of one parameter and form their factors, in ``dtype``: float32 or float64."""
     work = Work()
     ups, downs = [], []
     for contribution in piece.contributions:
+        strength, term = contribution.strength, contribution.term
         if isinstance(contribution, Difference):
-            work.differences.append(contribution)
+            if linear:
+                work.differences.append(contribution)
+            else:
+                work.apart.append(TermDelta(term, strength, contribution))
             continue
         tensors = read_roles(contribution.patch, device, dtype)
         update = contribution.adapter.update(contribution.patch, tensors, piece.operand.shape)
-        strength, term = contribution.strength, contribution.term
-        if isinstance(update, Dependent):
+        norm = 0.0 if isinstance(update, Dependent) else _finite(_square_of(update), contribution)
+        if not linear:
+            work.apart.append(TermDelta(term, strength, update))
+        elif isinstance(update, Dependent):
             work.dependent.append((term, strength, update))
-        elif isinstance(update, Dense):
-            work.dense.append((strength, update.delta))
-            work.squares[term] = strength**2 * _finite(square(update.delta), contribution)
         else:
-            ups.append(update.up * strength)
-            downs.append(update.down)
-            work.squares[term] = strength**2 * _finite(factored_square(update), contribution)
+            work.squares[term] = strength**2 * norm
+            if isinstance(update, Dense):
+                work.dense.append((strength, update.delta))
+            else:
+                ups.append(update.up * strength)
+                downs.append(update.down)
     if ups:
         work.up = ups[0] if len(ups) == 1 else torch.cat(ups, 1)
         work.down = downs[0] if len(downs) == 1 else torch.cat(downs, 0)
     return work
+
+
+def _square_of(update: Factored | Dense) -> float:
+    return square(update.delta) if isinstance(update, Dense) else factored_square(update)
 
 
 def factored_square(update: Factored) -> float:
@@ -132,6 +161,17 @@ def add_terms(
 def _add(weights: Tensor, change: Tensor, term: int, strength: float, measured: Measured) -> None:
     measured.squares[term] = strength**2 * square(change)
     weights.add_(change.reshape(weights.shape), alpha=strength)
+
+
+def rows_of(update: Update, rows: slice, columns: int, pristine: Tensor | None) -> Tensor:
+    """[rows, columns] of an adapter's Δ, to be overwritten; ``pristine`` as in ``add_terms``."""
+    if isinstance(update, Factored):
+        return update.up[rows] @ update.down
+    if isinstance(update, Dense):
+        return update.delta.reshape(-1, columns)[rows].clone()
+    assert pristine is not None
+    change = update.rows_of(pristine, rows) if update.rows_of else update.delta_of(pristine)
+    return change.reshape(-1, columns)
 
 
 def round_into(parts: Parts, weights: Tensor, piece: Piece, row: int, seed: int | None) -> None:

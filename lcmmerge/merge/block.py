@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from lcmmerge.merge import arithmetic
-from lcmmerge.merge.arithmetic import Work
+from lcmmerge.merge.arithmetic import TermDelta, Work
+from lcmmerge.merge.methods import methods
 from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.outcome import Layer, Measured
 from lcmmerge.merge.plan import Piece
+from lcmmerge.merge.spec import Merge
 from lcmmerge.merge.terms import Difference
 from lcmmerge.tensors import DType
 from lcmmerge.tensors.blockio import Buffer, Files
@@ -33,6 +35,10 @@ class Block:
     companions: Parts
 
     @property
+    def rows(self) -> slice:
+        return slice(self.begin, self.end)
+
+    @property
     def nbytes(self) -> int:
         return self.piece.nbytes * (self.end - self.begin) // self.piece.operand.rows
 
@@ -52,12 +58,27 @@ def _any_transposed(piece: Piece) -> bool:
 
 
 class Computer:
-    """Computes blocks, one after another; each worker has its own."""
+    """Computes blocks of a merge, one after another; each thread has its own."""
 
-    def __init__(self, inputs: Files, device: str, rounding_seed: int | None) -> None:
+    def __init__(self, inputs: Files, merge: Merge, device: str, rounding_seed: int | None) -> None:
         self._inputs, self._device, self._seed = inputs, device, rounding_seed
+        self._method, self._parameters = methods()[merge.method], merge.parameters
         self._stored, self._spare = Buffer(0), Buffer(0)
         self._floats = torch.empty(0)
+
+    def prepare(self, piece: Piece) -> Work:
+        """What the piece's blocks share. Raises NumericError, FormatError.
+
+        A method that looks at a whole Δ does so here, at one after another: memory is bounded by a parameter.
+        """
+        dtype = arithmetic.precision(piece.operand)
+        work = arithmetic.prepare(piece, self._device, dtype, linear=self._method.linear)
+        if self._method.keep and work.apart:
+            rows = slice(0, piece.operand.rows)
+            pristine = self._load(piece.operand, rows).reshape(piece.operand.shape) if work.dependents else None
+            for item in work.apart:
+                item.kept = self._method.keep(self._delta(item, piece, rows, pristine), self._parameters)
+        return work
 
     def __call__(self, block: Block, out: memoryview) -> Measured:
         """Compute ``block`` into its place in the output buffer. Raises NumericError, FormatError."""
@@ -65,12 +86,17 @@ class Computer:
         target = _as_tensor(out, encoding.dtype)
         if piece.is_copy:
             return self._copy(block, out, target)
-        weights = self._load(piece.operand, block)
-        pristine = weights.reshape(-1, *piece.operand.shape[1:]).clone() if block.work.dependent else None
+        weights = self._load(piece.operand, block.rows)
+        pristine = weights.reshape(-1, *piece.operand.shape[1:]).clone() if block.work.dependents else None
         sample = slice(0, max(1, arithmetic.SAMPLE // piece.operand.columns))
-        changes = [(item.term, item.strength, self._change(item, block)) for item in block.work.differences]
         measured = Measured(arithmetic.base_square(weights, piece.operand))
-        arithmetic.add_terms(weights, block.work, slice(block.begin, block.end), changes, pristine, measured)
+        if block.work.apart:
+            weights = self._combined(weights, block, pristine, measured)
+        else:
+            changes = [
+                (item.term, item.strength, self._change(item, piece, block.rows)) for item in block.work.differences
+            ]
+            arithmetic.add_terms(weights, block.work, block.rows, changes, pristine, measured)
         final = weights.T if piece.transposed else weights
         parts = {MAIN: target.view(len(final), -1), **block.companions}
         arithmetic.round_into(parts, final, piece, block.begin, self._seed)
@@ -79,8 +105,27 @@ class Computer:
             arithmetic.measure_rounding(measured, weights[sample], (written.T if piece.transposed else written)[sample])
         return measured
 
+    def _combined(self, weights: Tensor, block: Block, pristine: Tensor | None, measured: Measured) -> Tensor:
+        """W′ by a method that is not linear; ``measured`` gets ‖λΔ‖² of what each term keeps."""
+        assert self._method.combine
+        deltas = []
+        for item in block.work.apart:
+            delta = self._delta(item, block.piece, block.rows, pristine)
+            if item.kept is not None:
+                delta.mul_(item.kept[block.rows])
+            measured.squares[item.term] = item.strength**2 * arithmetic.square(delta)
+            deltas.append(delta)
+        strengths = [item.strength for item in block.work.apart]
+        return self._method.combine(weights, deltas, strengths, self._parameters)
+
+    def _delta(self, item: TermDelta, piece: Piece, rows: slice, pristine: Tensor | None) -> Tensor:
+        """[rows, columns] of a term's Δ, to be overwritten."""
+        if isinstance(item.update, Difference):
+            return self._change(item.update, piece, rows)
+        return arithmetic.rows_of(item.update, rows, piece.operand.columns, pristine)
+
     def _copy(self, block: Block, out: memoryview, target: Tensor) -> Measured:
-        data = self._read(block.piece.operand, block, out)
+        data = self._read(block.piece.operand, block.rows, out)
         if data is not out:
             out[:] = data
         if not block.piece.encoding.dtype.floating:
@@ -88,27 +133,27 @@ class Computer:
         weights = self._scratch(target.numel(), arithmetic.precision(block.piece.operand)).copy_(target)
         return Measured(arithmetic.base_square(weights, block.piece.operand))
 
-    def _load(self, operand: Operand, block: Block) -> Tensor:
+    def _load(self, operand: Operand, rows: slice) -> Tensor:
         """[rows, columns] on the device, in the sum's precision: in scratch memory on the CPU."""
-        stored, dtype = self._stored_block(operand, block), arithmetic.precision(operand)
+        stored, dtype = self._stored_block(operand, rows), arithmetic.precision(operand)
         if self._device != "cpu":
             return stored.to(self._device).to(dtype).contiguous()
         return self._scratch(stored.numel(), dtype).view(stored.shape).copy_(stored)
 
-    def _change(self, item: Difference, block: Block) -> Tensor:
-        dtype = arithmetic.precision(block.piece.operand)
-        tuned = self._stored_block(item.tuned, block).to(self._device, dtype, copy=True)
-        return tuned.sub_(self._stored_block(item.origin, block).to(self._device))
+    def _change(self, item: Difference, piece: Piece, rows: slice) -> Tensor:
+        dtype = arithmetic.precision(piece.operand)
+        tuned = self._stored_block(item.tuned, rows).to(self._device, dtype, copy=True)
+        return tuned.sub_(self._stored_block(item.origin, rows).to(self._device))
 
-    def _stored_block(self, operand: Operand, block: Block) -> Tensor:
-        """The block's rows as stored, in canonical orientation; valid until the next read of this kind."""
-        nbytes = (block.end - block.begin) * operand.columns * operand.dtype.itemsize
+    def _stored_block(self, operand: Operand, rows: slice) -> Tensor:
+        """The rows as stored, in canonical orientation; valid until the next read of this kind."""
+        nbytes = (rows.stop - rows.start) * operand.columns * operand.dtype.itemsize
         buffer = self._stored = self._stored.fitting(nbytes)
-        stored = _as_tensor(self._read(operand, block, buffer.memory[:nbytes]), operand.dtype)
+        stored = _as_tensor(self._read(operand, rows, buffer.memory[:nbytes]), operand.dtype)
         return stored.view(operand.columns, -1).T if operand.transposed else stored.view(-1, operand.columns)
 
-    def _read(self, operand: Operand, block: Block, into: memoryview) -> memoryview:
-        offset = operand.offset + block.begin * operand.columns * operand.dtype.itemsize
+    def _read(self, operand: Operand, rows: slice, into: memoryview) -> memoryview:
+        offset = operand.offset + rows.start * operand.columns * operand.dtype.itemsize
         self._spare = self._spare.fitting(len(into))
         return self._inputs.read(operand.path, offset, into, self._spare)
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.merge import arithmetic
 from lcmmerge.merge.block import Block, Computer, rows_at_once
 from lcmmerge.merge.outcome import Layer, Measured, Outcome, Settings
 from lcmmerge.merge.pipeline import in_order, one_thread_each
@@ -128,6 +127,7 @@ class _Execution:
         self.in_flight = settings.workers * 2 + 2
         self.buffers = [Buffer(UNIT) for _ in range(self.in_flight)]
         self.local = threading.local()
+        self.preparing = self._computer()
         self.whole = threading.Lock()  # terms that depend on a whole W take several times its memory: one at a time
 
     def run(self) -> Outcome:
@@ -177,7 +177,7 @@ class _Execution:
 
     def _blocks(self, piece: Piece, companions: Parts, row: int) -> Iterator[Block]:
         """``row``: the piece's first in its tensor."""
-        work = arithmetic.prepare(piece, self.settings.device, arithmetic.precision(piece.operand))
+        work = self.preparing.prepare(piece)
         layer = Layer(piece.operand.name, piece.operand.numel, dict(work.squares))
         self.layers.append(layer)
         step = rows_at_once(piece, work)
@@ -204,7 +204,11 @@ class _Execution:
 
     def _start_worker(self) -> None:
         torch.set_num_threads(1)
-        self.local.computer = Computer(self.inputs, self.settings.device, self.plan.merge.output.rounding_seed)
+        self.local.computer = self._computer()
+
+    def _computer(self) -> Computer:
+        merge = self.plan.merge
+        return Computer(self.inputs, merge, self.settings.device, merge.output.rounding_seed)
 
     def _compute(self, unit: Unit) -> None:
         assert unit.buffer is not None

@@ -49,6 +49,7 @@ def fuse(
             outcome.layers,
             {plan.terms[index].name: keys for index, keys in plan.unmatched.items()},
             plan.dropped,
+            plan.merge.method_text,
         )
         if plan.layout == DIFFUSERS:
             staging.commit_folder()

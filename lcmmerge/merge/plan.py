@@ -196,6 +196,7 @@ class Plan:
             "purpose": self.base.purpose,
             "layout": self.layout,
             "output": str(self.result),
+            "method": self.merge.method_text,
             "terms": [
                 {
                     "name": term.name,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lcmmerge import refs
 from lcmmerge.errors import FormatError, NotFoundError, VerificationError
+from lcmmerge.merge.methods import methods
 from lcmmerge.merge.plan import Plan, plan
 from lcmmerge.merge.provenance import RECIPE
-from lcmmerge.merge.spec import Merge, Source
+from lcmmerge.merge.spec import ADD, Merge, Source
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.remote import open_reference
@@ -30,6 +31,9 @@ def read_merge(source: TensorSource) -> Merge:
             raise FormatError(
                 f"{source.path}: was made by {found['type']}", "only what `lcmmerge fuse` wrote can be verified"
             )
+        if (method := found.get("method", ADD)) not in methods():
+            what = f"{source.path}: was merged by the method {method!r}, which is not known here"
+            raise FormatError(what, "install the package that has it, or a newer lcmmerge")
         merge = Merge.from_dict(found)
         for named in (merge.base, *(item for term in merge.terms for item in (term.source, term.made_from) if item)):
             if "/" in named.reference or named.reference in ("", ".", ".."):

@@ -16,8 +16,9 @@ from lcmmerge.merge.plan import Plan
 class Row:
     """One term in one component.
 
-    ``parameters`` of ``of`` were changed. ``relative``: ‖λΔ‖ / ‖θ‖ over those. ``signal``: ‖λΔ‖ / ‖rounding error‖;
-    below about 3 the output dtype swallows a good part of the term. ``weakest``: the layer with the least signal.
+    ``parameters`` of ``of`` were changed. ``relative``: ‖λΔ‖ / ‖θ‖ over those, of Δ what the method keeps. ``signal``:
+    ‖λΔ‖ / ‖rounding error‖; below about 3 the output dtype swallows a good part of the term. ``weakest``: the layer
+    with the least signal.
     """
 
     term: str
@@ -33,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a fuse did."""
+    """What a fuse did. ``method``: with its parameters, as ``--method`` has it."""
 
     output: str
     nbytes: int
@@ -42,6 +43,7 @@ class Report:
     layers: tuple[Layer, ...]
     unmatched: dict[str, tuple[str, ...]]
     dropped: tuple[str, ...]
+    method: str
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; an infinite signal (nothing was lost) is null."""
@@ -52,6 +54,7 @@ class Report:
             "output": self.output,
             "bytes": self.nbytes,
             "sha256": self.sha256,
+            "method": self.method,
             "coverage": rows,
             "unmatched": self.unmatched,
             "dropped": list(self.dropped),
@@ -69,9 +72,8 @@ def rows(plan: Plan, layers: Iterable[Layer]) -> tuple[Row, ...]:
     )
     for index, term in enumerate(plan.terms):
         if term.strength and not any(layer.squares.get(index) for layer in layers):
-            raise NoEffectError(
-                f"{term.path}: all its updates are zero, so it changes nothing", "is it a trained file?"
-            )
+            kept = "all its updates are zero" if plan.merge.linear else f"{plan.merge.method_text} keeps nothing of it"
+            raise NoEffectError(f"{term.path}: {kept}, so it changes nothing", "is it a trained file?")
     return found
 
 

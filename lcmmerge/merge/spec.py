@@ -9,19 +9,20 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from lcmmerge.accelerators import OFFICIAL, Accelerator, accelerator, by_reference
 from lcmmerge.errors import OptionError
+from lcmmerge.merge.methods import complete, methods, spelled
 from lcmmerge.merge.outcome import LARGEST
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 from lcmmerge.tensors.encodings import encodings
 
 STYLE, LCM = "style", "lcm"  # what the command line calls its terms
-METHODS = ("add",)
+ADD = "add"  # the method that merges are made by unless they name another
 COMPONENT = "component"  # the layout of a U-Net alone, as `archs.identify` calls it
 Reference = str | os.PathLike[str]
 Blocks = Mapping[str, float] | str
@@ -126,7 +127,7 @@ class Written:
 def stored_as(dtype: str | None, encoding: str | None) -> str | None:
     """The encoding, which a dtype is one of. Raises OptionError where two are given."""
     if dtype and encoding not in (None, dtype):
-        raise OptionError(f"dtype {dtype}, and encoding {encoding}: only one can be", "leave one of them away")
+        raise OptionError(f"dtype {dtype}, and encoding {encoding}: only one can be", "omit one of them")
     return dtype or encoding
 
 
@@ -135,33 +136,34 @@ Given = float | tuple[Reference, float] | Term
 
 @dataclass(frozen=True, slots=True, init=False)
 class Merge:
-    """θ′ = θ_base + Σ λτ over ``terms``, in their order.
+    """θ′ = θ_base + Σ λτ over ``terms``, in their order, or what another method of ``merge.methods`` makes of them.
 
+    ``parameters``: of the method, all of them: those that are not given have their defaults.
     ``config_from``: whose configs, scheduler and tokenizers a diffusers folder gets where the base is a single file.
     ``allow_unmatched``: merge what fits, and list the rest. ``recipe``: the sha256 of what a recipe file asked for.
     """
 
     base: Source
     terms: tuple[Term, ...] = ()
-    method: str = "add"
+    method: str = ADD
     output: Written = Written()
     config_from: str | None = None
     allow_unmatched: bool = False
     recipe: str | None = None
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
     def __init__(
         self,
         base: Reference | Source,
         terms: Mapping[str, Given] | Sequence[Term] = (),
-        method: str = "add",
+        method: str = ADD,
         output: Written = Written(),
         config_from: Reference | None = None,
         allow_unmatched: bool = False,
         recipe: str | None = None,
+        parameters: Mapping[str, float] | None = None,
     ) -> None:
         """``terms``: name → λ (of the accelerator of that name), or (reference, λ), or a Term. Raises OptionError."""
-        if method not in METHODS:
-            raise OptionError(f"method {method!r}: unknown", f"choose {', '.join(METHODS)}")
         given = terms.items() if isinstance(terms, Mapping) else ((term.name, term) for term in terms)
         fields = {
             "base": Source.of(base),
@@ -171,6 +173,7 @@ class Merge:
             "config_from": None if config_from is None else os.fspath(config_from),
             "allow_unmatched": allow_unmatched,
             "recipe": recipe,
+            "parameters": complete(method, parameters or {}),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -192,11 +195,12 @@ class Merge:
             return cls(
                 Source.from_dict(recorded["base"]),
                 [Term.from_dict(term) for term in recorded["terms"]],
-                recorded.get("method", "add"),
+                recorded.get("method", ADD),
                 Written(None, recorded["layout"], encoding, drop_ema=bool(recorded["drop_ema"]), rounding_seed=seed),
                 recorded.get("config_from"),
                 bool(recorded["allow_unmatched"]),
                 recorded.get("recipe_sha256"),
+                {str(name): _number(value) for name, value in recorded.get("parameters", {}).items()},
             )  # fmt: skip
         except OptionError as error:
             raise ValueError(error.message) from None
@@ -210,6 +214,7 @@ class Merge:
             "base": self.base.to_dict(),
             "terms": [term.to_dict() for term in self.terms],
             "method": self.method,
+            **({"parameters": dict(self.parameters)} if self.parameters else {}),
             "dtype": dtype.name if dtype else None,
             **({"encoding": output.encoding} if output.encoding and not dtype else {}),
             "layout": output.layout,
@@ -237,6 +242,16 @@ class Merge:
         """The first term that is an acceleration LoRA, by what is said or known of it."""
         return next((term for term in self.terms if term.kind or term.name == LCM), None)
 
+    @property
+    def method_text(self) -> str:
+        """The method and its parameters, as ``--method`` has them: ``add``, ``ties:density=0.2``."""
+        return spelled(self.method, self.parameters)
+
+    @property
+    def linear(self) -> bool:
+        """Whether θ′ is linear in each λ, whatever the others are."""
+        return methods()[self.method].linear
+
     def to(self, path: Path | None) -> Self:
         """The merge, written to another path."""
         return replace(self, output=replace(self.output, path=path))
@@ -259,6 +274,7 @@ class Merge:
         encoding = self.output.encoding
         option = "--dtype" if encoding in OUTPUT_DTYPES else "--encoding"
         options |= {"--layout": self.output.layout, option: encoding}
+        options |= {"--method": self.method_text if self.method != ADD else None}
         options |= {"-o": str(self.output.path) if self.output.path else None}
         words += [word for name, value in options.items() if value for word in (name, value)]
         for term in adapters:

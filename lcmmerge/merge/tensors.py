@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lcmmerge.archs import Model
-from lcmmerge.merge import arithmetic
 from lcmmerge.merge.block import Block, Computer, rows_at_once
 from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.outcome import Layer
@@ -43,17 +42,17 @@ def merged(plan: Plan, device: str = "cpu") -> Iterator[Read]:
         for piece in tensor.pieces
     }
     with unchanged(plan.sources.values()), Files() as files, one_thread_each():
-        computer = Computer(files, device, rounding_seed=None)
-        yield lambda name: _compute(pieces[name], computer, device)
+        computer = Computer(files, plan.merge, device, rounding_seed=None)
+        yield lambda name: _compute(pieces[name], computer)
 
 
-def _compute(piece: Piece, computer: Computer, device: str) -> Tensor:
+def _compute(piece: Piece, computer: Computer) -> Tensor:
     """In ``execute``'s blocks: a product's last bit depends on how many rows are multiplied at once."""
     encoding, shape = piece.encoding, piece.operand.shape
     parts = encoding.allocate(shape)
     companions = {suffix: tensor for suffix, tensor in parts.items() if suffix != MAIN}
     data = parts[MAIN].reshape(-1).view(torch.uint8).numpy().data
-    work = arithmetic.prepare(piece, device)
+    work = computer.prepare(piece)
     layer = Layer(piece.operand.name, piece.operand.numel, work.squares)
     step, written = rows_at_once(piece, work), 0
     for begin in range(0, piece.operand.rows, step):

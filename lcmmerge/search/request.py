@@ -187,6 +187,9 @@ def prepare(request: SearchRequest, warn: Callable[[str], None]) -> PreparedSear
         check_installed(goal.extra)
     if is_program(goal.weights):
         warn(f"{goal.weights} is a TorchScript, a program that is run as it stands: take it only from whom you trust")
+    if not request.merge.linear:
+        cause = f"{request.merge.method_text} is not linear in λ, and a search draws every cell from one sum"
+        raise OptionError(cause, "search with the method add; or fuse, and generate, at each λ")
     merge = request.merge.at({term.name: 1.0 for term in request.merge.terms})
     if (fast := merge.accelerated) is None:
         raise OptionError("no term is an acceleration LoRA", "say of one which it is, by its `accelerator`")

@@ -58,6 +58,21 @@ def test_the_weights_are_those_of_a_fuse(sd1: Files, tmp_path: Path) -> None:
     }
 
 
+def test_a_method(sd1: Files, tmp_path: Path) -> None:
+    """Another output, by a step of its own; the card says it."""
+    path, out = recipe(tmp_path, sd1), tmp_path / "out"
+    keys = {text: run(path, out, f"fuse.method={text}").steps["fuse pico"].key for text in ("add", "ties:density=0.3")}
+    assert keys["add"] == run(path, tmp_path / "plain").steps["fuse pico"].key
+    assert len(set(keys.values())) == 2
+    report = fuse(sd1.base(), tmp_path / "direct.safetensors", sd1.style, sd1.lcm, method="ties:density=0.3")
+    recorded = metadata(out / "pico" / "pico.safetensors")
+    assert recorded["modelspec.hash_sha256"] == f"0x{next(iter(report.sha256.values()))}"
+    assert "θ′ = θ + ties:density=0.3(0.8·τ(style), 1·τ(lcm))" in (out / "pico" / "README.md").read_text("utf-8")
+    with pytest.raises(RecipeError) as error:
+        due(path, out, "fuse.method=ties:density=2")
+    assert "fuse.method: " in error.value.details[0] and "density is 2" in error.value.details[0]
+
+
 def test_sources_are_hashed_once(sd1: Files, tmp_path: Path) -> None:
     """What the pin hashed is known to the merge, which records it as it is told."""
     prepared = runner.prepare(load(recipe(tmp_path, sd1, base=sd1.folder())), runner.RunRequest(tmp_path / "out"))

@@ -44,6 +44,13 @@ def test_a_study_stands_beside_the_output(sd1: Files, tmp_path: Path) -> None:
     assert "search_regret" in missed.value.details[0]
 
 
+def test_what_is_not_linear_is_not_searched(sd1: Files, tmp_path: Path) -> None:
+    """Before anything is made."""
+    path = recipe(tmp_path, sd1, more=SEARCH)
+    with pytest.raises(RecipeError, match=r"^search: .*fuse.method is ties:density=0\.2"):
+        due(path, tmp_path / "out", "fuse.method=ties")
+
+
 @pytest.mark.e2e
 def test_blocks_halving_and_optuna(sd1: Files, tmp_path: Path) -> None:
     more = SEARCH.replace("count: 2", "count: 4").replace("steps: 2", "steps: 1")

@@ -68,8 +68,9 @@ def _body(build: Build, fused: Record) -> Iterator[str]:
     plan = build.plan
     if build.description:
         yield f"{markdown.paragraphs(build.description)}\n"
-    terms = " + ".join(f"{term.strength:g}·τ({term.name})" for term in plan.terms)
-    yield f"{plan.base.arch.title}, made by lcmmerge: θ′ = θ + {terms}\n"
+    terms, merge = [f"{term.strength:g}·τ({term.name})" for term in plan.terms], plan.merge
+    change = " + ".join(terms) if merge.linear else f"{merge.method_text}({', '.join(terms)})"
+    yield f"{plan.base.arch.title}, made by lcmmerge: θ′ = θ + {change}\n"
     if plan.accelerator:
         yield "## Drawing\n"
         yield _drawing(plan.accelerator.sampling)

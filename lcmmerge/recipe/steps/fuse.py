@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from lcmmerge.accelerators import Accelerator
 from lcmmerge.archs import Model, identify
-from lcmmerge.errors import RecipeError
+from lcmmerge.errors import OptionError, RecipeError
 from lcmmerge.merge.fuse import fuse
+from lcmmerge.merge.methods import parse
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import plan
-from lcmmerge.merge.spec import Merge, Source, Term, Written, stored_as
+from lcmmerge.merge.spec import ADD, Merge, Source, Term, Written, stored_as
 from lcmmerge.output import parse_size
 from lcmmerge.recipe.sources import Input
 from lcmmerge.recipe.steps.base import Build, Step, Work, step_key
@@ -33,6 +34,14 @@ def as_term(value: Any) -> Any:
 
 def as_bytes(value: Any) -> Any:
     return parse_size(value) if isinstance(value, str) else value
+
+
+def as_method(value: str) -> str:
+    try:
+        parse(value)
+    except OptionError as error:
+        raise ValueError(f"{error.message}: {error.hint}") from None
+    return value
 
 
 class RecipeTerm(Strict):
@@ -64,6 +73,9 @@ class Fuse(Step):
     dtype: Literal[tuple(OUTPUT_DTYPES)] | None = Field(None, description="Default: each tensor's own.")  # type: ignore[valid-type]
     encoding: str | None = Field(None, description="How numbers are stored: a dtype, or what `--encoding` names.")
     layout: Literal[SINGLE_FILE, DIFFUSERS] | None = Field(None, description="Default: the base's.")  # type: ignore[valid-type]
+    method: Annotated[str, AfterValidator(as_method)] = Field(
+        "add", description="How the terms are merged: add, or another with parameters, such as ties:density=0.3."
+    )
     config_from: str | None = Field(
         None, description="The source with configs, scheduler and tokenizers, where the base is a single file."
     )
@@ -148,9 +160,11 @@ def _build(
     target = out / name / f"{name}.safetensors" if layout != DIFFUSERS else out / name
     terms = [_term(name, term, roles) for name, term in fuse.terms.items()]
     key = step_key("fuse", Fuse.version, _facts(name, fuse, roles, layout, settings))
+    method, parameters = parse(fuse.method)
     merge = Merge(
         _source(roles["base"]),
         terms,
+        method,
         output=Written(
             target,
             fuse.layout,
@@ -162,6 +176,7 @@ def _build(
         config_from=str(configs) if configs else None,
         allow_unmatched=fuse.allow_unmatched,
         recipe=key,
+        parameters=parameters,
     )
     opened = {_source(item): item for item in roles.values()}
     planned = plan(merge, opened=lambda source, _: _opened(opened[source]), base=base)
@@ -210,6 +225,7 @@ def _facts(output: str, fuse: Fuse, roles: Mapping[str, Input], layout: str, set
         **({"encoding": fuse.encoding} if fuse.encoding else {}),
         "sampling": drawn_with.sampling.as_dict() if drawn_with else None,
         "rounding_seed": fuse.rounding_seed,
+        **({"method": fuse.method} if fuse.method != ADD else {}),
         "device": settings.device.partition(":")[0],
     }
 

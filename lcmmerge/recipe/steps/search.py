@@ -52,6 +52,14 @@ class Search(DrawingStep):
 
         return ["search", *filter(None, [objective(self.objective).extra])]
 
+    def doubts(self, build: Build) -> Iterable[str]:
+        """Raises RecipeError where cells cannot be drawn from one sum."""
+        merge = build.plan.merge
+        if not merge.linear:
+            cause = f"search: cells are drawn from one sum, and fuse.method is {merge.method_text}"
+            raise RecipeError(cause, "search with the method add, or omit search")
+        return ()
+
     def make(self, work: Work) -> dict[str, Any]:
         """The best λs, and how much worse those of ``fuse`` are.
 
@@ -107,7 +115,13 @@ class Search(DrawingStep):
             cause = "search: none of the terms is an accelerator"
             raise RecipeError(cause, "say `accelerator:` of the source that is one")
         configs = build.inputs.get("config_from")
-        merge = Merge(merge.base, merge.terms, config_from=configs.found.reference if configs else None)
+        merge = Merge(
+            merge.base,
+            merge.terms,
+            merge.method,
+            config_from=configs.found.reference if configs else None,
+            parameters=merge.parameters,
+        )
         # The λs of `fuse`, and factors of 1, are on every axis, so that their own cell is scored too.
         blocks = {
             name: {
