@@ -62,7 +62,9 @@ def prepare(piece: Piece, device: str, dtype: torch.dtype = torch.float32) -> Wo
             work.differences.append(contribution)
             continue
         tensors = read_roles(contribution.patch, device, dtype)
-        update = contribution.adapter.update(contribution.patch, tensors, piece.operand.shape)
+        place = contribution.place
+        update = contribution.adapter.update(contribution.patch, tensors, place.shape if place else piece.operand.shape)
+        update = place.through(update) if place else update
         strength, term = contribution.strength, contribution.term
         if isinstance(update, Dependent):
             work.dependent.append((term, strength, update))

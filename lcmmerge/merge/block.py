@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,15 +63,19 @@ class Computer:
         target = _as_tensor(out, piece.dtype)
         if piece.is_copy:
             return self._copy(block, out, target)
-        weights = self._load(piece.operand, block)
+        span = replace(block, begin=0, end=piece.operand.rows) if block.work.needs_whole else block
+        weights = self._load(piece.operand, span)
         pristine = weights.reshape(-1, *piece.operand.shape[1:]).clone() if block.work.dependent else None
-        sample = slice(0, max(1, arithmetic.SAMPLE // piece.operand.columns))
-        changes = [(item.term, item.strength, self._change(item, block)) for item in block.work.differences]
+        changes = [(item.term, item.strength, self._change(item, span)) for item in block.work.differences]
         measured = Measured(arithmetic.base_square(weights, piece.operand))
-        arithmetic.add_terms(weights, block.work, slice(block.begin, block.end), changes, pristine, measured)
+        arithmetic.add_terms(weights, block.work, slice(span.begin, span.end), changes, pristine, measured)
+        if block.begin > span.begin:  # the parameter's first block has measured all of it
+            measured = Measured()
+        weights = weights[block.begin - span.begin : block.end - span.begin]
         final = weights.T if piece.transposed else weights
         arithmetic.round_into(target.view(final.shape), final, piece, block.begin, self._seed)
         if piece.contributions and block.begin == 0:
+            sample = slice(0, max(1, arithmetic.SAMPLE // piece.operand.columns))
             written = target.view(final.shape).T if piece.transposed else target.view(final.shape)
             arithmetic.measure_rounding(measured, weights[sample], written[sample])
         return measured
@@ -105,9 +109,20 @@ class Computer:
         return stored.view(operand.columns, -1).T if operand.transposed else stored.view(-1, operand.columns)
 
     def _read(self, operand: Operand, block: Block, into: memoryview) -> memoryview:
-        offset = operand.offset + block.begin * operand.columns * operand.dtype.itemsize
+        """The block's bytes: in ``into``, or where they came to lie together."""
+        row = operand.columns * operand.dtype.itemsize
+        places = list(operand.cut(block.begin * row, len(into)))
         self._spare = self._spare.fitting(len(into))
-        return self._inputs.read(operand.path, offset, into, self._spare)
+        if len(places) == 1:
+            return self._inputs.read(operand.path, places[0][0], into, self._spare)
+        done = 0
+        for offset, nbytes in places:
+            part = into[done : done + nbytes]
+            data = self._inputs.read(operand.path, offset, part, self._spare)
+            if data is not part:
+                part[:] = data
+            done += nbytes
+        return into
 
     def _scratch(self, numel: int, dtype: torch.dtype) -> Tensor:
         """Float32 memory is used again; float64 is rare."""

@@ -19,6 +19,7 @@ import torch
 
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.merge import arithmetic
+from lcmmerge.merge.arithmetic import Work
 from lcmmerge.merge.block import Block, Computer, rows_at_once
 from lcmmerge.merge.outcome import Layer, Measured, Outcome, Settings
 from lcmmerge.merge.pipeline import in_order, one_thread_each
@@ -153,13 +154,18 @@ class _Execution:
                 yield self._with_buffer(unit)
 
     def _blocks(self, file: PlannedFile) -> Iterator[Block]:
-        for piece in (piece for tensor in file.tensors for piece in tensor.pieces if piece.operand.numel):
-            work = arithmetic.prepare(piece, self.settings.device, arithmetic.precision(piece.operand))
-            layer = Layer(piece.operand.name, piece.operand.numel, dict(work.squares))
-            self.layers.append(layer)
-            step = rows_at_once(piece, work)
-            for begin in range(0, piece.operand.rows, step):
-                yield Block(piece, work, layer, begin, min(begin + step, piece.operand.rows))
+        for tensor in file.tensors:
+            ready: dict[str, tuple[Work, Layer]] = {}  # of the tensor's parameters, whose rows may alternate
+            for piece in (piece for piece in tensor.pieces if piece.operand.numel):
+                name = piece.operand.name
+                if name not in ready:
+                    work = arithmetic.prepare(piece, self.settings.device, arithmetic.precision(piece.operand))
+                    ready[name] = work, Layer(name, piece.operand.numel, dict(work.squares))
+                    self.layers.append(ready[name][1])
+                work, layer = ready[name]
+                step = rows_at_once(piece, work)
+                for begin in range(piece.begin, piece.end, step):
+                    yield Block(piece, work, layer, begin, min(begin + step, piece.end))
 
     def _with_buffer(self, unit: Unit) -> Unit:
         unit.buffer = self.buffers.pop() if unit.nbytes <= UNIT else Buffer(unit.nbytes)

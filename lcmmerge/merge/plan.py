@@ -16,7 +16,7 @@ from typing import Any
 
 from lcmmerge import refs
 from lcmmerge.accelerators import Accelerator
-from lcmmerge.archs import Model, aliases, identify
+from lcmmerge.archs import Model, identify
 from lcmmerge.errors import NoEffectError, OutputError
 from lcmmerge.merge.blocks import BlockWeights, parse_block_weights
 from lcmmerge.merge.configs import check_configs
@@ -46,7 +46,7 @@ SAFETENSORS = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The unit of work: an operand, what is added to it, and how it is stored.
+    """The unit of work: rows ``begin`` … ``end`` of an operand, what is added to it, and how it is stored.
 
     Pieces of one tensor lie one after another in it (OpenCLIP's fused q, k, v). ``transposed``: written as [in, out].
     """
@@ -55,10 +55,12 @@ class Piece:
     dtype: DType
     transposed: bool
     contributions: tuple[Contribution, ...]
+    begin: int
+    end: int
 
     @property
     def nbytes(self) -> int:
-        return self.operand.numel * self.dtype.itemsize
+        return (self.end - self.begin) * self.operand.columns * self.dtype.itemsize
 
     @property
     def is_copy(self) -> bool:
@@ -230,8 +232,7 @@ def plan(
         )
         for term, source, factors in zip(merge.terms, sources, weights, strict=True)
     )
-    spellings = aliases(base)
-    matches = [match(index, vector, base, spellings) for index, vector in enumerate(vectors)]
+    matches = [match(index, vector, base) for index, vector in enumerate(vectors)]
     for vector, matched in zip(vectors, matches, strict=True):
         _check(vector, matched, base, allow_unmatched=merge.allow_unmatched)
     planned = Plan(
@@ -316,11 +317,11 @@ def _by_parameter(matches: list[Matched]) -> dict[str, tuple[Contribution, ...]]
 def _planned(
     draft: Draft, contributions: Mapping[str, tuple[Contribution, ...]], wanted: DType | None
 ) -> PlannedTensor:
-    stored = draft.operands[0].dtype
+    stored = draft.parts[0][0].dtype
     dtype = wanted if wanted and draft.converts and stored.floating else stored
     pieces = tuple(
-        Piece(operand, dtype, draft.transposed, contributions.get(operand.name, ()))
-        for operand in draft.operands
+        Piece(operand, dtype, draft.transposed, contributions.get(operand.name, ()), begin, end)
+        for operand, begin, end in draft.parts
     )
     return PlannedTensor(TensorSpec(draft.name, dtype, draft.shape), pieces)
 

@@ -64,7 +64,7 @@ def load(reference: str, model: Model, config_from: str | None, device: torch.de
     model.source.fetch()
     components = load_components(model, configs, dtype)
     scheduler = dict(components["scheduler"].config)
-    kind: Literal["sd", "sdxl"] = "sdxl" if model.arch.unet.added else "sd"
+    kind: Literal["sd", "sdxl"] = "sdxl" if model.arch.family.micro_conditioning else "sd"
     names = [encoder.name for encoder in model.arch.text_encoders]
     tokenizers = [components[name.replace("text_encoder", "tokenizer")] for name in names]
     encoder = TextEncoders(kind, tokenizers, [components[name].to(device) for name in names], device)
