@@ -20,13 +20,12 @@ from lcmmerge.tensors import TensorInfo, TensorSource
 class Family:
     """What is the same for every model of a family, beside its names.
 
-    ``prediction``: what the denoiser predicts where nothing says otherwise: ``epsilon``, ``v_prediction`` or ``flow``.
+    ``prediction``: what the denoiser predicts where nothing says otherwise: ``epsilon``, ``v_prediction``, ``flow``.
     ``pipeline``: diffusers' class that draws an image of a text, empty where lcmmerge draws none. ``guidance``: of
-    many-step samplers, that class's default. ``trained_guidance``: the range of w that distillation draws from, of LCM's own
-    scripts.
-    ``micro_conditioning``: it is told sizes and pooled text beside the prompt (https://arxiv.org/abs/2307.01952).
-    ``upcast_vae``: its VAE overflows in float16, unless its config says ``force_upcast`` false. ``from_image``: it draws
-    from an image, and not from a text alone.
+    many-step samplers, that class's default. ``trained_guidance``: the range of w that distillation draws from, as in
+    LCM's own scripts. ``micro_conditioning``: it is told sizes and pooled text beside the prompt
+    (https://arxiv.org/abs/2307.01952). ``upcast_vae``: its VAE overflows in float16, unless its config says
+    ``force_upcast`` false. ``from_image``: it draws from an image, and not from a text alone.
     """
 
     prediction: str = "epsilon"

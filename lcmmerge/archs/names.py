@@ -8,7 +8,7 @@ architecture's canonical and single-file names:
 | ``lora_unet_down_blocks_0_…``, ``lora_te_…`` | kohya for SD 1 and 2; the official LCM-LoRA files |
 | ``lora_unet_input_blocks_1_…``, ``lora_te1_…``, ``lora_te2_…`` | kohya for SDXL |
 | ``lycoris_down_blocks_0_…`` | LyCORIS outside kohya |
-| ``unet.down_blocks.0.…``, ``transformer.transformer_blocks.0.…``, ``text_encoder.…`` | diffusers |
+| ``unet.down_blocks.0.…``, ``transformer.…``, ``text_encoder.…`` | diffusers |
 | ``down_blocks.0.…``, ``text_model.…``, ``base_model.model.…`` | PEFT, on one model |
 | ``diffusion_model.input_blocks.1.…``, ``text_encoders.clip_l.transformer.…`` | ComfyUI |
 | ``model.diffusion_model.input_blocks.1.…`` | a single file's own names |
@@ -29,7 +29,6 @@ from lcmmerge.archs.component import Component
 from lcmmerge.archs.foreign import SHARED, guess_family
 from lcmmerge.archs.tables import Slot
 from lcmmerge.archs.views import WHOLE, View
-from lcmmerge.refs.weights import SINGLE_FILE
 
 DENOISER = (
     "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "net.", "model.", "pipe.dit.",

@@ -15,8 +15,8 @@ from lcmmerge.archs.tables import Slot, Table, expand
 class BlockList:
     """Equal blocks, one after another.
 
-    ``name``: such as ``transformer_blocks``, before a block's number; ``stored``: in a single file, where it is another.
-    ``depth``: how many the published model has. ``letter``: ``--block-weights`` calls them ``B00``, ``B01``, …
+    ``name``: such as ``transformer_blocks``, before a block's number; ``stored``: in a single file, where it is
+    another. ``depth``: how many the published model has. ``letter``: ``--block-weights`` has ``B00``, ``B01``, …
     """
 
     name: str

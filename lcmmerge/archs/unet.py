@@ -24,9 +24,9 @@ LETTERS = {"input_blocks": "IN", "output_blocks": "OUT"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UNet(Component):
-    """A U-Net by its block structure: for each block, the transformer depth behind each of its residual layers; 0: none.
+    """A U-Net by its block structure: for each block, the transformer depth behind each of its residual layers.
 
-    ``mid`` is the depth between the middle's two residual layers; a middle without attention has only one.
+    0 is no transformer. ``mid`` is the depth between the middle's two residual layers; a middle without attention has only one.
     ``linear_projection``: ``proj_in`` and ``proj_out`` are linear, not 1×1 convolutions. ``added``: there is
     an embedding of size and pooled text beside the timestep's.
     """
@@ -76,7 +76,7 @@ class UNet(Component):
 
     def blocks(self) -> tuple[str, ...]:
         """As merge-block-weight calls them (bbc-mc/sdweb-merge-block-weighted-gui)."""
-        inputs = 1 + sum(map(len, self.down)) + len(self.down) - 1  # the input convolution, the layers, the downsamplers
+        inputs = sum(map(len, self.down)) + len(self.down)  # the input convolution, the layers, the downsamplers
         outputs = sum(map(len, self.up))
         return (
             BASE,

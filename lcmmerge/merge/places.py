@@ -1,7 +1,7 @@
 """An adapter made for a tensor that is several canonical parameters: its ΔW, through their views.
 
-ΔW is computed for the tensor that the adapter was made for, and each parameter takes its part. With ΔW = s·B·A, B's rows
-are the part's, exactly; what is no product is formed whole, and what depends on W gets that tensor put together.
+ΔW is computed for the tensor that the adapter was made for, and each parameter takes its part. With ΔW = s·B·A the
+part's rows of B are exact; what is no product is formed whole, and what depends on W gets that tensor put together.
 """
 
 from __future__ import annotations

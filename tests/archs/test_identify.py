@@ -10,7 +10,7 @@ from named import named_source
 from pico import PICOS, lcm_lora, pico
 from published import PUBLISHED, shapes
 
-from lcmmerge.archs import architectures, identify, is_ema
+from lcmmerge.archs import identify, is_ema
 from lcmmerge.archs.views import CONV1X1, WHOLE
 from lcmmerge.errors import FormatError, UnknownArchitectureError
 from lcmmerge.tensors import open_source

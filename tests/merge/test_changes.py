@@ -29,7 +29,8 @@ def test_an_adapters_change_is_its_update(kind, files, tmp_path):
     inputs, style = files("sd1"), adapter(kind, tmp_path)
     found = changes(planned(inputs.base(), style, inputs.lcm), 0)
     names = names_of(identify(open_source(inputs.base())).arch)
-    patches = {f"{names.find(patch.key).module}.{patch.parameter}": patch for patch in read_adapter(open_source(style)).patches}
+    found_of = read_adapter(open_source(style)).patches
+    patches = {f"{names.find(patch.key).module}.{patch.parameter}": patch for patch in found_of}
     assert {name for name, patch in patches.items() if not patch.optional} <= found.keys() <= patches.keys()
     assert found
     for name, (pristine, change) in found.items():
