@@ -27,7 +27,7 @@ EXAMPLES = re.findall(r"`lcmmerge/((?:\w+/)+)(\w+)\.py`:\n\n```python\n(.*?)```"
 VARIABLES = {"adapters": "ADAPTER", "archs": "ARCHITECTURE", "objectives": "OBJECTIVE", "targets": "TARGET"}
 # What every registered entry must keep to, for the new ones: selected by their names.
 CONFORMANCE = (
-    *("adapters/test_conformance.py", "archs/test_identify.py", "archs/test_keymap.py", "archs/test_targets.py"),
+    *("adapters/test_conformance.py", "archs/test_identify.py", "archs/test_tables.py", "archs/test_targets.py"),
     *("search/test_objectives.py", "export/test_targets.py"),
 )
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

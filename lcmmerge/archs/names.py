@@ -13,8 +13,8 @@ architecture's canonical and single-file names:
 | ``diffusion_model.input_blocks.1.…``, ``text_encoders.clip_l.transformer.…`` | ComfyUI |
 | ``model.diffusion_model.input_blocks.1.…`` | a single file's own names |
 
-In 16 public key lists of FLUX, Qwen-Image, Anima and Krea 2 LoRAs every one of 7,105 names is found so, without two that
-fall together.
+In 16 public key lists of FLUX, Qwen-Image, Anima and Krea 2 LoRAs each of 7,105 names is found so, and no two fall
+together.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ LETTERS = {"input_blocks": "IN", "output_blocks": "OUT"}
 class UNet(Component):
     """A U-Net by its block structure: for each block, the transformer depth behind each of its residual layers.
 
-    0 is no transformer. ``mid`` is the depth between the middle's two residual layers; a middle without attention has only one.
+    0 is no transformer. ``mid`` is the depth between the middle's two residual layers; without attention there is only
+    one.
     ``linear_projection``: ``proj_in`` and ``proj_out`` are linear, not 1×1 convolutions. ``added``: there is
     an embedding of size and pooled text beside the timestep's.
     """

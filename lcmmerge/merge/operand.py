@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Operand:
     """A parameter of the base, and where it lies.
 
-    ``spans``: offset and number of bytes of what holds it, in its own order; several where its rows are in another order
-    there. ``shape`` is the canonical one; where ``transposed``, the file holds the parameter as [in, out].
+    ``spans``: offset and number of bytes of what holds it, in its own order; several where its rows have another
+    order there. ``shape`` is the canonical one; where ``transposed``, the file holds the parameter as [in, out].
     """
 
     name: str

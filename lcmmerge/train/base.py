@@ -92,9 +92,9 @@ def _records_lcm(source: TensorSource) -> bool:
 
 
 def _encoders_sha256(model: Model) -> str:
-    """Of every parameter beside the U-Net's, by canonical name: latents and texts encoded by one fit the other."""
-    digest, read = hashlib.sha256(), stored(model)
-    for name in sorted(name for name in model.parameters if not name.startswith("unet.")):
+    """Of every parameter beside the denoiser's, by canonical name: latents and texts encoded by one fit the other."""
+    digest, read, denoiser = hashlib.sha256(), stored(model), f"{model.arch.denoiser.name}."
+    for name in sorted(name for name in model.parameters if not name.startswith(denoiser)):
         tensor = read(name)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -86,7 +86,9 @@ def test_the_order_of_the_rows() -> None:
     assert tiles(HEADS, [(4,)] * 3) == ((12,), [Tile(i % 3, i // 3 * 2, i // 3 * 2 + 2) for i in range(6)])
 
 
-@pytest.mark.parametrize(("view", "stored"), [(THIRDS[0], (8, 2)), (SWAPPED, (7,)), (HEADS[0], (9, 2)), (THIRDS[0], ())])
+@pytest.mark.parametrize(
+    ("view", "stored"), [(THIRDS[0], (8, 2)), (SWAPPED, (7,)), (HEADS[0], (9, 2)), (THIRDS[0], ())]
+)
 def test_what_cannot_be_cut(view: View, stored: tuple[int, ...]) -> None:
     assert not view.splits(stored)
 
