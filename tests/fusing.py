@@ -112,10 +112,7 @@ def canonical(path: Path) -> dict[str, Tensor]:
     stored = load(path)
     found = {}
     for name, parameter in identify(open_source(path)).parameters.items():
-        tensor, slot = stored[parameter.info.name], parameter.slot
-        if slot.parts > 1:
-            tensor = tensor.chunk(slot.parts)[slot.part]
-        found[name] = (tensor.T if slot.transposed else tensor).reshape(parameter.shape)
+        found[name] = parameter.slot.view.take(stored[parameter.info.name])
     return found
 
 

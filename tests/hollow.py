@@ -34,10 +34,7 @@ def hollow_model(path: Path, name: str) -> Path:
     for key, slots in architectures()[name].keymap("single-file").stored.items():
         present = [slot for slot in slots if slot.parameter in real]
         if present:
-            shape = real[present[0].parameter]
-            shape = shape[::-1] if present[0].transposed else shape
-            shape = (*shape, 1, 1) if present[0].conv1x1 else shape
-            stored[key] = (shape[0] * len(present), *shape[1:])
+            stored[key] = present[0].view.stored_shape(real[present[0].parameter])
     return hollow(path, stored)
 
 

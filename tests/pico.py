@@ -29,8 +29,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from lcmmerge.archs import Architecture, Slot, architectures
+from lcmmerge.archs import Architecture, architectures
+from lcmmerge.archs.clip import TextEncoder
 from lcmmerge.archs.targets import lora_targets
+from lcmmerge.archs.unet import UNet
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -45,7 +47,9 @@ UP, CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
 
 def unet_config(arch: Architecture) -> dict[str, object]:
     """Of a UNet2DConditionModel with the structure that the architecture tells."""
-    down, up, mid = arch.unet.down, arch.unet.up, arch.unet.mid
+    unet = arch.denoiser
+    assert isinstance(unet, UNet)
+    down, up, mid = unet.down, unet.up, unet.mid
     depths = [level[0] for level in down]
     depths[-1] = depths[-1] or mid
     config: dict[str, object] = {
@@ -55,12 +59,12 @@ def unet_config(arch: Architecture) -> dict[str, object]:
         "mid_block_type": "UNetMidBlock2DCrossAttn" if mid else "UNetMidBlock2D",
         "up_block_types": tuple(CROSS_UP if level[0] else UP for level in up),
         "transformer_layers_per_block": tuple(depth or 1 for depth in depths),
-        "use_linear_projection": arch.unet.linear_projection,
-        "cross_attention_dim": sum(HIDDEN[encoder.comfy] for encoder in arch.text_encoders),
+        "use_linear_projection": unet.linear_projection,
+        "cross_attention_dim": sum(HIDDEN[encoder.comfy] for encoder in text_encoders(arch)),
     }
     if any(set(level) - {0, depth} for level, depth in zip(up, reversed(depths), strict=True)):
         config["reverse_transformer_layers_per_block"] = tuple(level if level[0] else 1 for level in up)
-    if arch.unet.added:  # the sizes, and the refiner's one score in the place of two of them
+    if arch.family.micro_conditioning:  # the sizes, and the refiner's one score in the place of two of them
         numbers = 6 if len(arch.text_encoders) > 1 else 5
         config |= {
             "addition_embed_type": "text_time",
@@ -70,15 +74,20 @@ def unet_config(arch: Architecture) -> dict[str, object]:
     return config
 
 
+def text_encoders(arch: Architecture) -> list[TextEncoder]:
+    return [part for part in arch.parts if isinstance(part, TextEncoder)]
+
+
 def pipeline_class(arch: Architecture) -> type[DiffusionPipeline]:
-    if not arch.unet.added:
+    if not arch.family.micro_conditioning:
         return StableDiffusionPipeline
     return StableDiffusionXLPipeline if len(arch.text_encoders) > 1 else StableDiffusionXLImg2ImgPipeline
 
 
-UNETS = {name: unet_config(arch) for name, arch in architectures().items()}
+UNET_ARCHS = {name: arch for name, arch in architectures().items() if isinstance(arch.denoiser, UNet)}
+UNETS = {name: unet_config(arch) for name, arch in UNET_ARCHS.items()}
 UNETS["sd1-inpainting"] = UNETS["sd1"] | {"in_channels": 9}
-PIPELINES = {name: pipeline_class(arch) for name, arch in architectures().items()}
+PIPELINES = {name: pipeline_class(arch) for name, arch in UNET_ARCHS.items()}
 PIPELINES["sd1-inpainting"] = StableDiffusionInpaintPipeline
 PICOS = tuple(UNETS)
 STYLE_TARGETS = tuple(
@@ -122,9 +131,12 @@ class PicoModel:
         state = self.state()
         stored = {}
         for name, slots in self.arch.keymap("single-file").stored.items():
-            parts = [_store(slot, state[slot.parameter]) for slot in slots if slot.parameter in state]
-            if parts:
-                stored[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+            present = [slot for slot in slots if slot.parameter in state]
+            if present:
+                first = state[present[0].parameter]
+                stored[name] = first.new_empty(present[0].view.stored_shape(tuple(first.shape)))
+            for slot in present:
+                slot.view.put(stored[name], state[slot.parameter])
         return stored
 
     def _extras(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -135,7 +147,7 @@ class PicoModel:
         for name, tensor in stored.items():
             if name.startswith("model."):
                 extras["model_ema." + name.removeprefix("model.").replace(".", "")] = tensor * 0.5
-        for encoder in self.arch.text_encoders:
+        for encoder in text_encoders(self.arch):
             width = HIDDEN[encoder.comfy]
             if not encoder.open_clip:
                 extras[f"{encoder.stored}text_model.embeddings.position_ids"] = torch.arange(77)[None]
@@ -195,11 +207,11 @@ def pico(name: str, seed: int = 0) -> PicoModel:
             "tokenizer": None,
             "scheduler": scheduler("v_prediction" if name == "sd2" else "epsilon"),
         }
-        for encoder in arch.text_encoders:
+        for encoder in text_encoders(arch):
             parts[encoder.name] = _text_encoder(HIDDEN[encoder.comfy], encoder.layers, encoder.projection)
             parts[encoder.name.replace("text_encoder", "tokenizer")] = tokenizer()
         _perturb(parts)
-    if not arch.unet.added:
+    if not arch.family.micro_conditioning:
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipeline = PIPELINES[name](**parts)
     pipeline.set_progress_bar_config(disable=True)
@@ -249,7 +261,7 @@ def style_lora(path: Path, name: str, rank: int = 4, alpha: float = 2.0, seed: i
         component, _, module = parameter.removesuffix(".weight").partition(".")
         if component not in prefixes or not parameter.endswith(STYLE_TARGETS):
             continue
-        if component == "unet" and model.arch.unet.added:
+        if component == "unet" and model.arch.family.micro_conditioning:
             module = slots[parameter].stored.removeprefix("model.diffusion_model.").removesuffix(".weight")
         modules[prefixes[component] + module.replace(".", "_")] = tuple(tensor.shape)
     save_file(_factors(modules, rank, alpha, seed), path)
@@ -291,12 +303,6 @@ def _perturb(parts: dict[str, object]) -> None:
         if isinstance(part, nn.Module):
             for parameter in part.eval().requires_grad_(False).parameters():
                 parameter += 0.02 * torch.randn_like(parameter)
-
-
-def _store(slot: Slot, tensor: Tensor) -> Tensor:
-    if slot.transposed:
-        return tensor.T.contiguous()
-    return tensor[..., None, None] if slot.conv1x1 else tensor
 
 
 def _cast(tensor: Tensor, dtype: str) -> Tensor:

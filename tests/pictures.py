@@ -29,7 +29,7 @@ def folder_of(path: Path, count: int, **size: int) -> Path:
 
 def encoder_of(name: str, **options: Any) -> TextEncoders:
     """Over the pico's own modules."""
-    pipeline, two = pico(name).pipeline, pico(name).arch.unet.added
+    pipeline, two = pico(name).pipeline, pico(name).arch.family.micro_conditioning
     parts = ("", "_2") if two else ("",)
     tokenizers = [getattr(pipeline, f"tokenizer{part}") for part in parts]
     encoders = [getattr(pipeline, f"text_encoder{part}") for part in parts]

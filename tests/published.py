@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from pico import CROSS_DOWN, CROSS_UP, DOWN, UP, canonical_state
+from pico import CROSS_DOWN, CROSS_UP, DOWN, UP, canonical_state, text_encoders
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lcmmerge.archs import architectures
@@ -66,7 +66,7 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
                 latent_channels=4,
             ),
         }
-        for encoder in arch.text_encoders:
+        for encoder in text_encoders(arch):
             hidden, heads = TEXT_WIDTHS[encoder.comfy]
             config = CLIPTextConfig(
                 hidden_size=hidden,

@@ -48,7 +48,7 @@ def linked(part: str, folder: Path, cache: Path) -> DiffusionPipeline:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             parts[encoder.name] = type(parts[encoder.name])(CLIPTextConfig(**config)).eval()
-    pipeline = kind(**parts, **({} if arch.unet.added else {"requires_safety_checker": False}))
+    pipeline = kind(**parts, **({} if arch.family.micro_conditioning else {"requires_safety_checker": False}))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     for weights in folder.rglob("*.safetensors"):

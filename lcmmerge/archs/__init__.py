@@ -1,19 +1,24 @@
 """Architectures, one file each: how to recognise one, its components, and its names, canonical ↔ stored."""
 
-from lcmmerge.archs.aliases import aliases, guess_architecture, kohya_name, likely_architectures, spellings
-from lcmmerge.archs.base import Architecture, Model, Parameter, architectures, is_ema
+from lcmmerge.archs.base import Architecture, Family, Model, Parameter, architectures, is_ema
+from lcmmerge.archs.component import Component
 from lcmmerge.archs.foreign import supported
 from lcmmerge.archs.identify import identify
-from lcmmerge.archs.keymap import KeyMap, Slot
+from lcmmerge.archs.names import Home, guess_architecture, kohya_name, likely_architectures, names_of
+from lcmmerge.archs.tables import KeyMap, Slot
 from lcmmerge.archs.targets import lora_parameters, lora_targets
+from lcmmerge.archs.views import View, tiles
 
 __all__ = [
     "Architecture",
+    "Component",
+    "Family",
+    "Home",
     "KeyMap",
     "Model",
     "Parameter",
     "Slot",
-    "aliases",
+    "View",
     "architectures",
     "guess_architecture",
     "identify",
@@ -22,6 +27,7 @@ __all__ = [
     "likely_architectures",
     "lora_parameters",
     "lora_targets",
-    "spellings",
+    "names_of",
     "supported",
+    "tiles",
 ]

@@ -2,45 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from types import MappingProxyType
 from typing import cast
 
-from lcmmerge.archs.clip import TextEncoder, text_encoder_slots
-from lcmmerge.archs.keymap import KeyMap, Shape, Slot
-from lcmmerge.archs.unet import UNet, unet_slots
-from lcmmerge.archs.vae import vae_slots
+from lcmmerge.archs.component import Component
+from lcmmerge.archs.tables import KeyMap, Slot
+from lcmmerge.archs.views import Shape
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.registry import entries
 from lcmmerge.tensors import TensorInfo, TensorSource
 
 
 @dataclass(frozen=True, slots=True)
+class Family:
+    """What is the same for every model of a family, beside its names.
+
+    ``prediction``: what the denoiser predicts where nothing says otherwise: ``epsilon``, ``v_prediction``, ``flow``.
+    ``pipeline``: diffusers' class that draws an image of a text, empty where lcmmerge draws none. ``guidance``: of
+    many-step samplers, that class's default. ``trained_guidance``: the range of w that distillation draws from, as in
+    LCM's own scripts. ``micro_conditioning``: it is told sizes and pooled text beside the prompt
+    (https://arxiv.org/abs/2307.01952). ``upcast_vae``: its VAE overflows in float16, unless its config says
+    ``force_upcast`` false. ``from_image``: it draws from an image, and not from a text alone.
+    """
+
+    prediction: str = "epsilon"
+    pipeline: str = ""
+    guidance: float = 7.5
+    trained_guidance: tuple[float, float] = (5.0, 15.0)
+    micro_conditioning: bool = False
+    upcast_vae: bool = False
+    from_image: bool = False
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A family of checkpoints with the same names.
 
-    ``name`` is the registered one (the module's). ``hub`` is the repository whose configs, tokenizers and
-    scheduler are its reference, ``modelspec`` its id in the metadata of https://github.com/Stability-AI/ModelSpec.
-    ``from_image``: it draws from an image, and not from a text alone.
+    ``parts``: its components, the denoiser first. ``name`` is the registered one (the module's). ``hub`` is the
+    repository whose configs, tokenizers and scheduler are its reference, ``modelspec`` its id in the metadata of
+    https://github.com/Stability-AI/ModelSpec.
     """
 
     title: str
     hub: str
     modelspec: str
-    unet: UNet
-    text_encoders: tuple[TextEncoder, ...]
-    from_image: bool = False
+    parts: tuple[Component, ...]
+    family: Family = Family()
     name: str = ""
 
     @property
+    def denoiser(self) -> Component:
+        return self.parts[0]
+
+    @property
     def components(self) -> tuple[str, ...]:
-        return ("unet", "vae", *(encoder.name for encoder in self.text_encoders))
+        return tuple(part.name for part in self.parts)
+
+    @property
+    def text_encoders(self) -> tuple[Component, ...]:
+        return tuple(part for part in self.parts if part.name.startswith("text_encoder"))
 
     def keymap(self, layout: str) -> KeyMap:
-        """The names in the layout ``single-file`` (LDM's) or ``diffusers`` (as canonical)."""
-        return _keymap(self, layout)
+        """The names in the layout ``single-file`` (such as LDM's) or ``diffusers`` (as canonical)."""
+        return self._canonical if layout == DIFFUSERS else self._stored
+
+    @cached_property
+    def _stored(self) -> KeyMap:
+        return KeyMap.of(slot for part in self.parts for slot in part.slots())
+
+    @cached_property
+    def _canonical(self) -> KeyMap:
+        slots = self._stored.slots.values()
+        return KeyMap.of(Slot(slot.parameter, slot.parameter, optional=slot.optional) for slot in slots)
+
+    @cached_property
+    def required(self) -> frozenset[str]:
+        """The parameters that every model of it has, as far as its components are there."""
+        return frozenset(name for name, slot in self._stored.slots.items() if not slot.optional)
 
 
 @cache
@@ -48,20 +89,6 @@ def architectures() -> Mapping[str, Architecture]:
     """Every architecture by its registered name."""
     found = cast("Mapping[str, Architecture]", entries("lcmmerge.archs", "ARCHITECTURE"))
     return MappingProxyType({name: replace(arch, name=name) for name, arch in found.items()})
-
-
-@cache
-def _keymap(arch: Architecture, layout: str) -> KeyMap:
-    if layout == DIFFUSERS:
-        return KeyMap.of(Slot(slot.parameter, slot.parameter) for slot in _slots(arch))
-    return KeyMap.of(_slots(arch))
-
-
-def _slots(arch: Architecture) -> Iterator[Slot]:
-    yield from unet_slots(arch.unet)
-    yield from vae_slots()
-    for encoder in arch.text_encoders:
-        yield from text_encoder_slots(encoder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +108,7 @@ class Parameter:
 class Model:
     """A recognised checkpoint; ``parameters`` by canonical, ``leftovers`` by stored name, in reading order.
 
-    ``layout``: ``single-file``, ``diffusers``, or ``component`` for a lone U-Net. ``purpose``: ``base``, or
+    ``layout``: ``single-file``, ``diffusers``, or ``component`` for a denoiser alone. ``purpose``: ``base``, or
     what the number of input channels says: ``inpainting``, ``instruct-pix2pix``, ``depth``. Leftovers are
     tensors of no canonical name: EMA copies, schedules, ``position_ids``, layers that diffusers leaves out.
     """
@@ -101,17 +128,20 @@ class Model:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Canonical names that the components lack, shortcuts aside: only the widths tell where those are."""
+        """Canonical names that the components lack, those aside of which only the widths tell where they are."""
         components = self.components
         return tuple(
             name
             for name in self.arch.keymap(DIFFUSERS).slots
-            if name not in self.parameters and name.partition(".")[0] in components and is_required(name)
+            if name in self.arch.required
+            and name not in self.parameters
+            and name.partition(".")[0] in components
         )
 
-
-def is_required(parameter: str) -> bool:
-    return ".conv_shortcut." not in parameter
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Canonical name → shape."""
+        return {name: parameter.shape for name, parameter in self.parameters.items()}
 
 
 def is_ema(stored: str) -> bool:

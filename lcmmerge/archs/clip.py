@@ -6,63 +6,77 @@ Format: https://github.com/mlfoundations/open_clip/blob/main/src/open_clip/trans
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from lcmmerge.archs.keymap import KeyRow, Slot, Table, expand
+from lcmmerge.archs.component import Component
+from lcmmerge.archs.tables import Row, Slot, Table, expand
+from lcmmerge.archs.views import TRANSPOSED, part
 
 LAYER = "text_model.encoder.layers.{i}."
 BLOCK = "transformer.resblocks.{i}."
 
 CLIP: Table = (
-    KeyRow("text_model.embeddings.token_embedding.weight"),
-    KeyRow("text_model.embeddings.position_embedding.weight"),
-    KeyRow(LAYER + "layer_norm1.{p}"),
-    KeyRow(LAYER + "self_attn.q_proj.{p}"),
-    KeyRow(LAYER + "self_attn.k_proj.{p}"),
-    KeyRow(LAYER + "self_attn.v_proj.{p}"),
-    KeyRow(LAYER + "self_attn.out_proj.{p}"),
-    KeyRow(LAYER + "layer_norm2.{p}"),
-    KeyRow(LAYER + "mlp.fc1.{p}"),
-    KeyRow(LAYER + "mlp.fc2.{p}"),
-    KeyRow("text_model.final_layer_norm.{p}"),
+    Row("text_model.embeddings.token_embedding.weight"),
+    Row("text_model.embeddings.position_embedding.weight"),
+    Row(LAYER + "layer_norm1.{p}"),
+    Row(LAYER + "self_attn.q_proj.{p}"),
+    Row(LAYER + "self_attn.k_proj.{p}"),
+    Row(LAYER + "self_attn.v_proj.{p}"),
+    Row(LAYER + "self_attn.out_proj.{p}"),
+    Row(LAYER + "layer_norm2.{p}"),
+    Row(LAYER + "mlp.fc1.{p}"),
+    Row(LAYER + "mlp.fc2.{p}"),
+    Row("text_model.final_layer_norm.{p}"),
 )
 OPEN_CLIP: Table = (
-    KeyRow("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
-    KeyRow("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-    KeyRow(LAYER + "layer_norm1.{p}", BLOCK + "ln_1.{p}"),
-    KeyRow(LAYER + "self_attn.q_proj.{p}", BLOCK + "attn.in_proj_{p}", part=0, parts=3),
-    KeyRow(LAYER + "self_attn.k_proj.{p}", BLOCK + "attn.in_proj_{p}", part=1, parts=3),
-    KeyRow(LAYER + "self_attn.v_proj.{p}", BLOCK + "attn.in_proj_{p}", part=2, parts=3),
-    KeyRow(LAYER + "self_attn.out_proj.{p}", BLOCK + "attn.out_proj.{p}"),
-    KeyRow(LAYER + "layer_norm2.{p}", BLOCK + "ln_2.{p}"),
-    KeyRow(LAYER + "mlp.fc1.{p}", BLOCK + "mlp.c_fc.{p}"),
-    KeyRow(LAYER + "mlp.fc2.{p}", BLOCK + "mlp.c_proj.{p}"),
-    KeyRow("text_model.final_layer_norm.{p}", "ln_final.{p}"),
+    Row("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
+    Row("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+    Row(LAYER + "layer_norm1.{p}", BLOCK + "ln_1.{p}"),
+    Row(LAYER + "self_attn.q_proj.{p}", BLOCK + "attn.in_proj_{p}", part(0, 1, 3)),
+    Row(LAYER + "self_attn.k_proj.{p}", BLOCK + "attn.in_proj_{p}", part(1, 2, 3)),
+    Row(LAYER + "self_attn.v_proj.{p}", BLOCK + "attn.in_proj_{p}", part(2, 3, 3)),
+    Row(LAYER + "self_attn.out_proj.{p}", BLOCK + "attn.out_proj.{p}"),
+    Row(LAYER + "layer_norm2.{p}", BLOCK + "ln_2.{p}"),
+    Row(LAYER + "mlp.fc1.{p}", BLOCK + "mlp.c_fc.{p}"),
+    Row(LAYER + "mlp.fc2.{p}", BLOCK + "mlp.c_proj.{p}"),
+    Row("text_model.final_layer_norm.{p}", "ln_final.{p}"),
 )
-OPEN_CLIP_PROJECTION: Table = (KeyRow("text_projection.weight", "text_projection", transposed=True),)
+WITHOUT_MODEL = re.compile(r"^(text_encoder(?:_\d)?\.|.+\.transformer\.)(embeddings|encoder|final_layer_norm)\.")
+OPEN_CLIP_PROJECTION: Table = (Row("text_projection.weight", "text_projection", TRANSPOSED),)
 
 
-@dataclass(frozen=True, slots=True)
-class TextEncoder:
-    """A CLIP text encoder of an architecture.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEncoder(Component):
+    """A CLIP text encoder.
 
-    ``name`` is the component, ``stored`` its prefix in a single file, ``comfy`` ComfyUI's name for it.
-
-    ``layers`` are those in use: SD 2 reads the last but one of OpenCLIP's 24, so diffusers keeps 23, and the
-    24th is no parameter of ours but a leftover, copied in its own layout and dropped in another.
+    ``comfy``: ComfyUI's name for it. ``layers`` are those in use: SD 2 reads the last but one of OpenCLIP's 24, so
+    diffusers keeps 23, and the 24th is no parameter of ours but a leftover, copied in its own layout and dropped in
+    another. ``open_clip``: a single file has OpenCLIP's names. ``projection``: it ends in a projection.
     """
 
-    name: str
-    stored: str
     comfy: str
     layers: int
     open_clip: bool = False
     projection: bool = False
 
+    def slots(self) -> Iterator[Slot]:
+        table = OPEN_CLIP if self.open_clip else CLIP
+        if self.projection:
+            table += OPEN_CLIP_PROJECTION
+        yield from expand(table, f"{self.name}.", self.stored, self.layers)
 
-def text_encoder_slots(encoder: TextEncoder) -> Iterator[Slot]:
-    table = OPEN_CLIP if encoder.open_clip else CLIP
-    if encoder.projection:
-        table += OPEN_CLIP_PROJECTION
-    yield from expand(table, f"{encoder.name}.", encoder.stored, encoder.layers)
+    def is_described(self, config: Mapping[str, Any]) -> bool:
+        return bool(config["num_hidden_layers"] == self.layers)
+
+    def respell(self, name: str) -> str:
+        """Some old LDM files, and files of transformers 5, have no ``text_model.``."""
+        return WITHOUT_MODEL.sub(r"\1text_model.\2.", name)
+
+    def begins(self) -> tuple[str, ...]:
+        return (f"{self.name}.", self.stored, self.kohya, f"text_encoders.{self.comfy}.transformer.")
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        return name, name.removeprefix("text_model.")

@@ -21,9 +21,6 @@ FAMILIES = {
     "joint_blocks.": "Stable Diffusion 3",
     "double_blocks.": "Flux",
     "single_transformer_blocks.": "Flux",
-    "transformer.transformer_blocks.": "Stable Diffusion 3, Flux or another diffusion transformer",
-    "lora_transformer.": "Stable Diffusion 3, Flux or another diffusion transformer",
-    "text_encoders.t5xxl.": "Stable Diffusion 3, Flux or another diffusion transformer",
     "text_encoder_3.": "Stable Diffusion 3",
     "lora_te3.": "Stable Diffusion 3",
     "adaln_single.": "PixArt",
@@ -32,6 +29,11 @@ FAMILIES = {
     "control_model.": "a ControlNet",
     "controlnet_cond_embedding.": "a ControlNet",
 } | dict.fromkeys(VIDEO, "Stable Video Diffusion")
+# These several families have, also some of ours.
+SHARED = dict.fromkeys(
+    ("transformer.transformer_blocks.", "lora_transformer.", "text_encoders.t5xxl."),
+    "Stable Diffusion 3, Flux or another diffusion transformer",
+)
 PARTS = {"decoder.conv_in.": "a VAE alone", "token_embedding.": "a text encoder alone"}
 
 
@@ -54,23 +56,25 @@ def refuse_foreign(source: TensorSource) -> None:
 def explain_unknown(
     source: TensorSource, nearest: Architecture | None = None, missing: Sequence[str] = ()
 ) -> UnknownArchitectureError:
-    """The error for a source without a U-Net of ours: what it looks like, or lacks to be the ``nearest``."""
+    """The error for a source without a denoiser of ours: what it looks like, or lacks to be the ``nearest``."""
     if family := guess_family(source.tensors):
         return UnknownArchitectureError(f"{source.path}: this looks like {family}", supported())
     if nearest:
         return UnknownArchitectureError(
-            f"{source.path}: a U-Net of no known structure; to be {nearest.title}, which is the nearest, "
-            f"it lacks {len(missing)} tensors, the first of them {missing[0]!r}",
+            f"{source.path}: a {nearest.denoiser.kind} of no known structure; to be {nearest.title}, which is the "
+            f"nearest, it lacks {len(missing)} tensors, the first of them {missing[0]!r}",
             supported(),
         )
+    if family := guess_family(source.tensors, SHARED):
+        return UnknownArchitectureError(f"{source.path}: this looks like {family}", supported())
     if part := _find(PARTS, source.tensors):
-        return UnknownArchitectureError(f"{source.path}: this is {part}", "give a whole checkpoint, or its U-Net")
+        return UnknownArchitectureError(f"{source.path}: this is {part}", "give a whole checkpoint, or its denoiser")
     return UnknownArchitectureError(f"{source.path}: no architecture has these names", supported())
 
 
-def guess_family(names: Iterable[str]) -> str | None:
+def guess_family(names: Iterable[str], table: Mapping[str, str] = FAMILIES) -> str | None:
     """The family outside our architectures that one of these names gives away."""
-    return _find(FAMILIES, tuple(names))
+    return _find(table, tuple(names))
 
 
 def _find(table: Mapping[str, str], names: Collection[str]) -> str | None:

@@ -5,97 +5,117 @@ Widths are never looked at, so that a model of any size is recognised by its str
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from lcmmerge.archs.base import Architecture, Model, Parameter, architectures, is_required
+from lcmmerge.archs.base import Architecture, Model, Parameter, architectures
 from lcmmerge.archs.foreign import explain_unknown, refuse_foreign
-from lcmmerge.archs.keymap import KeyMap, Slot
-from lcmmerge.archs.unet import LDM
+from lcmmerge.archs.tables import Slot
 from lcmmerge.errors import FormatError
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import TensorInfo, TensorSource
 
+# What stands before a denoiser's names in single files; those of other programs hold nothing else.
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.", "model.", "")
+
 
 @dataclass(frozen=True, slots=True)
-class Naming:
-    """How a file spells its names: ``sentinel`` is one of them, with ``prefix`` they are the ``keymap``'s."""
+class Reading:
+    """A file as one architecture's ``keymap`` reads it, and the stored names that it lacks.
 
-    sentinel: str
+    ``begins``: what stands before the denoiser's names in the file, and what in the key map.
+    """
+
+    arch: Architecture
     keymap: str
-    prefix: str = ""
+    begins: tuple[str, str]
+    missing: tuple[str, ...]
 
-
-NAMINGS = (
-    Naming("unet.conv_in.weight", DIFFUSERS),
-    Naming("conv_in.weight", DIFFUSERS, "unet."),
-    Naming(f"{LDM}input_blocks.0.0.weight", SINGLE_FILE),
-    Naming("diffusion_model.input_blocks.0.0.weight", SINGLE_FILE, "model."),
-    Naming("input_blocks.0.0.weight", SINGLE_FILE, LDM),
-)
-PURPOSES = {4: "base", 5: "depth", 8: "instruct-pix2pix", 9: "inpainting"}
-
-# Some old LDM files and files of transformers 5 have no `text_model.`; old diffusers files have other names
-# in the VAE's attention.
-TEXT_MODEL = re.compile(r"^(text_encoder(?:_2)?|.+\.transformer)\.(embeddings|encoder|final_layer_norm)\.")
-VAE_ATTENTION = re.compile(r"^(vae\..+\.attentions\.\d+)\.(query|key|value|proj_attn)\.")
-VAE_MODERN = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    def spell(self, name: str) -> str:
+        """A stored name as the key map spells it."""
+        name = _begun(name, self.begins)
+        for part in self.arch.parts:
+            name = part.respell(name)
+        return name
 
 
 def identify(source: TensorSource) -> Model:
-    """The checkpoint's architecture, and where each canonical parameter lies; only the U-Net must be there.
+    """The checkpoint's architecture, and where each canonical parameter lies; only the denoiser must be there.
 
     Raises UnknownArchitectureError with what the file seems to be, and FormatError.
     """
     refuse_foreign(source)
-    naming = next((naming for naming in NAMINGS if naming.sentinel in source.tensors), None)
-    if naming is None:
-        raise explain_unknown(source)
-    spelled = {_spell(info.name, naming): info for info in source}
+    readings = list(_readings(source))
+    complete = [reading for reading in readings if not reading.missing]
+    if not complete:
+        nearest = min(readings, key=lambda reading: len(reading.missing), default=None)
+        raise explain_unknown(source, nearest.arch, nearest.missing) if nearest else explain_unknown(source)
+    reading = max(complete, key=lambda reading: len(_needed(reading.arch, reading.keymap)))  # SSD-1B is a part of SDXL
+    arch, spelled = reading.arch, {reading.spell(info.name): info for info in source}
     if len(spelled) < len(source.tensors):
         raise FormatError(f"{source.path}: some parameters are there in two spellings", "keep one of them")
-    linear = any(name.endswith(".proj_in.weight") and len(info.shape) == 2 for name, info in spelled.items())
-    arch = _match(source, spelled.keys(), naming.keymap, linear)
-    parameters, leftovers = _read(spelled, arch.keymap(naming.keymap))
-    model = Model(source, arch, source.layout, _purpose(parameters), parameters, leftovers)
-    if source.layout != DIFFUSERS and model.components == ("unet",):
+    parameters, leftovers = _read(reading, spelled)
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    model = Model(source, arch, source.layout, arch.denoiser.purpose(shapes), parameters, leftovers)
+    if source.layout != DIFFUSERS and model.components == (arch.denoiser.name,):
         return replace(model, layout="component")
     return model
 
 
-def _spell(name: str, naming: Naming) -> str:
-    """A stored name as the key map spells it."""
-    name = TEXT_MODEL.sub(r"\1.text_model.\2.", naming.prefix + name)
-    return VAE_ATTENTION.sub(lambda match: f"{match[1]}.{VAE_MODERN[match[2]]}.", name)
+def _readings(source: TensorSource) -> Iterator[Reading]:
+    """The file as each architecture that might be its would read it."""
+    for arch in architectures().values():
+        if (naming := _naming(arch, source)) is None:
+            continue
+        keymap, begins = naming
+        shapes = {_begun(info.name, begins): info.shape for info in source}
+        if not arch.denoiser.accepts(shapes):
+            continue
+        begin = arch.denoiser.stored if keymap == SINGLE_FILE else f"{arch.denoiser.name}."
+        inner = (name.removeprefix(begin) for name in shapes if name.startswith(begin))
+        arch = replace(arch, parts=(arch.denoiser.sized(inner), *arch.parts[1:]))
+        yield Reading(arch, keymap, begins, tuple(name for name in _needed(arch, keymap) if name not in shapes))
 
 
-def _match(source: TensorSource, names: Set[str], keymap: str, linear: bool) -> Architecture:
-    """The architecture whose whole U-Net is there; of several, the largest (SSD-1B is a part of SDXL)."""
-    missing = {
-        arch: [slot.stored for slot in _unet_slots(arch, keymap) if slot.stored not in names]
-        for arch in architectures().values()
-        if arch.unet.linear_projection == linear
-    }
-    complete = [arch for arch, lacking in missing.items() if not lacking]
-    if complete:
-        return max(complete, key=lambda arch: len(_unet_slots(arch, keymap)))
-    raise explain_unknown(source, *min(missing.items(), key=lambda item: len(item[1])))
+def _naming(arch: Architecture, source: TensorSource) -> tuple[str, tuple[str, str]] | None:
+    """The key map that a file's names are of, and what begins the denoiser's names in the file, and in the map."""
+    denoiser = arch.denoiser
+    canonical = f"{denoiser.name}.{denoiser.sentinel}"
+    stored = arch.keymap(SINGLE_FILE).slots[canonical].stored
+    if canonical in source.tensors:
+        return DIFFUSERS, ("", "")
+    if denoiser.sentinel in source.tensors:
+        return DIFFUSERS, ("", f"{denoiser.name}.")
+    inner = stored.removeprefix(denoiser.stored)
+    found = next((prefix for prefix in PREFIXES if prefix + inner in source.tensors), None)
+    return None if found is None else (SINGLE_FILE, (found, denoiser.stored))
 
 
-def _unet_slots(arch: Architecture, keymap: str) -> list[Slot]:
+def _begun(name: str, begins: tuple[str, str]) -> str:
+    old, new = begins
+    return new + name.removeprefix(old) if old != new and name.startswith(old) else name
+
+
+def _needed(arch: Architecture, keymap: str) -> list[str]:
+    """The denoiser's names, as the key map stores them."""
     slots = arch.keymap(keymap).slots.values()
-    return [slot for slot in slots if slot.parameter.startswith("unet.") and is_required(slot.parameter)]
+    begin = f"{arch.denoiser.name}."
+    return [slot.stored for slot in slots if slot.parameter.startswith(begin) and not slot.optional]
 
 
 def _read(
-    spelled: Mapping[str, TensorInfo], keymap: KeyMap
+    reading: Reading, spelled: Mapping[str, TensorInfo]
 ) -> tuple[Mapping[str, Parameter], Mapping[str, TensorInfo]]:
+    keymap = reading.arch.keymap(reading.keymap)
+    # A component without a table keeps its names, whatever they are.
+    kept = tuple(f"{part.name}." for part in reading.arch.parts if next(part.slots(), None) is None)
     parameters: dict[str, Parameter] = {}
     leftovers: dict[str, TensorInfo] = {}
     for name, info in spelled.items():
         slots = keymap.read(name)
+        if not slots and reading.keymap == DIFFUSERS and name.startswith(kept):
+            slots = (Slot(name, name),)
         if not slots:
             leftovers[info.name] = info
         for slot in slots:
@@ -105,15 +125,9 @@ def _read(
 
 def _parameter(slot: Slot, info: TensorInfo) -> Parameter:
     """The slot as this file has it: its own spelling, and linears where it has no 1×1 convolutions."""
-    conv1x1 = slot.conv1x1 and info.shape[2:] == (1, 1)
-    slot = replace(slot, stored=info.name, conv1x1=conv1x1)
-    if slot.parts > 1 and (not info.shape or info.shape[0] % slot.parts):
-        what = f"{info.path}: {info.name!r} of shape {list(info.shape)} is not {slot.parts} equal parts"
+    view = slot.view
+    if not view.splits(info.shape):
+        what = f"{info.path}: {info.name!r} of shape {list(info.shape)} is not {view.of} equal parts"
         raise FormatError(what, "the file is damaged: download or make it again")
-    return Parameter(slot, info, slot.shape(info.shape))
-
-
-def _purpose(parameters: Mapping[str, Parameter]) -> str:
-    shape = parameters["unet.conv_in.weight"].shape
-    channels = shape[1] if len(shape) == 4 else 0
-    return PURPOSES.get(channels, f"{channels} input channels")
+    slot = replace(slot, stored=info.name, view=view.fitting(info.shape))
+    return Parameter(slot, info, slot.view.shape(info.shape))

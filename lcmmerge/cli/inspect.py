@@ -66,6 +66,8 @@ def _show_checkpoint(found: Inspection, facts: CheckpointFacts, output: Output) 
     )
     if facts.missing:
         output.warn(f"its components lack {len(facts.missing)} parameters: {few(facts.missing, output)}")
+    if not facts.lora_modules:
+        return
     official = f"; the official one is {facts.official_lcm}" if facts.official_lcm else ""
     trained = f"{count(facts.lora_parameters)} parameters in {facts.lora_modules} modules"
     output.text(f"An LCM-LoRA of rank 64 would train {trained}{official}.")

@@ -15,7 +15,12 @@ from lcmmerge.refs.weights import DIFFUSERS, local_tree, read_json
 def check_drawable(model: Model) -> None:
     """Refuse what makes no image of a text alone. Raises IncompatibleError."""
     path = model.source.path
-    kind = "refiner" if model.arch.from_image else model.purpose
+    family = model.arch.family
+    if not family.pipeline:
+        raise IncompatibleError(
+            f"{path}: {model.arch.title} is merged here, and not drawn yet", "draw the merged file with diffusers"
+        )
+    kind = "refiner" if family.from_image else model.purpose
     if kind != "base":
         raise IncompatibleError(
             f"{path}: {model.arch.title}, {kind}: draws from an image, not from a text alone",
@@ -44,7 +49,7 @@ def configs_of(model: Model, config_from: str | None = None) -> Path:
 
 
 def native_size(configs: Path) -> Size:
-    """The size in pixels that the U-Net was trained at. Raises NotFoundError, FormatError."""
+    """The size in pixels that it was trained at. Raises NotFoundError, FormatError."""
     tree = local_tree(configs)
     try:
         sample = read_json(tree, "unet/config.json")["sample_size"]

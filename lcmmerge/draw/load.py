@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+import diffusers
 import torch
+import transformers
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from lcmmerge.archs import Model, identify
 from lcmmerge.draw.drawable import check_drawable
@@ -54,8 +56,9 @@ def load_pipeline(
 ) -> Pipeline:
     """A text-to-image pipeline; ``configs`` and ``read`` as in ``load_components``, whose errors it raises."""
     components = load_components(model, configs, dtype, read)
-    kind: type[Pipeline] = StableDiffusionXLPipeline if model.arch.unet.added else StableDiffusionPipeline
-    if model.arch.unet.added:
+    family = model.arch.family
+    kind: type[Pipeline] = getattr(diffusers, family.pipeline)
+    if family.micro_conditioning:
         zeros = read_json(local_tree(configs), MODEL_INDEX).get("force_zeros_for_empty_prompt", True)
         given = {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
     else:
@@ -101,25 +104,24 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
 
 def _empty_modules(model: Model, configs: Path) -> dict[str, nn.Module]:
     """The components' modules, with parameters on torch's meta device."""
-    encoders = {encoder.name: encoder for encoder in model.arch.text_encoders}
     modules: dict[str, nn.Module] = {}
-    for component in model.arch.components:
-        folder = configs / component
+    for part in model.arch.parts:
+        folder = configs / part.name
         try:
             with init_empty_weights():
-                if encoder := encoders.get(component):
-                    kind = CLIPTextModelWithProjection if encoder.projection else CLIPTextModel
-                    config = CLIPTextConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-                    if config.num_hidden_layers != encoder.layers:
-                        raise ValueError  # before as many are made
-                    modules[component] = kind(config)
+                if part in model.arch.text_encoders:
+                    kind = getattr(transformers, part.module)
+                    config = kind.config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                    if not part.is_described(config.to_dict()):
+                        raise ValueError  # before as many layers are made
+                    modules[part.name] = kind(config)
                 else:
-                    kind = UNet2DConditionModel if component == "unet" else AutoencoderKL
-                    modules[component] = kind.from_config(kind.load_config(folder, local_files_only=True))
-            if component == "vae":
-                1 / float(cast(Any, modules[component].config).scaling_factor)  # what latents are divided by
+                    kind = getattr(diffusers, part.module)
+                    modules[part.name] = kind.from_config(kind.load_config(folder, local_files_only=True))
+            if part.name == "vae":
+                1 / float(cast(Any, modules[part.name].config).scaling_factor)  # what latents are divided by
         except Exception:  # nor do diffusers' modules check their configs
-            raise FormatError(f"{folder}/config.json: describes no {component} of ours", CURE) from None
+            raise FormatError(f"{folder}/config.json: describes no {part.name} of ours", CURE) from None
     return modules
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
 MANY_STEPS = 25
-CFG, CFG_XL = 7.5, 5.0  # diffusers' defaults for its two pipelines
+CFG = 7.5  # diffusers' default
 W_EMBEDDED = 8.5  # a full LCM's guidance: https://arxiv.org/abs/2310.04378, w = 7.5
 # What diffusers' pipelines mend in schedulers' configs of old.
 MENDED = {"steps_offset": 1, "clip_sample": False}
@@ -151,7 +151,7 @@ def choose(
 def baseline(name: str, model: Model) -> Preset:
     """One of BASELINES, with as many steps and as much guidance as is usual for the model."""
     preset = of_sampling(name, BASELINES[name])
-    return preset if BASELINES[name] is OFFICIAL.sampling else replace(preset, guidance=_cfg(model))
+    return preset if BASELINES[name] is OFFICIAL.sampling else replace(preset, guidance=model.arch.family.guidance)
 
 
 def of_sampling(name: str, sampling: Sampling) -> Preset:
@@ -202,8 +202,4 @@ def _own(config: dict[str, Any], model: Model, configs: Path) -> Preset:
             embedded = read_json(local_tree(configs), "unet/config.json").get("time_cond_proj_dim")
             guidance = W_EMBEDDED if embedded else sampling.guidance.default
             return Preset("own", scheduler, int(sampling.steps.default), guidance, settings, sampling.arguments)
-    return Preset("own", scheduler, MANY_STEPS, _cfg(model), settings)
-
-
-def _cfg(model: Model) -> float:
-    return CFG_XL if model.arch.unet.added else CFG
+    return Preset("own", scheduler, MANY_STEPS, model.arch.family.guidance, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,7 +124,7 @@ def _preset(model: Model, configs: Path, accelerator: str | None, cache: Path | 
     facts = {
         "accelerator": accelerator,
         "recorded": model.source.metadata.get(RECIPE),
-        "added": model.arch.unet.added,
+        "family": asdict(model.arch.family),
         "configs": [read_json(tree, name) for name in ("scheduler/scheduler_config.json", "unet/config.json")],
     }
     said = once("preset", facts, lambda: choose(model, configs, accelerator=accelerator).as_dict(), cache)
@@ -144,7 +144,7 @@ def vae_dtype(model: Model, configs: Path, dtype: str) -> str:
     was mended for float16 (https://huggingface.co/madebyollin/sdxl-vae-fp16-fix), and only SDXL's pipelines heed it.
     """
     config = read_json(local_tree(configs), "vae/config.json")
-    overflows = model.arch.unet.added and config.get("force_upcast", True)
+    overflows = model.arch.family.upcast_vae and config.get("force_upcast", True)
     return "fp32" if dtype == "fp16" and overflows else dtype
 
 

@@ -66,7 +66,8 @@ def plan_weights(merge: Plan, target: Path, dtypes: Mapping[str, DType]) -> Plan
     laid = lay_out(replace(merge, target=target, layout=DIFFUSERS), drop_ema=True)
     pieces = {piece.operand.name: piece for file in laid.files for tensor in file.tensors for piece in tensor.pieces}
     # A full LCM's `cond_proj` is no parameter of the architecture's, and is one of its U-Net's.
-    extra = {name for name in merge.base.leftovers if name.startswith("unet.")}
+    denoiser = f"{merge.base.arch.denoiser.name}."
+    extra = {name for name in merge.base.leftovers if name.startswith(denoiser)}
     wanted = sorted(name for name in pieces if name in merge.base.parameters or name in extra)
     files = tuple(
         PlannedFile(

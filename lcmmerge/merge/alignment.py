@@ -10,14 +10,14 @@ from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, read_adapt
 from lcmmerge.archs import (
     Architecture,
     Model,
-    aliases,
     guess_architecture,
     kohya_name,
     likely_architectures,
-    spellings,
+    names_of,
     supported,
 )
 from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
+from lcmmerge.merge.places import Place, home_parameters, places, views_of
 from lcmmerge.merge.spec import check_strength
 from lcmmerge.tensors import TensorSource
 
@@ -40,11 +40,15 @@ class WeightedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one term brings to a parameter."""
+    """What one term brings to a parameter.
+
+    ``place``: where the parameter lies in the tensor that the adapter was made for, None where it is that tensor.
+    """
 
     term: WeightedAdapter
     patch: Patch
     adapter: Adapter
+    place: Place | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,36 +98,60 @@ def common_architecture(terms: Sequence[WeightedAdapter]) -> Architecture:
 
 def align(terms: Sequence[WeightedAdapter], arch: Architecture, base: Model | None) -> Iterator[AlignedParameter]:
     """The parameters in order of first appearance."""
-    table = aliases(base) if base else spellings(arch)
     shares: dict[str, list[Share]] = {}
     for term in terms:
         for patch in term.file.patches:
-            name = f"{table.get(patch.key)}.{patch.parameter}"
-            if patch.key not in table or (base and name not in base.parameters):
-                raise UnmatchedKeysError(f"{term.path}: {patch.key} is no module of {arch.title}", NAME_BASE)
-            found = shares.setdefault(name, [])
-            if found and found[-1].term is term:
-                raise FormatError(
-                    f"{term.path}: two of its keys patch {name}", "the file mixes two naming schemes: export it again"
-                )
-            found.append(Share(term, patch, algorithm(patch)[1]))
+            for name, share in _shares(term, patch, arch, base):
+                found = shares.setdefault(name, [])
+                if found and found[-1].term is term:
+                    raise FormatError(
+                        f"{term.path}: two of its keys patch {name}",
+                        "the file mixes two naming schemes: export it again",
+                    )
+                found.append(share)
     for name, group in shares.items():
         yield _target(name, tuple(group), arch, base)
 
 
+def _shares(
+    term: WeightedAdapter, patch: Patch, arch: Architecture, base: Model | None
+) -> Iterator[tuple[str, Share]]:
+    """What a patch brings to each parameter that it is for."""
+    home = names_of(base.arch if base else arch).find(patch.key)
+    parameters = home_parameters(home, patch, base) if home and base else None
+    if home is None or (base and parameters is None):
+        raise UnmatchedKeysError(f"{term.path}: {patch.key} is no module of {arch.title}", NAME_BASE)
+    adapter, views = algorithm(patch)[1], views_of(home, patch)
+    found: Sequence[Place | None] | None
+    if parameters is None:
+        alone = len(views) == 1 and views[0].is_whole
+        found = [None if alone else Place(view, _told_shape(term, patch, adapter), ()) for view in views]
+    else:
+        found = places(views, parameters)
+    if found is None:
+        raise ShapeMismatchError(f"{term.path}: {patch.key}: its parts make up no tensor", "they fit different models")
+    for (module, _), place in zip(home.parts, found, strict=True):
+        yield f"{module}.{patch.parameter}", Share(term, patch, adapter, place)
+
+
 def _target(name: str, shares: tuple[Share, ...], arch: Architecture, base: Model | None) -> AlignedParameter:
     module, _, _ = name.rpartition(".")
-    shape = base.parameters[name].shape if base else _told_shape(shares[0])
+    first = shares[0]
+    if base:
+        shape = base.parameters[name].shape
+    elif first.place:
+        shape = first.place.view.shape(first.place.shape)
+    else:
+        shape = _told_shape(first.term, first.patch, first.adapter)
     for share in shares:
-        if misfit := share.adapter.fit(share.patch, shape):
+        if misfit := share.adapter.fit(share.patch, share.place.shape if share.place else shape):
             raise ShapeMismatchError(f"{share.term.path}: {share.patch.key}: {misfit}", "they fit different models")
     roles = [role for share in shares for role in WHOLE if role in share.patch.roles]
     return AlignedParameter(name, kohya_name(module, arch) or module, roles[0] if roles else "diff_b", shape, shares)
 
 
-def _told_shape(share: Share) -> Shape:
-    """The parameter's shape, where the adapter tells it."""
-    patch = share.patch
+def _told_shape(term: WeightedAdapter, patch: Patch, adapter: Adapter) -> Shape:
+    """The shape of the tensor that a patch was made for, where the adapter tells it."""
     match dict(patch.roles):
         case {"up": up, "down": down, "mid": mid}:
             return (up.shape[0], down.shape[1], *mid.shape[2:])
@@ -135,6 +163,6 @@ def _told_shape(share: Share) -> Shape:
             return patch.shape(whole)
         case _:
             raise IncompatibleError(
-                f"{share.term.path}: {patch.key} is {share.adapter.title}, which does not tell its parameter's shape",
+                f"{term.path}: {patch.key} is {adapter.title}, which does not tell its parameter's shape",
                 f"{NAME_BASE}, or merge it with `lcmmerge fuse`",
             )

@@ -86,7 +86,9 @@ def prepare(piece: Piece, device: str, dtype: torch.dtype = torch.float32, *, li
                 work.apart.append(TermDelta(term, strength, contribution))
             continue
         tensors = read_roles(contribution.patch, device, dtype)
-        update = contribution.adapter.update(contribution.patch, tensors, piece.operand.shape)
+        place = contribution.place
+        update = contribution.adapter.update(contribution.patch, tensors, place.shape if place else piece.operand.shape)
+        update = place.through(update) if place else update
         norm = 0.0 if isinstance(update, Dependent) else _finite(_square_of(update), contribution)
         if not linear:
             work.apart.append(TermDelta(term, strength, update))

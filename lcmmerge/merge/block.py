@@ -40,7 +40,7 @@ class Block:
 
     @property
     def nbytes(self) -> int:
-        return self.piece.nbytes * (self.end - self.begin) // self.piece.operand.rows
+        return (self.end - self.begin) * self.piece.encoding.row_bytes(self.piece.operand.columns)
 
 
 def rows_at_once(piece: Piece, work: Work) -> int:
@@ -86,33 +86,38 @@ class Computer:
         target = _as_tensor(out, encoding.dtype)
         if piece.is_copy:
             return self._copy(block, out, target)
-        weights = self._load(piece.operand, block.rows)
+        whole = block.work.needs_whole
+        rows = slice(0, piece.operand.rows) if whole else block.rows
+        weights = self._load(piece.operand, rows)
         pristine = weights.reshape(-1, *piece.operand.shape[1:]).clone() if block.work.dependents else None
-        sample = slice(0, max(1, arithmetic.SAMPLE // piece.operand.columns))
         measured = Measured(arithmetic.base_square(weights, piece.operand))
         if block.work.apart:
-            weights = self._combined(weights, block, pristine, measured)
+            weights = self._combined(weights, block, rows, pristine, measured)
         else:
-            changes = [
-                (item.term, item.strength, self._change(item, piece, block.rows)) for item in block.work.differences
-            ]
-            arithmetic.add_terms(weights, block.work, block.rows, changes, pristine, measured)
+            changes = [(item.term, item.strength, self._change(item, piece, rows)) for item in block.work.differences]
+            arithmetic.add_terms(weights, block.work, rows, changes, pristine, measured)
+        if whole and block.begin:  # the parameter's first rows have measured all of it
+            measured = Measured()
+        weights = weights[block.begin - rows.start : block.end - rows.start]
         final = weights.T if piece.transposed else weights
         parts = {MAIN: target.view(len(final), -1), **block.companions}
         arithmetic.round_into(parts, final, piece, block.begin, self._seed)
         if piece.contributions and block.begin == 0:
+            sample = slice(0, max(1, arithmetic.SAMPLE // piece.operand.columns))
             written = encoding.decode(parts)
             arithmetic.measure_rounding(measured, weights[sample], (written.T if piece.transposed else written)[sample])
         return measured
 
-    def _combined(self, weights: Tensor, block: Block, pristine: Tensor | None, measured: Measured) -> Tensor:
+    def _combined(
+        self, weights: Tensor, block: Block, rows: slice, pristine: Tensor | None, measured: Measured
+    ) -> Tensor:
         """W′ by a method that is not linear; ``measured`` gets ‖λΔ‖² of what each term keeps."""
         assert self._method.combine
         deltas = []
         for item in block.work.apart:
-            delta = self._delta(item, block.piece, block.rows, pristine)
+            delta = self._delta(item, block.piece, rows, pristine)
             if item.kept is not None:
-                delta.mul_(item.kept[block.rows])
+                delta.mul_(item.kept[rows])
             measured.squares[item.term] = item.strength**2 * arithmetic.square(delta)
             deltas.append(delta)
         strengths = [item.strength for item in block.work.apart]
@@ -153,9 +158,19 @@ class Computer:
         return stored.view(operand.columns, -1).T if operand.transposed else stored.view(-1, operand.columns)
 
     def _read(self, operand: Operand, rows: slice, into: memoryview) -> memoryview:
-        offset = operand.offset + rows.start * operand.columns * operand.dtype.itemsize
+        """The rows' bytes: in ``into``, or where they came to lie together."""
+        places = list(operand.cut(rows.start * operand.columns * operand.dtype.itemsize, len(into)))
         self._spare = self._spare.fitting(len(into))
-        return self._inputs.read(operand.path, offset, into, self._spare)
+        if len(places) == 1:
+            return self._inputs.read(operand.path, places[0][0], into, self._spare)
+        done = 0
+        for offset, nbytes in places:
+            part = into[done : done + nbytes]
+            data = self._inputs.read(operand.path, offset, part, self._spare)
+            if data is not part:
+                part[:] = data
+            done += nbytes
+        return into
 
     def _scratch(self, numel: int, dtype: torch.dtype) -> Tensor:
         """Float32 memory is used again; float64 is rare."""

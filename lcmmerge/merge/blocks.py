@@ -1,23 +1,20 @@
-"""Per-block strengths in the merge-block-weight convention: BASE, IN00…, M00, OUT00… of the LDM UNet.
+"""Per-block strengths in the merge-block-weight convention: BASE, IN00…, M00, OUT00… of the LDM U-Net, B00 … of a list.
 
-BASE is everything outside the UNet (text encoders, VAE); the time and label embeddings count as IN00 and the output
-layers as the last OUT, as in the convention's original (bbc-mc/sdweb-merge-block-weighted-gui).
+BASE is everything outside the denoiser (text encoders, VAE), and what of a transformer serves every block.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from lcmmerge.archs import Model
+from lcmmerge.archs.component import BASE
 from lcmmerge.errors import OptionError
 from lcmmerge.merge.outcome import LARGEST
 from lcmmerge.refs.weights import SINGLE_FILE
 
-_BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)")
-_PREFIX = {"input_blocks": "IN", "output_blocks": "OUT"}
 GRAMMAR = "give one number per block, or pairs such as IN04=0.5,OUT00-OUT03=0 (others stay at 1)"
 
 
@@ -33,26 +30,15 @@ class BlockWeights:
 
 def block_of(parameter: str, model: Model) -> str:
     """``unet.down_blocks.1.attentions.0…`` → ``IN04``."""
-    component, _, rest = parameter.partition(".")
-    if component != "unet":
-        return "BASE"
-    found = _BLOCK.search(model.arch.keymap(SINGLE_FILE).slots[parameter].stored)
-    if found is None:
-        return blocks(model)[-1] if rest.startswith(("conv_norm_out", "conv_out")) else "IN00"
-    kind, number = found.groups()
-    return "M00" if kind == "middle_block" else f"{_PREFIX[kind]}{int(number):02}"
+    denoiser = model.arch.denoiser
+    if parameter.partition(".")[0] != denoiser.name:
+        return BASE
+    return denoiser.block_of(model.arch.keymap(SINGLE_FILE).slots[parameter])
 
 
 def blocks(model: Model) -> tuple[str, ...]:
     """The block names of an architecture in the convention's order, BASE first."""
-    down = model.arch.unet.down
-    inputs = 1 + sum(map(len, down)) + len(down) - 1  # the input convolution, the layers, the downsamplers
-    return (
-        "BASE",
-        *(f"IN{number:02}" for number in range(inputs)),
-        "M00",
-        *(f"OUT{number:02}" for number in range(inputs)),
-    )
+    return model.arch.denoiser.blocks()
 
 
 def parse_block_weights(text: str, model: Model) -> BlockWeights:

@@ -134,7 +134,9 @@ def _make(rank: int | None, dtype: DType, made: Made[AlignedParameter]) -> None:
 def _update(share: Share, target: AlignedParameter) -> Factored | Dense:
     """Read one term's part. Raises IncompatibleError where only the base tells it."""
     tensors = read_roles(share.patch, "cpu")
-    update = share.adapter.update(share.patch, tensors, target.shape)
+    place = share.place
+    update = share.adapter.update(share.patch, tensors, place.shape if place else target.shape)
+    update = place.through(update) if place else update
     if isinstance(update, Dependent):
         raise IncompatibleError(
             f"{share.term.path}: {share.patch.key} is {share.adapter.title}, whose ΔW depends on the base",

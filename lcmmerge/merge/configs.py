@@ -32,27 +32,15 @@ def check_configs(configs: Path, base: Model) -> None:
     for component in base.components:
         if not (configs / component / "config.json").is_file():
             raise NotFoundError(f"{configs}: has no {component}/config.json, which the model needs", CURE)
-    unet = _read_json(configs / "unet" / "config.json")
-    for key, found in _structure(base).items():
-        described = unet.get(key, DEFAULTS.get(key))
+    denoiser = base.arch.denoiser
+    config = _read_json(configs / denoiser.name / "config.json")
+    for key, found in denoiser.config(base.shapes).items():
+        described = config.get(key, DEFAULTS.get(key))
         if described != found:
             raise ShapeMismatchError(
-                f"{configs}: describes another U-Net: its {key} is {described}, the checkpoint's {found}", CURE
+                f"{configs}: describes another {denoiser.kind}: its {key} is {described}, the checkpoint's {found}",
+                CURE,
             )
-
-
-def _structure(base: Model) -> dict[str, Any]:
-    """What of a U-Net's config its tensors tell, as diffusers' UNet2DConditionModel calls it."""
-    shapes = {name: parameter.shape for name, parameter in base.parameters.items()}
-    downs = [f"unet.down_blocks.{number}.resnets.0.conv1.weight" for number in range(len(base.arch.unet.down))]
-    to_k = next(name for name in shapes if name.startswith("unet.") and name.endswith(".attn2.to_k.weight"))
-    return {
-        "in_channels": shapes["unet.conv_in.weight"][1],
-        "block_out_channels": [shapes[name][0] for name in downs],
-        "cross_attention_dim": shapes[to_k][1],
-        "use_linear_projection": base.arch.unet.linear_projection,
-        "mid_block_type": "UNetMidBlock2DCrossAttn" if base.arch.unet.mid else "UNetMidBlock2D",
-    }
 
 
 def copy_configs(configs: Path, target: Path, components: set[str]) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lcmmerge.errors import LcmMergeError
+from lcmmerge.merge.arithmetic import Work
 from lcmmerge.merge.block import Block, Computer, rows_at_once
 from lcmmerge.merge.outcome import Layer, Measured, Outcome, Settings
 from lcmmerge.merge.pipeline import in_order, one_thread_each
@@ -168,22 +169,27 @@ class _Execution:
             companions = {
                 suffix: torch.empty(spec.shape, dtype=spec.dtype.torch) for suffix, spec in tensor.companions.items()
             }
+            ready: dict[str, tuple[Work, Layer]] = {}  # of the tensor's parameters, whose rows may alternate
             row = 0
-            for piece in tensor.pieces:
-                if piece.operand.numel:
-                    yield from self._blocks(piece, companions, row)
-                row += piece.operand.rows
+            for piece in (piece for piece in tensor.pieces if piece.operand.numel):
+                yield from self._blocks(piece, ready, companions, row)
+                row += piece.end - piece.begin
             yield from companions.values()
 
-    def _blocks(self, piece: Piece, companions: Parts, row: int) -> Iterator[Block]:
+    def _blocks(
+        self, piece: Piece, ready: dict[str, tuple[Work, Layer]], companions: Parts, row: int
+    ) -> Iterator[Block]:
         """``row``: the piece's first in its tensor."""
-        work = self.preparing.prepare(piece)
-        layer = Layer(piece.operand.name, piece.operand.numel, dict(work.squares))
-        self.layers.append(layer)
+        name = piece.operand.name
+        if name not in ready:
+            work = self.preparing.prepare(piece)
+            ready[name] = work, Layer(name, piece.operand.numel, dict(work.squares))
+            self.layers.append(ready[name][1])
+        work, layer = ready[name]
         step = rows_at_once(piece, work)
-        for begin in range(0, piece.operand.rows, step):
-            end = min(begin + step, piece.operand.rows)
-            cut = piece.encoding.cut(companions, slice(row + begin, row + end))
+        for begin in range(piece.begin, piece.end, step):
+            end = min(begin + step, piece.end)
+            cut = piece.encoding.cut(companions, slice(row + begin - piece.begin, row + end - piece.begin))
             yield Block(piece, work, layer, begin, end, cut)
 
     def _with_buffer(self, unit: Unit) -> Unit:

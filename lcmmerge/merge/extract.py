@@ -95,7 +95,7 @@ def extract(
     What is on the Hub is downloaded once it is known to fit. Raises UnmatchedKeysError, ShapeMismatchError,
     NoEffectError (nothing was tuned), NumericError, OutputError, NotFoundError.
     """
-    matched = match(0, tuned, base, {})
+    matched = match(0, tuned, base)
     if matched.unmatched:
         few = ", ".join(matched.unmatched[:3])
         raise UnmatchedKeysError(

@@ -18,7 +18,7 @@ from lcmmerge.archs import (
     likely_architectures,
     lora_parameters,
     lora_targets,
-    spellings,
+    names_of,
 )
 from lcmmerge.errors import IncompatibleError
 from lcmmerge.merge.provenance import RECIPE, record_of
@@ -188,7 +188,7 @@ def _checkpoint(model: Model) -> CheckpointFacts:
         stored[name.partition(".")[0]].append(parameter.info)
     for name, info in model.leftovers.items():
         stored.setdefault("EMA" if is_ema(name) else "other", []).append(info)
-    shapes = {name: parameter.shape for name, parameter in model.parameters.items()}
+    shapes = model.shapes
     return CheckpointFacts(
         model,
         tuple(Part.of(name, infos) for name, infos in stored.items()),
@@ -210,8 +210,8 @@ def _adapter(file: AdapterFile) -> AdapterFacts:
 
 
 def _component(patch: Patch, candidates: tuple[Architecture, ...]) -> str:
-    module = spellings(candidates[0]).get(patch.key, ELSEWHERE) if candidates else ELSEWHERE
-    return module.partition(".")[0]
+    home = names_of(candidates[0]).find(patch.key) if candidates else None
+    return home.module.partition(".")[0] if home else ELSEWHERE
 
 
 def _adapter_part(component: str, name: str, patches: list[Patch]) -> AdapterPart:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,25 +19,28 @@ if TYPE_CHECKING:
 class Operand:
     """A parameter of the base, and where it lies.
 
-    ``shape`` is the canonical one; where ``transposed``, the file holds the parameter as [in, out].
+    ``spans``: offset and number of bytes of what holds it, in its own order; several where its rows have another
+    order there. ``shape`` is the canonical one; where ``transposed``, the file holds the parameter as [in, out].
     """
 
     name: str
     path: Path
-    offset: int
+    spans: tuple[tuple[int, int], ...]
     dtype: DType
     shape: tuple[int, ...]
     transposed: bool = False
 
     @classmethod
     def of_parameter(cls, name: str, parameter: Parameter) -> Self:
-        info, slot = parameter.info, parameter.slot
-        offset = info.offset + slot.part * (info.nbytes // slot.parts)
-        return cls(name, info.path, offset, info.dtype, parameter.shape, slot.transposed)
+        info, view = parameter.info, parameter.slot.view
+        count = info.shape[0] if info.shape else 1
+        row = info.nbytes // count if count else 0
+        spans = [(info.offset + begin * row, (end - begin) * row) for begin, end in view.rows(count)]
+        return cls(name, info.path, tuple(spans), info.dtype, parameter.shape, view.transposed)
 
     @classmethod
     def of_tensor(cls, info: TensorInfo) -> Self:
-        return cls(info.name, info.path, info.offset, info.dtype, info.shape)
+        return cls(info.name, info.path, ((info.offset, info.nbytes),), info.dtype, info.shape)
 
     @property
     def numel(self) -> int:
@@ -55,8 +59,27 @@ class Operand:
     def columns(self) -> int:
         return prod(self.shape[1:])
 
+    def cut(self, begin: int, nbytes: int) -> Iterator[tuple[int, int]]:
+        """Where ``nbytes`` of it lie, from its byte ``begin`` on: offset and number of bytes of each piece."""
+        for offset, size in self.spans:
+            if begin < size and nbytes:
+                taken = min(size - begin, nbytes)
+                yield offset + begin, taken
+                nbytes -= taken
+            begin = max(begin - size, 0)
+
     def read(self) -> Tensor:
         """The whole parameter in its canonical shape and stored dtype."""
         stored = self.shape[::-1] if self.transposed else self.shape
-        tensor = TensorInfo(self.name, self.dtype, stored, self.path, self.offset, self.nbytes).read()
+        if len(self.spans) == 1:
+            ((offset, nbytes),) = self.spans
+            tensor = TensorInfo(self.name, self.dtype, stored, self.path, offset, nbytes).read()
+        else:
+            import torch
+
+            flat = [
+                TensorInfo(self.name, self.dtype, (nbytes // self.dtype.itemsize,), self.path, offset, nbytes).read()
+                for offset, nbytes in self.spans
+            ]
+            tensor = torch.cat(flat).reshape(stored)
         return tensor.t().contiguous() if self.transposed else tensor

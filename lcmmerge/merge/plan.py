@@ -16,7 +16,7 @@ from typing import Any
 
 from lcmmerge import refs
 from lcmmerge.accelerators import Accelerator
-from lcmmerge.archs import Model, aliases, identify
+from lcmmerge.archs import Model, identify
 from lcmmerge.errors import FormatError, NoEffectError, OutputError
 from lcmmerge.merge.blocks import BlockWeights, parse_block_weights
 from lcmmerge.merge.configs import check_configs
@@ -46,7 +46,7 @@ SAFETENSORS = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The unit of work: an operand, what is added to it, and how it is stored.
+    """The unit of work: rows ``begin`` … ``end`` of an operand, what is added to it, and how it is stored.
 
     Pieces of one tensor lie one after another in it (OpenCLIP's fused q, k, v). ``transposed``: written as [in, out].
     """
@@ -55,11 +55,13 @@ class Piece:
     encoding: Encoding
     transposed: bool
     contributions: tuple[Contribution, ...]
+    begin: int
+    end: int
 
     @property
     def nbytes(self) -> int:
         """Without companions."""
-        return self.operand.rows * self.encoding.row_bytes(self.operand.columns)
+        return (self.end - self.begin) * self.encoding.row_bytes(self.operand.columns)
 
     @property
     def is_copy(self) -> bool:
@@ -260,8 +262,7 @@ def plan(
         )
         for term, source, factors in zip(merge.terms, sources, weights, strict=True)
     )
-    spellings = aliases(base)
-    matches = [match(index, vector, base, spellings) for index, vector in enumerate(vectors)]
+    matches = [match(index, vector, base) for index, vector in enumerate(vectors)]
     for vector, matched in zip(vectors, matches, strict=True):
         _check(vector, matched, base, allow_unmatched=merge.allow_unmatched)
     planned = Plan(
@@ -362,11 +363,11 @@ def _by_parameter(matches: list[Matched]) -> dict[str, tuple[Contribution, ...]]
 def _planned(
     draft: Draft, contributions: Mapping[str, tuple[Contribution, ...]], wanted: Encoding | None
 ) -> PlannedTensor:
-    own = plain(draft.operands[0].dtype)
+    own = plain(draft.parts[0][0].dtype)
     encoding = wanted if wanted and own.dtype.floating and _encodes(wanted, draft) else own
     pieces = tuple(
-        Piece(operand, encoding, draft.transposed, contributions.get(operand.name, ()))
-        for operand in draft.operands
+        Piece(operand, encoding, draft.transposed, contributions.get(operand.name, ()), begin, end)
+        for operand, begin, end in draft.parts
     )
     specs = dict(encoding.specs(draft.name, draft.shape))
     return PlannedTensor(specs.pop(MAIN), pieces, specs)
@@ -376,9 +377,9 @@ def _encodes(encoding: Encoding, draft: Draft) -> bool:
     """Whether a tensor is stored so: its layout allows it, and the encoding takes all that it is made of."""
     if (encoding.block > 1 or encoding.companions) and draft.transposed:  # rows of the tensor are none of its operand
         return False
-    if encoding.whole and len(draft.operands) > 1:  # a scale of all of them; they are computed one by one
+    if encoding.whole and len(draft.parts) > 1:  # a scale of all of them; they are computed one by one
         return False
-    taken = all(encoding.takes(operand.name, operand.shape) for operand in draft.operands)
+    taken = all(encoding.takes(operand.name, operand.shape) for operand, _, _ in draft.parts)
     return draft.converts and taken and encoding.fits(draft.shape)
 
 

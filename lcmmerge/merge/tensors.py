@@ -36,7 +36,7 @@ def merged(plan: Plan, device: str = "cpu") -> Iterator[Read]:
     The inputs must be on this disk (``Plan.fetch``). A read raises NumericError, FormatError.
     """
     pieces = {
-        piece.operand.name: replace(piece, transposed=False)
+        piece.operand.name: replace(piece, transposed=False, begin=0, end=piece.operand.rows)
         for file in plan.files
         for tensor in file.tensors
         for piece in tensor.pieces

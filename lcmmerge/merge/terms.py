@@ -10,21 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, read_adapter
-from lcmmerge.archs import Model, Parameter, guess_architecture, identify, likely_architectures
+from lcmmerge.archs import Model, Parameter, guess_architecture, identify, likely_architectures, names_of
 from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
 from lcmmerge.merge.blocks import BlockWeights
 from lcmmerge.merge.operand import Operand
+from lcmmerge.merge.places import Place, home_parameters, places, views_of
 from lcmmerge.tensors import TensorSource
 
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """An adapter's ΔW for one parameter, times ``strength`` (λ × block weight)."""
+    """An adapter's ΔW for one parameter, times ``strength`` (λ × block weight).
+
+    ``place``: where the parameter lies in the tensor that the adapter was made for, None where it is that tensor.
+    """
 
     term: int
     strength: float
     adapter: Adapter
     patch: Patch
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,30 +111,37 @@ def check_floating(source: TensorSource, name: str, parameter: Parameter) -> Non
         )
 
 
-def match(index: int, term: TaskVector, base: Model, aliases: Mapping[str, str]) -> Matched:
+def match(index: int, term: TaskVector, base: Model) -> Matched:
     """Find the home of everything that ``term`` brings. Raises ShapeMismatchError, IncompatibleError (integers)."""
     if isinstance(term.content, Checkpoint):
         return _match_checkpoint(index, term, term.content, base)
+    names = names_of(base.arch)
     contributions: dict[str, Contribution] = {}
     unmatched = [*term.content.embeddings, *term.content.unknown]
     for patch in term.content.patches:
-        module = aliases.get(patch.key)
-        name = f"{module}.{patch.parameter}"
-        if module is None or name not in base.parameters:
+        home = names.find(patch.key)
+        parameters = home_parameters(home, patch, base) if home else None
+        if home is None or parameters is None:
             if not patch.optional:
                 unmatched.append(patch.key)
             continue
-        if name in contributions:
-            raise FormatError(
-                f"{term.path}: two of its keys patch {name}",
-                "the file mixes two naming schemes: export it again",
-            )
-        check_floating(base.source, name, base.parameters[name])
-        _, adapter = algorithm(patch)
-        if misfit := adapter.fit(patch, base.parameters[name].shape):
-            raise _misfit(term, patch.key, misfit, base)
-        strength = term.strength * term.weights.of(name, base)
-        contributions[name] = Adapted(index, strength, adapter, patch)
+        found = places(views_of(home, patch), parameters)
+        if found is None:
+            sizes = ", ".join(str(list(parameter.shape)) for parameter in parameters)
+            raise _misfit(term, patch.key, f"the base's {sizes} make up no tensor of its own", base)
+        for parameter, place in zip(parameters, found, strict=True):
+            name = parameter.name
+            if name in contributions:
+                raise FormatError(
+                    f"{term.path}: two of its keys patch {name}",
+                    "the file mixes two naming schemes: export it again",
+                )
+            check_floating(base.source, name, parameter)
+            _, adapter = algorithm(patch)
+            if misfit := adapter.fit(patch, place.shape if place else parameter.shape):
+                raise _misfit(term, patch.key, misfit, base)
+            strength = term.strength * term.weights.of(name, base)
+            contributions[name] = Adapted(index, strength, adapter, patch, place)
     return Matched(contributions, tuple(dict.fromkeys(unmatched)))
 
 
@@ -158,7 +170,7 @@ def made_elsewhere(term: TaskVector, base: Model) -> str:
     if isinstance(term.content, Checkpoint):
         return ""
     likely = likely_architectures(patch.key for patch in term.content.patches)
-    return " or ".join(arch.title for arch in likely if base.arch not in likely)
+    return " or ".join(arch.title for arch in likely if base.arch.name not in [each.name for each in likely])
 
 
 def _misfit(term: TaskVector, key: str, misfit: str, base: Model) -> ShapeMismatchError:

@@ -14,6 +14,7 @@ from lcmmerge.refs.files import parse_object, read_bytes
 SINGLE_FILE, DIFFUSERS = "single-file", "diffusers"
 MODEL_INDEX = "model_index.json"
 SIDECAR = "adapter_config.json"  # what PEFT keeps beside an adapter's tensors
+DENOISERS = ("unet", "transformer")
 SMALL = (".json", ".txt", ".model")  # configs, scheduler, tokenizers
 CHOOSE = "choose one with --variant"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
@@ -124,7 +125,7 @@ def _components(tree: Tree) -> list[str]:
     folders = {name.partition("/")[0] for name in tree.names if "/" in name}
     if MODEL_INDEX in tree.names:
         folders &= read_json(tree, MODEL_INDEX).keys()
-    elif "unet" not in folders:
+    elif folders.isdisjoint(DENOISERS):
         return []
     return sorted(folder for folder in folders if _candidates(tree, folder))
 

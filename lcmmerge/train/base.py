@@ -64,7 +64,7 @@ def load(reference: str, model: Model, config_from: str | None, device: torch.de
     model.source.fetch()
     components = load_components(model, configs, dtype)
     scheduler = dict(components["scheduler"].config)
-    kind: Literal["sd", "sdxl"] = "sdxl" if model.arch.unet.added else "sd"
+    kind: Literal["sd", "sdxl"] = "sdxl" if model.arch.family.micro_conditioning else "sd"
     names = [encoder.name for encoder in model.arch.text_encoders]
     tokenizers = [components[name.replace("text_encoder", "tokenizer")] for name in names]
     encoder = TextEncoders(kind, tokenizers, [components[name].to(device) for name in names], device)
@@ -92,9 +92,9 @@ def _records_lcm(source: TensorSource) -> bool:
 
 
 def _encoders_sha256(model: Model) -> str:
-    """Of every parameter beside the U-Net's, by canonical name: latents and texts encoded by one fit the other."""
-    digest, read = hashlib.sha256(), stored(model)
-    for name in sorted(name for name in model.parameters if not name.startswith("unet.")):
+    """Of every parameter beside the denoiser's, by canonical name: latents and texts encoded by one fit the other."""
+    digest, read, denoiser = hashlib.sha256(), stored(model), f"{model.arch.denoiser.name}."
+    for name in sorted(name for name in model.parameters if not name.startswith(denoiser)):
         tensor = read(name)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

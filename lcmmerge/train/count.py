@@ -43,8 +43,8 @@ class Count:
 
 def count(model: Model, rank: int) -> Count:
     """What a LoRA of all of LCM-LoRA's targets has to train."""
-    shapes = {name: parameter.shape for name, parameter in model.parameters.items()}
-    unet = sum(prod(shape) for name, shape in shapes.items() if name.startswith("unet."))
+    shapes, denoiser = model.shapes, f"{model.arch.denoiser.name}."
+    unet = sum(prod(shape) for name, shape in shapes.items() if name.startswith(denoiser))
     modules: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
     for module, shape in lora_targets(shapes).items():

@@ -22,7 +22,6 @@ from lcmmerge.train.objectives.lcf import LatentConsistencyFineTuning
 from lcmmerge.train.settings import TrainingSettings
 
 LCD, LCF, DIFFUSION = "lcd", "lcf", "diffusion"
-W, W_XL = (5.0, 15.0), (3.0, 15.0)  # of the authors' scripts
 MU = 0.95  # of the scripts too; the LCM paper's is 0.999943
 HELD_OUT, ENOUGH = 8, 80  # so many examples are held out, where there are so many
 
@@ -93,7 +92,7 @@ class TrainingJob:
         return float(self.rank) if self.alpha is None else self.alpha
 
     def guidance_range(self, arch: Architecture) -> tuple[float, float]:
-        return self.w or (W_XL if arch.unet.added else W)
+        return self.w or arch.family.trained_guidance
 
     def objective(self, arch: Architecture, timesteps: int) -> TrainingObjective:
         """Raises OptionError for what makes no sense."""

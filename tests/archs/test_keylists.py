@@ -11,7 +11,7 @@ import pytest
 from named import named_source
 from published import shapes
 
-from lcmmerge.archs import aliases, architectures, guess_architecture, identify, is_ema, lora_targets
+from lcmmerge.archs import architectures, guess_architecture, identify, is_ema, lora_targets, names_of
 
 FOLDER = os.environ.get("LCMMERGE_KEYLISTS", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="LCMMERGE_KEYLISTS names no folder")
@@ -97,8 +97,8 @@ def test_a_kohya_lora_of_sd1s_attention() -> None:
 
 def test_sdxl_lcm_lora_does_not_fit_ssd_1b() -> None:
     listed = keys(read_json("lcm-lora-sdxl.keys.json"))
-    spelled = aliases(identify(named_source(shapes("ssd1b"), "diffusers")))
-    assert 0 < len(listed - spelled.keys()) < len(listed)
+    names = names_of(architectures()["ssd1b"])
+    assert 0 < len([key for key in listed if names.find(key) is None]) < len(listed)
     assert guess_architecture(listed) == "Stable Diffusion XL"
 
 
@@ -116,9 +116,10 @@ def keys(listed: Shapes) -> set[str]:
 def fits(name: str, listed: Shapes) -> set[str]:
     """The homes of all listed LoRA modules, after a look at their shapes."""
     real = shapes(name)
-    spelled = aliases(identify(named_source(real, "diffusers")))
+    names = names_of(architectures()[name])
+    homes = {key: home.module for key in keys(listed) if (home := names.find(key))}
     for key in keys(listed):
-        out, *rest = real[f"{spelled[key]}.weight"]
+        out, *rest = real[f"{homes[key]}.weight"]
         assert listed[f"{key}.lora_up.weight"][0] == out
         assert listed[f"{key}.lora_down.weight"][1:] == tuple(rest)
-    return {spelled[key] for key in keys(listed)}
+    return set(homes.values())

@@ -62,9 +62,7 @@ def base_layout(size: Size, slots: Mapping[str, Slot], shapes: dict[str, Shape])
     layout: dict[str, tuple[str, Shape]] = dict(size.extras)
     for parameter, shape in shapes.items():
         slot = slots[parameter]
-        shape = shape[::-1] if slot.transposed else shape
-        shape = (*shape, 1, 1) if slot.conv1x1 else shape
-        layout[slot.stored] = ("F16", (shape[0] * slot.parts, *shape[1:]))
+        layout[slot.stored] = ("F16", slot.view.stored_shape(shape))
     return layout
 
 
@@ -144,7 +142,7 @@ def make(size: Size, folder: Path) -> None:
         {
             "parameter": parameter,
             "stored": slots[parameter].stored,
-            "first_row": slots[parameter].part * shape[0],
+            "first_row": slots[parameter].view.begin * shape[0],
             "shape": shape,
             "lcm": lcm.get(parameter),
             "style": style.get(parameter),

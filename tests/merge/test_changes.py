@@ -8,7 +8,7 @@ from pico import pico
 from searching import ADAPTERS, CPU, adapter, planned
 
 from lcmmerge.adapters import read_adapter
-from lcmmerge.archs import aliases, identify
+from lcmmerge.archs import identify, names_of
 from lcmmerge.merge.changes import Change
 from lcmmerge.tensors import open_source
 
@@ -28,8 +28,9 @@ def changes(plan, term):
 def test_an_adapters_change_is_its_update(kind, files, tmp_path):
     inputs, style = files("sd1"), adapter(kind, tmp_path)
     found = changes(planned(inputs.base(), style, inputs.lcm), 0)
-    spellings = aliases(identify(open_source(inputs.base())))
-    patches = {f"{spellings[patch.key]}.{patch.parameter}": patch for patch in read_adapter(open_source(style)).patches}
+    names = names_of(identify(open_source(inputs.base())).arch)
+    found_of = read_adapter(open_source(style)).patches
+    patches = {f"{names.find(patch.key).module}.{patch.parameter}": patch for patch in found_of}
     assert {name for name, patch in patches.items() if not patch.optional} <= found.keys() <= patches.keys()
     assert found
     for name, (pristine, change) in found.items():

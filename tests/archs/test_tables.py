@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from published import PUBLISHED, shapes
 
 from lcmmerge.archs import Slot, architectures
-from lcmmerge.archs.base import is_required
-from lcmmerge.archs.keymap import KeyRow, expand
-from lcmmerge.archs.unet import UNet, unet_slots
+from lcmmerge.archs.tables import Row, expand
+from lcmmerge.archs.unet import UNet
+from lcmmerge.archs.views import part, tiles
 
 ARCHITECTURES = tuple(architectures())
 
@@ -19,28 +19,14 @@ def test_the_registered_name_is_the_file_name() -> None:
 
 
 def test_expand_fills_the_holes() -> None:
-    table = (KeyRow("a.{i}.b.{p}", "x.{i}.y_{p}", part=1, parts=2), KeyRow("c"))
+    table = (Row("a.{i}.b.{p}", "x.{i}.y_{p}", part(1, 2, 2)), Row("c"))
     assert list(expand(table, "left.", "right.", 2)) == [
-        Slot("left.a.0.b.weight", "right.x.0.y_weight", 1, 2),
-        Slot("left.a.0.b.bias", "right.x.0.y_bias", 1, 2),
-        Slot("left.a.1.b.weight", "right.x.1.y_weight", 1, 2),
-        Slot("left.a.1.b.bias", "right.x.1.y_bias", 1, 2),
+        Slot("left.a.0.b.weight", "right.x.0.y_weight", part(1, 2, 2)),
+        Slot("left.a.0.b.bias", "right.x.0.y_bias", part(1, 2, 2)),
+        Slot("left.a.1.b.weight", "right.x.1.y_weight", part(1, 2, 2)),
+        Slot("left.a.1.b.bias", "right.x.1.y_bias", part(1, 2, 2)),
         Slot("left.c", "right.c"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("slot", "stored", "canonical"),
-    [
-        (Slot("p", "s"), (8, 4, 3, 3), (8, 4, 3, 3)),
-        (Slot("p", "s", part=2, parts=3), (24, 8), (8, 8)),
-        (Slot("p", "s", part=2, parts=3), (24,), (8,)),
-        (Slot("p", "s", transposed=True), (24, 20), (20, 24)),
-        (Slot("p", "s", conv1x1=True), (16, 16, 1, 1), (16, 16)),
-    ],
-)
-def test_shape_through_a_view(slot: Slot, stored: tuple[int, ...], canonical: tuple[int, ...]) -> None:
-    assert slot.shape(stored) == canonical
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -50,7 +36,7 @@ def test_each_parameter_is_one_view_of_one_stored_tensor(name: str, layout: str)
     assert all(parameter == slot.parameter for parameter, slot in keymap.slots.items())
     assert all(slot in keymap.read(slot.stored) for slot in keymap.slots.values())
     for slots in keymap.stored.values():
-        assert [slot.part for slot in slots] == list(range(slots[0].parts))
+        assert tiles([slot.view for slot in slots], [slot.view.shape((12, 4)) for slot in slots])
     assert keymap.read("no.such.tensor") == ()
 
 
@@ -59,7 +45,7 @@ def test_the_map_holds_the_real_models_parameters_and_no_others(name: str) -> No
     """Oracle: diffusers' and transformers' own models. Only shortcuts may be in the map and not in the model."""
     real, mapped = shapes(name).keys(), architectures()[name].keymap("single-file").slots.keys()
     assert real <= mapped
-    assert not [parameter for parameter in mapped - real if is_required(parameter)]
+    assert not (mapped - real) & architectures()[name].required
 
 
 depths = st.lists(st.tuples(*[st.integers(0, 3)] * 2), min_size=1, max_size=4).map(tuple)
@@ -67,7 +53,7 @@ depths = st.lists(st.tuples(*[st.integers(0, 3)] * 2), min_size=1, max_size=4).m
 
 @given(down=depths, up=depths, mid=st.integers(0, 3), added=st.booleans())
 def test_names_of_any_block_structure_are_a_bijection(down, up, mid, added) -> None:  # type: ignore[no-untyped-def]
-    slots = list(unet_slots(UNet(down, mid, up, linear_projection=True, added=added)))
+    slots = list(UNet(down=down, mid=mid, up=up, linear_projection=True, added=added).slots())
     assert len({slot.parameter for slot in slots}) == len({slot.stored for slot in slots}) == len(slots)
     transformers = sum(map(sum, down + up)) + mid
     assert sum(slot.parameter.endswith(".attn1.to_q.weight") for slot in slots) == transformers

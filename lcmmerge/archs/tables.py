@@ -12,47 +12,33 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-Shape = tuple[int, ...]
+from lcmmerge.archs.views import WHOLE, View
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     """Where a canonical parameter lies: in which stored tensor, and which view of it.
 
-    ``part`` of ``parts``: rows part·n … (part+1)·n of the stored tensor, n = stored rows / parts (OpenCLIP's
-    fused ``in_proj_weight`` holds q, k, v). ``transposed``: stored as [in, out]. ``conv1x1``: stored as
-    [out, in, 1, 1] where the canonical parameter is [out, in] (the VAE's attention).
+    ``optional``: only some models of the family have it.
     """
 
     parameter: str
     stored: str
-    part: int = 0
-    parts: int = 1
-    transposed: bool = False
-    conv1x1: bool = False
-
-    def shape(self, stored: Shape) -> Shape:
-        """The canonical parameter's shape, from the stored tensor's."""
-        if self.transposed:
-            return stored[::-1]
-        if self.conv1x1:
-            return stored[:2]
-        return (stored[0] // self.parts, *stored[1:]) if self.parts > 1 else stored
+    view: View = WHOLE
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class KeyRow:
+class Row:
     """One line of a table; an empty ``stored`` is the same as ``canonical``. The rest is as in Slot."""
 
     canonical: str
     stored: str = ""
-    part: int = 0
-    parts: int = 1
-    transposed: bool = False
-    conv1x1: bool = False
+    view: View = WHOLE
+    optional: bool = False
 
 
-Table = tuple[KeyRow, ...]
+Table = tuple[Row, ...]
 
 
 def expand(table: Table, canonical: str, stored: str, count: int = 1) -> Iterator[Slot]:
@@ -64,16 +50,14 @@ def expand(table: Table, canonical: str, stored: str, count: int = 1) -> Iterato
                 yield Slot(
                     canonical + row.canonical.format(i=i, p=p),
                     stored + pattern.format(i=i, p=p),
-                    row.part,
-                    row.parts,
-                    row.transposed,
-                    row.conv1x1,
+                    row.view,
+                    row.optional,
                 )
 
 
 @dataclass(frozen=True, slots=True)
 class KeyMap:
-    """Both directions. ``slots``: canonical name → slot; ``stored``: stored name → its slots, by part."""
+    """Both directions. ``slots``: canonical name → slot; ``stored``: stored name → its slots, in the table's order."""
 
     slots: Mapping[str, Slot]
     stored: Mapping[str, tuple[Slot, ...]]

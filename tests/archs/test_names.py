@@ -4,10 +4,22 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from named import named_source
 from pico import PICOS, lcm_lora, pico, style_lora
 
-from lcmmerge.archs import Model, aliases, guess_architecture, identify, kohya_name, likely_architectures
+from lcmmerge.archs import (
+    Model,
+    architectures,
+    guess_architecture,
+    identify,
+    kohya_name,
+    likely_architectures,
+    names_of,
+)
+from lcmmerge.archs.names import Home
+from lcmmerge.archs.views import TRANSPOSED, WHOLE, part
 from lcmmerge.tensors import open_source
 
 
@@ -23,12 +35,11 @@ def modules(file: Path) -> set[str]:
 @pytest.mark.parametrize("name", PICOS)
 def test_official_and_kohya_files_find_every_module(name: str, tmp_path: Path) -> None:
     """Each LoRA module's shape must be its canonical module's, so that a wrong home shows."""
-    base = model(name)
-    spelled = aliases(base)
+    base, names = model(name), names_of(architectures()[name.partition("-")[0]])
     for write in (lcm_lora, style_lora):
         tensors = open_source(write(tmp_path / "lora.safetensors", name)).tensors
         for key in modules(tmp_path / "lora.safetensors"):
-            shape = base.parameters[f"{spelled[key]}.weight"].shape
+            shape = base.parameters[f"{names.find(key).module}.weight"].shape
             assert tensors[f"{key}.lora_up.weight"].shape[0] == shape[0]
             assert tensors[f"{key}.lora_down.weight"].shape[1:] == shape[1:]
 
@@ -72,7 +83,8 @@ def test_official_and_kohya_files_find_every_module(name: str, tmp_path: Path) -
     ],
 )
 def test_spellings(name: str, alias: str, module: str) -> None:
-    assert aliases(model(name))[alias] == module
+    home = names_of(architectures()[name]).find(alias)
+    assert home and [module for module, _ in home.parts] == [module]
 
 
 @pytest.mark.parametrize(
@@ -80,28 +92,45 @@ def test_spellings(name: str, alias: str, module: str) -> None:
     [
         ("sdxl", "text_model.encoder.layers.3.mlp.fc1"),  # of which text encoder?
         ("sdxl", "lora_te_text_model_encoder_layers_3_mlp_fc1"),
-        ("sdxl", "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj"),  # three modules
-        ("sdxl", "conditioner.embedders.1.model.text_projection"),  # transposed
         ("ssd1b", "lora_unet_mid_block_attentions_0_proj_in"),
     ],
 )
 def test_what_is_in_doubt_or_absent_is_left_out(name: str, alias: str) -> None:
-    assert alias not in aliases(model(name))
+    assert names_of(architectures()[name]).find(alias) is None
 
 
-def test_only_the_modules_that_are_there() -> None:
-    unet = {n: p.shape for n, p in model("sd1").parameters.items() if n.startswith("unet.")}
-    spelled = aliases(identify(named_source(unet, "diffusers")))
-    assert not [alias for alias in spelled if "lora_te" in alias]
+def test_a_fused_module_is_the_home_of_its_parts() -> None:
+    home = names_of(architectures()["sdxl"]).find("conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj")
+    attention = "text_encoder_2.text_model.encoder.layers.0.self_attn."
+    assert home == Home(tuple((f"{attention}{name}_proj", part(i, i + 1, 3)) for i, name in enumerate("qkv")))
 
 
-@pytest.mark.parametrize("name", PICOS)
+def test_a_transposed_module() -> None:
+    home = names_of(architectures()["sdxl"]).find("conditioner.embedders.1.model.text_projection")
+    assert home == Home((("text_encoder_2.text_projection", TRANSPOSED),))
+
+
+@pytest.mark.parametrize("name", architectures())
 def test_every_canonical_module_names_itself(name: str) -> None:
-    base = model(name)
-    named = {parameter.rpartition(".")[0] for parameter in base.parameters}
-    spelled = aliases(base)
-    assert named == set(spelled.values())
-    assert all(spelled[module] == module for module in named)
+    names, parameters = names_of(architectures()[name]), architectures()[name].keymap("diffusers").slots
+    for module in {parameter.rpartition(".")[0] for parameter in parameters}:
+        assert names.find(module) == Home(((module, WHOLE),))
+
+
+@given(
+    name=st.sampled_from(list(architectures())),
+    seed=st.integers(0),
+    begin=st.sampled_from(["", "base_model.model.", "lycoris_"]),
+)
+def test_a_name_is_found_with_underscores_for_its_dots(name: str, seed: int, begin: str) -> None:
+    """Unless two components have it (SDXL's text encoders)."""
+    arch = architectures()[name]
+    modules = sorted({parameter.rpartition(".")[0] for parameter in arch.keymap("diffusers").slots})
+    module = modules[seed % len(modules)]
+    inner = module.partition(".")[2]
+    found = names_of(arch).find(begin + inner.replace(".", "_"))
+    twice = len([each for each in modules if each.partition(".")[2] == inner]) > 1
+    assert found is None if twice else found == Home(((module, WHOLE),))
 
 
 @pytest.mark.parametrize(
@@ -135,15 +164,16 @@ def test_guess_foreign(keys: list[str], guess: str | None) -> None:
     assert guess_architecture(keys) == guess
 
 
-@pytest.mark.parametrize("name", PICOS)
-def test_kohya_names_are_spellings_of_their_module(name: str) -> None:
-    base = model(name)
-    spelled = aliases(base)
-    named = [module for module in set(spelled.values()) if not module.startswith("vae.")]
-    assert all(spelled[kohya_name(module, base.arch)] == module for module in named)
+@pytest.mark.parametrize("name", architectures())
+def test_kohya_names_are_names_of_their_module(name: str) -> None:
+    arch = architectures()[name]
+    modules = {parameter.rpartition(".")[0] for parameter in arch.keymap("diffusers").slots}
+    for module in [module for module in modules if not module.startswith("vae.")]:
+        home = names_of(arch).find(kohya_name(module, arch) or "")
+        assert home and home.module == module
 
 
 def test_an_ssd_1b_lora_is_told_from_sdxl_though_it_fits_both(tmp_path: Path) -> None:
     keys = modules(lcm_lora(tmp_path / "lora.safetensors", "ssd1b"))
-    assert keys <= aliases(model("sdxl")).keys()
+    assert all(names_of(architectures()["sdxl"]).find(key) for key in keys)
     assert [arch.name for arch in likely_architectures(keys)] == ["ssd1b"]

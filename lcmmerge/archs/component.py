@@ -1,0 +1,75 @@
+"""What a component is: a part of a model with weights of its own, such as a U-Net, a text encoder or a VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from lcmmerge.archs.tables import Slot
+from lcmmerge.archs.views import Shape
+from lcmmerge.errors import OptionError
+
+BASE = "BASE"  # the block of everything outside the denoiser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """A part of a model, by the name of its folder in diffusers' layout, whose tensors keep their names.
+
+    ``stored``: what stands before its names in a single file. ``module``: the class of diffusers or transformers that
+    computes it. ``kohya``: how kohya-ss/sd-scripts begins its modules' names in adapter files, empty where it has none.
+    ``kind``: what messages call it. ``sentinel``: a parameter that tells it
+    from others, where it is what a checkpoint is recognised by.
+    """
+
+    name: str
+    stored: str = ""
+    module: str = ""
+    kohya: str = ""
+    kind: str = "component"
+    sentinel: str = ""
+
+    def slots(self) -> Iterator[Slot]:
+        """Every name that it may have in a single file; none where its tensors keep whatever names they have."""
+        yield from ()
+
+    def sized(self, names: Iterable[str]) -> Self:
+        """The component with as many layers as these canonical names, without its own in front, tell."""
+        return self
+
+    def respell(self, name: str) -> str:
+        """A name as older or newer programs spell it → as the key map does; the component, or ``stored``, in front."""
+        return name
+
+    def begins(self) -> tuple[str, ...]:
+        """What may stand before its modules' names in adapter files."""
+        return (f"{self.name}.", self.stored, self.kohya)
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """A canonical module's name, without the component, and what adapter files call it instead."""
+        return (name,)
+
+    def accepts(self, shapes: Mapping[str, Shape]) -> bool:
+        """Whether it may be of these shapes, by canonical or stored names that are all there."""
+        return True
+
+    def purpose(self, shapes: Mapping[str, Shape]) -> str:
+        """``base``, or what else its shapes, by canonical name, say that it is for."""
+        return "base"
+
+    def config(self, shapes: Mapping[str, Shape]) -> Mapping[str, Any]:
+        """What of its config.json its tensors tell, by canonical name."""
+        return {}
+
+    def is_described(self, config: Mapping[str, Any]) -> bool:
+        """Whether a config.json of transformers may be its own."""
+        return True
+
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks that may have factors on λ, in order; of a denoiser alone."""
+        return ()
+
+    def block_of(self, slot: Slot) -> str:
+        """The block of one of its parameters."""
+        raise OptionError(f"{self.name}: has no blocks", "omit --block-weights")

@@ -1,0 +1,177 @@
+"""How adapter files name a module, and whose names they are.
+
+A name is looked up without what programs put before it, and with ``_`` for every ``.`` and ``-``, in the union of the
+architecture's canonical and single-file names:
+
+| name | who writes it |
+| --- | --- |
+| ``lora_unet_down_blocks_0_…``, ``lora_te_…`` | kohya for SD 1 and 2; the official LCM-LoRA files |
+| ``lora_unet_input_blocks_1_…``, ``lora_te1_…``, ``lora_te2_…`` | kohya for SDXL |
+| ``lycoris_down_blocks_0_…`` | LyCORIS outside kohya |
+| ``unet.down_blocks.0.…``, ``transformer.…``, ``text_encoder.…`` | diffusers |
+| ``down_blocks.0.…``, ``text_model.…``, ``base_model.model.…`` | PEFT, on one model |
+| ``diffusion_model.input_blocks.1.…``, ``text_encoders.clip_l.transformer.…`` | ComfyUI |
+| ``model.diffusion_model.input_blocks.1.…`` | a single file's own names |
+
+In 16 public key lists of FLUX, Qwen-Image, Anima and Krea 2 LoRAs each of 7,105 names is found so, and no two fall
+together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from lcmmerge.archs.base import Architecture, architectures
+from lcmmerge.archs.component import Component
+from lcmmerge.archs.foreign import SHARED, guess_family
+from lcmmerge.archs.tables import Slot
+from lcmmerge.archs.views import WHOLE, View
+
+DENOISER = (
+    "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "net.", "model.", "pipe.dit.",
+    "lora_unet_", "lora_transformer_",
+)  # fmt: skip
+ANY = ("base_model.model.", "base_model.", "lycoris_")
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The tensor that an adapter's module was made for: canonical modules, with their views of it.
+
+    A canonical module (a parameter's name without ``.weight``) is its own home; a fused one of a single file is that of
+    several.
+    """
+
+    parts: tuple[tuple[str, View], ...]
+
+    @property
+    def module(self) -> str:
+        """The only canonical module, or the first."""
+        return self.parts[0][0]
+
+
+class ModuleNames:
+    """An architecture's modules, by any name that an adapter file may have for them."""
+
+    def __init__(self, arch: Architecture) -> None:
+        self._tables = [Tables.of(part) for part in arch.parts]
+        modules = {module_of(slot.parameter) for part in arch.parts for slot in part.slots()}
+        self.kinds = Counter(map(kind_of, modules))
+
+    def find(self, key: str) -> Home | None:
+        """None where no module is called so, or several are."""
+        tables = self._tables
+        while True:
+            if home := next(filter(None, (table.begun(key) for table in tables)), None):
+                return home
+            homes = list(filter(None, (table.get(key) for table in tables)))
+            if homes:
+                return homes[0] if len(homes) == 1 else None
+            begin = next((begin for begin in (*ANY, *DENOISER) if key.startswith(begin)), None)
+            if begin is None:
+                return None
+            key = key.removeprefix(begin)
+            if begin in DENOISER:
+                tables, key = tables[:1], key.removeprefix("_")  # some write lora_unet__blocks_0_…
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """A component's modules: squashed name → home, by canonical names and by a single file's."""
+
+    part: Component
+    canonical: Mapping[str, Home]
+    stored: Mapping[str, Home]
+
+    @classmethod
+    def of(cls, part: Component) -> Tables:
+        canonical: dict[str, Home] = {}
+        stored: dict[str, Home] = {}
+        groups: dict[str, list[Slot]] = {}
+        for slot in part.slots():
+            groups.setdefault(slot.stored, []).append(slot)
+            module = module_of(slot.parameter)
+            for name in part.spellings(module.removeprefix(f"{part.name}.")):
+                canonical[squash(name)] = Home(((module, WHOLE),))
+        for name, slots in groups.items():
+            if not name.endswith("bias"):  # a bias is as its weight, of which alone the shape may be another
+                home = Home(tuple((module_of(slot.parameter), slot.view) for slot in slots))
+                stored[squash(module_of(name.removeprefix(part.stored)))] = home
+        return cls(part, canonical, stored)
+
+    def begun(self, key: str) -> Home | None:
+        """The home of a name that begins as this component's do."""
+        for begin in (begin for begin in self.part.begins() if begin and key.startswith(begin)):
+            if home := self.get(key.removeprefix(begin), stored=begin == self.part.stored):
+                return home
+        return None
+
+    def get(self, name: str, *, stored: bool = False) -> Home | None:
+        """``stored``: of the two that some names mean, that of a single file."""
+        first, second = (self.stored, self.canonical) if stored else (self.canonical, self.stored)
+        return first.get(squash(name)) or second.get(squash(name))
+
+
+def squash(name: str) -> str:
+    return name.replace(".", "_").replace("-", "_")
+
+
+def module_of(parameter: str) -> str:
+    """A parameter's name without what of its module it is; a bare one is its own."""
+    for ending in (".weight", ".bias", "_weight", "_bias"):
+        if parameter.endswith(ending):
+            return parameter.removesuffix(ending)
+    return parameter
+
+
+@cache
+def names_of(arch: Architecture) -> ModuleNames:
+    return ModuleNames(arch)
+
+
+def kohya_name(module: str, arch: Architecture) -> str | None:
+    """``unet.down_blocks.0.…`` → ``lora_unet_down_blocks_0_…``; None in a component without a prefix, the VAE."""
+    component, _, name = module.partition(".")
+    begin = next((part.kohya for part in arch.parts if part.name == component), "")
+    return begin + squash(name) if begin else None
+
+
+def guess_architecture(keys: Iterable[str]) -> str | None:
+    """The title of the architecture that an adapter with these module names was made for, None when in doubt."""
+    keys = set(keys)
+    if family := guess_family(keys):
+        return family
+    likely = " or ".join(arch.title for arch in likely_architectures(keys))
+    return likely or guess_family(keys, SHARED)
+
+
+def likely_architectures(keys: Iterable[str]) -> tuple[Architecture, ...]:
+    """The architecture that has the most of the modules; among equals, the one of which they are the greater part
+    (everything of SSD-1B's has a home in SDXL, too). Several where names do not tell (the U-Nets of SD 1 and 2).
+    """
+    keys = set(keys)
+    if guess_family(keys):
+        return ()
+    scores = {arch.name: _score(arch, keys) for arch in architectures().values()}
+    best = max(scores.values())
+    if not best[0] or (best[0] < len(keys) and guess_family(keys, SHARED)):
+        return ()
+    return tuple(architectures()[name] for name, score in scores.items() if score == best)
+
+
+def _score(arch: Architecture, keys: set[str]) -> tuple[int, float]:
+    """How many of the keys are the architecture's, and the share of its like modules that they are."""
+    names = names_of(arch)
+    homes = [home for key in keys if (home := names.find(key))]
+    modules = {module for home in homes for module, _ in home.parts}
+    like: Mapping[str, int] = names.kinds
+    return len(homes), len(modules) / (sum(like[kind] for kind in set(map(kind_of, modules))) or 1)
+
+
+def kind_of(module: str) -> str:
+    """A module's component and name without its place: ``unet`` and ``attn1.to_q``."""
+    parts = module.split(".")
+    return f"{parts[0]}.{parts[-2]}.{parts[-1]}"

@@ -1,0 +1,81 @@
+"""An adapter made for a tensor that is several canonical parameters: its ΔW, through their views.
+
+ΔW is computed for the tensor that the adapter was made for, and each parameter takes its part. With ΔW = s·B·A the
+part's rows of B are exact; what is no product is formed whole, and what depends on W gets that tensor put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lcmmerge.adapters import Dense, Dependent, Factored, Patch, Update
+from lcmmerge.archs import Home, Model, Parameter, View, tiles
+from lcmmerge.merge.operand import Operand
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A parameter as a part of the tensor that an adapter was made for.
+
+    ``view``: where it lies in that tensor of ``shape``; ``parts``: all parameters that make the tensor up, with theirs.
+    """
+
+    view: View
+    shape: Shape
+    parts: tuple[tuple[View, Operand], ...]
+
+    def through(self, update: Update) -> Update:
+        """The parameter's part of ΔW."""
+        view = self.view
+        if isinstance(update, Dense):
+            return Dense(view.take(update.delta))
+        if isinstance(update, Factored):
+            if view.transposed:
+                return Factored(update.down.T, update.up.T)
+            return Factored(view.of_rows().take(update.up), update.down)
+        rows_of, rows = update.rows_of, view.rows(self.shape[0])
+        if rows_of is None or len(rows) > 1 or view.transposed:
+            return Dependent(lambda part: view.take(update.delta_of(self._whole(part))))
+        first = rows[0][0]
+
+        def rows_of_part(part: Tensor, chosen: slice) -> Tensor:
+            begin = first + (chosen.start or 0)
+            return rows_of(part, slice(begin, begin + part.shape[0]))
+
+        return Dependent(lambda part: rows_of_part(part, slice(0, None)), rows_of_part)
+
+    def _whole(self, like: Tensor) -> Tensor:
+        """W of that tensor, on the device and in the precision of the part."""
+        whole = like.new_empty(self.shape)
+        for view, operand in self.parts:
+            view.put(whole, operand.read().to(like.device, like.dtype))
+        return whole
+
+
+def home_parameters(home: Home, patch: Patch, base: Model) -> list[Parameter] | None:
+    """The base's parameters that a patch is for; None where it lacks one."""
+    names = [f"{module}.{patch.parameter}" for module, _ in home.parts]
+    return [base.parameters[name] for name in names] if all(name in base.parameters for name in names) else None
+
+
+def views_of(home: Home, patch: Patch) -> list[View]:
+    return [view if patch.parameter == "weight" else view.of_rows() for _, view in home.parts]
+
+
+def places(views: Sequence[View], parameters: Sequence[Parameter]) -> Sequence[Place | None] | None:
+    """Where each parameter lies in the tensor that they make up; None where they make up none."""
+    if len(views) == 1 and views[0].is_whole:
+        return [None]
+    found = tiles(views, [parameter.shape for parameter in parameters])
+    if found is None:
+        return None
+    operands = [Operand.of_parameter(parameter.name, parameter) for parameter in parameters]
+    parts = tuple(zip(views, operands, strict=True))
+    return [Place(view, found[0], parts) for view in views]
