@@ -96,7 +96,7 @@ def test_block_weights(tmp_path: Path, cli: Cli) -> None:
     moved = {name.split(".")[3] for name in before if not torch.equal(found[name], before[name])}
     assert moved == {"0"}
     wrong = cli("fuse", base, style, *("IN04=0" if option == "B01=0" else option for option in options), "--force")
-    wrong.assert_fault(1, "no block 'IN04'; the blocks are BASE, B00, B01")
+    wrong.assert_fault(2, "no block 'IN04'; the blocks are BASE, B00, B01")
 
 
 def test_extract_and_combine(tmp_path: Path, cli: Cli) -> None:
