@@ -43,7 +43,7 @@ class ExtraState:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WrittenFolder:
     """A folder that we write to. Bytes: ``held``, of a cache, else None; ``free``, on its disk."""
 
     what: str
@@ -64,7 +64,7 @@ class Checkup:
     extras: tuple[ExtraState, ...]
     devices: tuple[str, ...]
     providers: tuple[str, ...] | None
-    places: tuple[Place, ...]
+    places: tuple[WrittenFolder, ...]
 
     @property
     def faults(self) -> tuple[Package, ...]:
@@ -137,7 +137,7 @@ def _providers() -> tuple[str, ...] | None:
     return tuple(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
 
 
-def _places() -> Iterator[Place]:
+def _places() -> Iterator[WrittenFolder]:
     from huggingface_hub import constants
 
     from lcmmerge.export.cache import default_folder
@@ -149,9 +149,9 @@ def _places() -> Iterator[Place]:
     yield _place("outputs, unless said otherwise", Path.cwd(), cache=False)
 
 
-def _place(what: str, path: Path, *, cache: bool) -> Place:
+def _place(what: str, path: Path, *, cache: bool) -> WrittenFolder:
     there = next(folder for folder in (path, *path.parents) if os.access(folder, os.F_OK))
-    return Place(what, path, _held(path) if cache else None, shutil.disk_usage(there).free)
+    return WrittenFolder(what, path, _held(path) if cache else None, shutil.disk_usage(there).free)
 
 
 def _held(folder: Path) -> int:

@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from lcmmerge.draw.load import canonical
 from lcmmerge.export.cache import cached
-from lcmmerge.export.components import Component, components_of
+from lcmmerge.export.components import PipelinePart, components_of
 from lcmmerge.export.link import link
 
 FILES = {"plain": "model.onnx", "fused": "model.fused.onnx"}
@@ -84,7 +84,7 @@ class Graph:
     """``path`` is linked to ``weights`` beside it; ``module`` has them, rounded to ``dtype``, in float32."""
 
     path: Path
-    component: Component
+    component: PipelinePart
     module: nn.Module
     dtype: str
 

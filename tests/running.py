@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig
 
 from lcmmerge.draw.load import canonical
 from lcmmerge.export.cache import cached
-from lcmmerge.export.components import Component, components_of
+from lcmmerge.export.components import PipelinePart, components_of
 from lcmmerge.export.link import link
 from lcmmerge.export.manifest import read_manifest
 from lcmmerge.export.runtime import Runtime, Session, open_session
@@ -78,7 +78,7 @@ def of_modules(folder: Path, like: Path) -> Runtime:
     return Runtime(folder, read_manifest(like), "torch", CPU, sessions, dtypes)
 
 
-def _session(component: Component) -> Session:
+def _session(component: PipelinePart) -> Session:
     stored = load_file(component.folder / component.weights)
     module = component.module(torch.float32)
     names = {name: name.removeprefix("model.") for name, _ in module.named_parameters()}

@@ -31,9 +31,9 @@ def combine(
       lcmmerge combine a.safetensors 1 b.safetensors -0.5 --rank 32 -o c.safetensors
     """
     from lcmmerge.archs import identify
-    from lcmmerge.merge.alignment import term_of
-    from lcmmerge.merge.combine import CombineSettings
-    from lcmmerge.merge.combine import combine as run
+    from lcmmerge.lora.alignment import term_of
+    from lcmmerge.lora.combine import CombineSettings
+    from lcmmerge.lora.combine import combine as run
     from lcmmerge.merge.plan import safetensors_name
     from lcmmerge.tensors.remote import open_reference
 

@@ -17,7 +17,7 @@ from lcmmerge.output import Output, parse_size, ratio
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
 if TYPE_CHECKING:
-    from lcmmerge.merge.lorafile import LoraLayer
+    from lcmmerge.lora.lorafile import LoraLayer
 
 DTYPE = click.Choice(list(OUTPUT_DTYPES))
 ADAPTER_DTYPE = click.Choice(["fp32", "fp16", "bf16"])

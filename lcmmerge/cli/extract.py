@@ -11,7 +11,7 @@ from lcmmerge.output import Output
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
 if TYPE_CHECKING:
-    from lcmmerge.merge.extract import Extracted
+    from lcmmerge.lora.extract import Extracted
 
 
 @click.command(short_help="Turn a fine-tuned checkpoint into a LoRA: τ = θ_ft − θ_base.")
@@ -36,8 +36,8 @@ def extract(
       lcmmerge extract tuned.safetensors base.safetensors -o style.safetensors --rank 64
     """
     from lcmmerge.archs import identify
-    from lcmmerge.merge.extract import ExtractSettings, tuned_of
-    from lcmmerge.merge.extract import extract as run
+    from lcmmerge.lora.extract import ExtractSettings, tuned_of
+    from lcmmerge.lora.extract import extract as run
     from lcmmerge.merge.plan import safetensors_name
     from lcmmerge.tensors.remote import open_reference
 

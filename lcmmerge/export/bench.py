@@ -20,7 +20,7 @@ from torch import Tensor
 from lcmmerge.draw.drawable import native_size
 from lcmmerge.draw.jobs import Size
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.export.components import Component, Port, components_of
+from lcmmerge.export.components import PipelinePart, Port, components_of
 from lcmmerge.export.manifest import ExportManifest, read_manifest, versions
 from lcmmerge.export.runtime import TORCH, Session, choose_provider, device_of, open_session
 from lcmmerge.output import Output
@@ -103,7 +103,7 @@ class Contenders:
     """A component's graphs on a provider, and its module in torch, on the same device in the same dtype."""
 
     def __init__(
-        self, folder: Path, manifest: ExportManifest, component: Component, provider: str, asked: BenchRequest,
+        self, folder: Path, manifest: ExportManifest, component: PipelinePart, provider: str, asked: BenchRequest,
         output: Output,
     ) -> None:  # fmt: skip
         said = manifest.components[component.name]
@@ -161,7 +161,7 @@ def take_turns(runs: Mapping[str, Run], repeats: int, warmup: int, device: torch
 
 
 def example(
-    component: Component, size: Size, batch: int, dtype: torch.dtype, device: torch.device
+    component: PipelinePart, size: Size, batch: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """Inputs of a component for images of a size, by name: noise, the middle of the schedule, an empty prompt."""
     width, height = size

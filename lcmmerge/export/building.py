@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 
 from lcmmerge.errors import IncompatibleError
-from lcmmerge.export.components.base import Component, parameter_name
+from lcmmerge.export.components.base import PipelinePart, parameter_name
 from lcmmerge.export.constants import Constants
 
 DTYPES = {
@@ -31,7 +31,7 @@ SIZES: dict[Any, str] = {operator.mul: "Mul", operator.add: "Add", operator.sub:
 class Builder:
     """A graph in the making. ``values``: what a node of the program is in it; ``known``: what it is, if a constant."""
 
-    def __init__(self, component: Component, opset: int) -> None:
+    def __init__(self, component: PipelinePart, opset: int) -> None:
         self.component, self.opset = component, opset
         self.nodes: list[ir.Node] = []
         self.values: dict[Node, ir.Value | tuple[ir.Value, ...]] = {}

@@ -11,7 +11,7 @@ from typing import Any
 from lcmmerge.accelerators import SCHEDULERS, Sampling, Span
 from lcmmerge.export import manifest as manifests
 from lcmmerge.export.cache import cached
-from lcmmerge.export.components import Component
+from lcmmerge.export.components import PipelinePart
 from lcmmerge.export.graph import opset_of
 from lcmmerge.export.link import check_link, link
 from lcmmerge.export.manifest import ExportManifest
@@ -25,7 +25,7 @@ from lcmmerge.merge.execute import execute
 from lcmmerge.merge.fuse import check_output
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.provenance import RECIPE, metadata
-from lcmmerge.merge.report import Row, rows
+from lcmmerge.merge.report import ReportRow, rows
 from lcmmerge.output import Output
 from lcmmerge.refs import name_of
 from lcmmerge.refs.files import inside, parse_object
@@ -46,7 +46,7 @@ class Exported:
 
     folder: Path
     manifest: ExportManifest
-    rows: tuple[Row, ...]
+    rows: tuple[ReportRow, ...]
 
 
 def export(prepared: PreparedExport, output: Output) -> Exported:
@@ -193,7 +193,7 @@ def _recorded(base: TensorSource) -> dict[str, Any] | None:
         return None
 
 
-def _component(component: Component, prepared: PreparedExport) -> dict[str, Any]:
+def _component(component: PipelinePart, prepared: PreparedExport) -> dict[str, Any]:
     name = prepared.dtypes[component.name]
     dtype = OUTPUT_DTYPES[name].torch
     return {

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcmmerge.export.components import Component
+from lcmmerge.export.components import PipelinePart
 from lcmmerge.export.graph import graphs_of, opset_of
 from lcmmerge.tensors.kept import keep, recall, user_cache
 
@@ -31,7 +31,7 @@ def default_folder() -> Path:
     return user_cache("graphs")
 
 
-def cached(component: Component, dtype: torch.dtype, variant: str, folder: Path | None = None) -> bytes:
+def cached(component: PipelinePart, dtype: torch.dtype, variant: str, folder: Path | None = None) -> bytes:
     """A graph of ``graphs_of`` as bytes, to be linked; from ``folder`` (the user's cache) where it was made before.
 
     A component's variants are made together. Raises what ``graphs_of`` raises.
@@ -46,7 +46,7 @@ def cached(component: Component, dtype: torch.dtype, variant: str, folder: Path 
     return graphs[variant]
 
 
-def parameters(component: Component, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
+def parameters(component: PipelinePart, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
     """``component.parameters()``, kept likewise: to make the module loads diffusers, which takes seconds."""
     found = once(component.name, _facts(component), component.parameters, folder)
     return {name: tuple(shape) for name, shape in found.items()}
@@ -69,12 +69,12 @@ def serialise(graph: ir.Model) -> bytes:
     return data
 
 
-def _path(folder: Path, component: Component, dtype: torch.dtype, variant: str) -> Path:
+def _path(folder: Path, component: PipelinePart, dtype: torch.dtype, variant: str) -> Path:
     facts = {**_facts(component), "dtype": str(dtype), "opset": opset_of(variant, dtype)}
     return folder / f"{component.name}-{variant}-{_key(facts)}"
 
 
-def _facts(component: Component) -> dict[str, Any]:
+def _facts(component: PipelinePart) -> dict[str, Any]:
     return {"component": component.name, "config": dict(component.config)}
 
 

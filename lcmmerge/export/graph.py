@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from lcmmerge.export.components import Component
+from lcmmerge.export.components import PipelinePart
 from lcmmerge.export.passes import finish
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def opset_of(variant: str, dtype: torch.dtype) -> int:
     return max(OPSETS[variant], BFLOAT16) if str(dtype) == "torch.bfloat16" else OPSETS[variant]
 
 
-def graphs_of(component: Component, dtype: torch.dtype, variants: Iterable[str]) -> dict[str, ir.Model]:
+def graphs_of(component: PipelinePart, dtype: torch.dtype, variants: Iterable[str]) -> dict[str, ir.Model]:
     """The graphs of ``component`` in ``dtype``, by variant: ``plain``, or ``fused`` with Attention nodes.
 
     Nearly all of the time goes into what they share. Raises FormatError (of the config), IncompatibleError (an operator
@@ -39,7 +39,7 @@ def graphs_of(component: Component, dtype: torch.dtype, variants: Iterable[str])
     return {variant: finish(lower(program, component, opset), component) for variant, opset in opsets.items()}
 
 
-def _trace(component: Component, dtype: torch.dtype) -> ExportedProgram:
+def _trace(component: PipelinePart, dtype: torch.dtype) -> ExportedProgram:
     import torch
     from torch.export import Dim, ShapesCollection
 

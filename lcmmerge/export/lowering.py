@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from lcmmerge.export.building import DTYPES, Builder, typed
-from lcmmerge.export.components.base import MODULE, Component, parameter_name
+from lcmmerge.export.components.base import MODULE, PipelinePart, parameter_name
 from lcmmerge.export.operators import IDENTITIES, OPERATORS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 IR_VERSIONS = {18: 8, 22: 10, 23: 11}  # that came with the opset: older runtimes refuse newer ones
 
 
-def lower(program: ExportedProgram, component: Component, opset: int) -> ir.Model:
+def lower(program: ExportedProgram, component: PipelinePart, opset: int) -> ir.Model:
     """The program as a graph. Raises IncompatibleError for an operator of torch that has no lowering."""
     lowering = Builder(component, opset)
     parameters = program.graph_signature.inputs_to_parameters

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcmmerge.errors import IncompatibleError, OptionError
-from lcmmerge.export.components import Component
+from lcmmerge.export.components import PipelinePart
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,7 +39,7 @@ class Renamed:
         return f"{self.component}/{FILE}"
 
 
-def check_names(target: str, components: Iterable[Component]) -> None:
+def check_names(target: str, components: Iterable[PipelinePart]) -> None:
     """Raises OptionError, IncompatibleError (a full LCM, whose guidance embedding the demo does not give)."""
     if target != "tensorrt":
         raise OptionError("names of NVIDIA's demo are for TensorRT", "export --to tensorrt, or leave --names away")
@@ -47,7 +47,7 @@ def check_names(target: str, components: Iterable[Component]) -> None:
         raise IncompatibleError("NVIDIA's demo draws with no full LCM", "leave --names away, or merge an LCM-LoRA")
 
 
-def renamed(components: Iterable[Component]) -> Iterator[Renamed]:
+def renamed(components: Iterable[PipelinePart]) -> Iterator[Renamed]:
     """The demo has a VAE encoder of another kind, which draws from its distribution."""
     components = tuple(components)
     xl = any(component.name == "text_encoder_2" for component in components)
@@ -64,13 +64,13 @@ def renamed(components: Iterable[Component]) -> Iterator[Renamed]:
                 yield Renamed("vae", component.name, {"latent_sample": "latent"}, {"sample": "images"})
 
 
-def _hidden(component: Component) -> dict[str, str]:
+def _hidden(component: PipelinePart) -> dict[str, str]:
     """The last hidden states but one."""
     *_, before, _ = (port.name for port in component.outputs if port.name.startswith("hidden_states."))
     return {before: "hidden_states"}
 
 
-def write_renamed(folder: Path, components: Iterable[Component], graphs: Mapping[str, str]) -> dict[str, Any]:
+def write_renamed(folder: Path, components: Iterable[PipelinePart], graphs: Mapping[str, str]) -> dict[str, Any]:
     """From each component's linked graph below ``folder``; what the manifest says of them, by the demo's names."""
     said = {}
     for item in renamed(components):

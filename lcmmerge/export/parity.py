@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcmmerge.export.components import Component, Port, components_of
+from lcmmerge.export.components import PipelinePart, Port, components_of
 from lcmmerge.export.manifest import ExportManifest
 from lcmmerge.export.request import tokens_of
 from lcmmerge.export.runtime import open_session
@@ -89,7 +89,7 @@ def figures(parity: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _inputs(component: Component, dtype: torch.dtype, folder: Path) -> Iterator[tuple[Tensor, ...]]:
+def _inputs(component: PipelinePart, dtype: torch.dtype, folder: Path) -> Iterator[tuple[Tensor, ...]]:
     generator = torch.Generator().manual_seed(0)
     length = tokens_of(components_of(folder))
     for number, (height, width) in enumerate(SIZES):
@@ -99,7 +99,7 @@ def _inputs(component: Component, dtype: torch.dtype, folder: Path) -> Iterator[
 
 
 def _given(
-    port: Port, dims: Mapping[str, Any], dtype: torch.dtype, component: Component, generator: torch.Generator
+    port: Port, dims: Mapping[str, Any], dtype: torch.dtype, component: PipelinePart, generator: torch.Generator
 ) -> Tensor:
     shape = [dims[dim] if isinstance(dim, str) else dim for dim in port.dims]
     match port.name:
@@ -113,7 +113,7 @@ def _given(
             return torch.randn(shape, generator=generator).to(dtype)
 
 
-def _reference(component: Component, weights: Path, inputs: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+def _reference(component: PipelinePart, weights: Path, inputs: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
     dtype = torch.float64 if component.name in VAE_PARTS else torch.float32
     module = component.filled(weights, dtype)
     with torch.inference_mode():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lcmmerge.errors import IncompatibleError
-from lcmmerge.export.components.base import Component, Port
+from lcmmerge.export.components.base import PipelinePart, Port
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,7 +24,7 @@ OPERATORS = frozenset(
 )
 
 
-def finish(model: ir.Model, component: Component) -> ir.Model:
+def finish(model: ir.Model, component: PipelinePart) -> ir.Model:
     """Nothing that inference has no use for, and the ports as their component has them.
 
     Raises IncompatibleError for an operator that we do not emit.
@@ -40,7 +40,7 @@ def finish(model: ir.Model, component: Component) -> ir.Model:
     return model
 
 
-def check_operators(nodes: Iterable[ir.Node], component: Component) -> None:
+def check_operators(nodes: Iterable[ir.Node], component: PipelinePart) -> None:
     """Raises IncompatibleError naming the first operator that is not one of ``OPERATORS``."""
     for node in nodes:
         if node.domain or node.op_type not in OPERATORS:

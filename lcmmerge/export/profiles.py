@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lcmmerge.export.components import Component, Port
+from lcmmerge.export.components import PipelinePart, Port
 
 DYNAMIC = "dynamic"
 MOST_IMAGES = 4
@@ -57,7 +57,7 @@ def _around(usual: int, multiple: int) -> Range:
     return tuple(max(part // (2 * multiple), 1) * multiple for part in (usual, 2 * usual, 3 * usual))  # type: ignore[return-value]
 
 
-def as_dict(profile: Profile, components: Iterable[Component], facts: Facts) -> dict[str, Any]:
+def as_dict(profile: Profile, components: Iterable[PipelinePart], facts: Facts) -> dict[str, Any]:
     """JSON-ready. ``shapes``: component → input → its least, usual and most shape, of the inputs that vary."""
     return {
         "static": profile.static,

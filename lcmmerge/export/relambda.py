@@ -25,7 +25,7 @@ from lcmmerge.merge.execute import execute
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.recorded import replan
-from lcmmerge.merge.report import Row, rows
+from lcmmerge.merge.report import ReportRow, rows
 from lcmmerge.merge.spec import Merge
 from lcmmerge.merge.tensors import merged
 from lcmmerge.output import Output
@@ -48,7 +48,7 @@ class Rewritten:
     manifest: ExportManifest
     files: tuple[str, ...]
     removed: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ReportRow, ...]
 
 
 def relambda(

@@ -11,7 +11,7 @@ from lcmmerge.archs import Model
 from lcmmerge.draw import drawable
 from lcmmerge.draw.presets import Preset, choose
 from lcmmerge.export.cache import once, parameters
-from lcmmerge.export.components import Component, components_of
+from lcmmerge.export.components import PipelinePart, components_of
 from lcmmerge.export.names import check_names
 from lcmmerge.export.profiles import Facts, Profile, profiles
 from lcmmerge.export.targets import Target, named
@@ -74,7 +74,7 @@ class PreparedExport:
     plan: Plan
     configs: Path
     preset: Preset
-    components: tuple[Component, ...]
+    components: tuple[PipelinePart, ...]
     dtypes: Mapping[str, str]
     loop: Loop | None = None
 
@@ -86,7 +86,7 @@ class PreparedExport:
     def profiles(self) -> tuple[Profile, ...]:
         return tuple(profiles(self.facts, self.request.statics))
 
-    def variants(self, component: Component) -> Iterator[str]:
+    def variants(self, component: PipelinePart) -> Iterator[str]:
         yield "plain"
         if self.request.fused and component.fused and self.dtypes[component.name] in self.target.fused:
             yield "fused"
@@ -148,7 +148,7 @@ def vae_dtype(model: Model, configs: Path, dtype: str) -> str:
     return "fp32" if dtype == "fp16" and overflows else dtype
 
 
-def tokens_of(components: Iterable[Component]) -> int:
+def tokens_of(components: Iterable[PipelinePart]) -> int:
     """How many tokens a prompt is padded to."""
     encoder = next(component for component in components if component.name == "text_encoder")
     length = encoder.inputs[0].dims[1]
@@ -156,13 +156,13 @@ def tokens_of(components: Iterable[Component]) -> int:
     return length
 
 
-def _check(plan: Plan, components: tuple[Component, ...], configs: Path, cache: Path | None) -> None:
+def _check(plan: Plan, components: tuple[PipelinePart, ...], configs: Path, cache: Path | None) -> None:
     files = {file.path.parent.name: file for file in plan.files}
     for component in components:
         check_fit(files[component.name], parameters(component, cache), configs)
 
 
-def _facts(configs: Path, components: tuple[Component, ...], preset: Preset) -> Facts:
+def _facts(configs: Path, components: tuple[PipelinePart, ...], preset: Preset) -> Facts:
     ports = {component.name: {port.name: port.dims for port in component.inputs} for component in components}
     blocks = read_json(local_tree(configs), "vae/config.json")["block_out_channels"]
     guided = preset.guidance > 1 and "timestep_cond" not in ports["unet"]

@@ -13,7 +13,7 @@ from lcmmerge.merge.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ReportRow:
     """One term in one component.
 
     ``parameters`` of ``of`` were changed. ``relative``: ‖λΔ‖ / ‖θ‖ over those, of Δ what the method keeps. ``signal``:
@@ -39,7 +39,7 @@ class Report:
     output: str
     nbytes: int
     sha256: dict[str, str]
-    rows: tuple[Row, ...]
+    rows: tuple[ReportRow, ...]
     layers: tuple[Layer, ...]
     unmatched: dict[str, tuple[str, ...]]
     dropped: tuple[str, ...]
@@ -61,7 +61,7 @@ class Report:
         }
 
 
-def rows(plan: Plan, layers: Iterable[Layer]) -> tuple[Row, ...]:
+def rows(plan: Plan, layers: Iterable[Layer]) -> tuple[ReportRow, ...]:
     """One row per term and component. Raises NoEffectError where a term with λ ≠ 0 changed nothing at all."""
     layers = tuple(layers)
     found = tuple(
@@ -77,14 +77,14 @@ def rows(plan: Plan, layers: Iterable[Layer]) -> tuple[Row, ...]:
     return found
 
 
-def _row(plan: Plan, index: int, component: str, layers: tuple[Layer, ...]) -> Row | None:
+def _row(plan: Plan, index: int, component: str, layers: tuple[Layer, ...]) -> ReportRow | None:
     mine = [layer for layer in layers if layer.name.startswith(f"{component}.")]
     touched = [layer for layer in mine if index in layer.squares]
     if not touched:
         return None
     change = sum(layer.squares[index] for layer in touched)
     weakest = min(touched, key=lambda layer: _signal(layer.squares[index], layer.error_square))
-    return Row(
+    return ReportRow(
         plan.terms[index].name,
         component,
         plan.terms[index].strength,

@@ -24,7 +24,7 @@ from lcmmerge.recipe.loader import Loaded
 from lcmmerge.recipe.lock import Lock, check_lock, lock_text, read_lock
 from lcmmerge.recipe.manifest import RunManifest, read_manifest, record
 from lcmmerge.recipe.sources import Sources, find, opened, refuse_drifted
-from lcmmerge.recipe.steps import Build, Step, Work
+from lcmmerge.recipe.steps import Build, Step, StepWork
 from lcmmerge.recipe.steps.base import step_key
 from lcmmerge.recipe.steps.check import compare
 from lcmmerge.recipe.steps.fuse import Fuse, builds
@@ -237,7 +237,7 @@ def _do(task: Task, done: RunManifest, asked: RunRequest, output: Output) -> Run
     target.parent.mkdir(exist_ok=True)
     with Staging(target, resumes=task.step.resumes) as staging:
         content = staging.folder / target.name
-        figures = task.step.make(Work(task.build, content, asked.out, done, asked.force, output))
+        figures = task.step.make(StepWork(task.build, content, asked.out, done, asked.force, output))
         made = record(task.key, content, task.target, task.step.recorded(content), figures)
         if not asked.force:  # what came while the step was done
             refuse_strangers(strangers(asked.out, target, done.made), target)

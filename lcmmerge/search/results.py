@@ -19,7 +19,7 @@ from lcmmerge.search.report import report
 from lcmmerge.search.request import DATABASE, LATENTS
 from lcmmerge.search.result import Result
 from lcmmerge.search.score import ScoreRow
-from lcmmerge.search.sheet import Tile, sheets
+from lcmmerge.search.sheet import SheetTile, sheets
 from lcmmerge.search.statistics import Estimate
 from lcmmerge.search.study import CELL, FLOOR, Ask
 from lcmmerge.tensors.made import put, refuse_taken
@@ -73,10 +73,10 @@ def _sheets(result: Result, arrangement: Arrangement, pictures: Mapping[int, Pic
     """Two images of every drawing."""
     rows = result.scored.rows
 
-    def tile(index: int) -> Tile:
+    def tile(index: int) -> SheetTile:
         row = rows[index]
         caption = label(result.prepared.names, row.cell.numbers) if row.kind == CELL else f"{row.kind}: {row.manner}"
-        return Tile(caption, pictures[index].thumbnails, row is result.scored.best)
+        return SheetTile(caption, pictures[index].thumbnails, row is result.scored.best)
 
     tiles = {rows[index].cell: tile(index) for index in pictures if rows[index].kind == CELL}
     beside = [tile(index) for index in pictures if rows[index].kind != CELL]

@@ -14,7 +14,7 @@ MOST = 8_000  # pixels of a sheet's longer side: one more would be hard to open,
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
+class SheetTile:
     """Images side by side, with a line above; ``best`` gets a frame."""
 
     caption: str
@@ -22,10 +22,10 @@ class Tile:
     best: bool = False
 
 
-Rows = Sequence[Sequence[Tile | None]]  # None leaves a place empty
+Rows = Sequence[Sequence[SheetTile | None]]  # None leaves a place empty
 
 
-def sheets(beside: Sequence[Tile], cells: Rows) -> list[bytes]:
+def sheets(beside: Sequence[SheetTile], cells: Rows) -> list[bytes]:
     """PNGs, as many as it takes; ``beside`` stands at the top of each."""
     tiles = [*beside, *(tile for row in cells for tile in row if tile)]
     font = ImageFont.load_default()
@@ -39,7 +39,7 @@ def sheets(beside: Sequence[Tile], cells: Rows) -> list[bytes]:
     return found
 
 
-def pages(beside: Sequence[Tile], cells: Rows, columns: int, rows: int) -> Iterator[Rows]:
+def pages(beside: Sequence[SheetTile], cells: Rows, columns: int, rows: int) -> Iterator[Rows]:
     """Of at most so many columns and rows of tiles, in parts that are about alike; at least one of each."""
     wide = _share(max(map(len, cells)), max(1, columns))
     above = [beside[begin : begin + max(1, columns)] for begin in range(0, len(beside), max(1, columns))]
@@ -65,7 +65,7 @@ def _drawn(rows: Rows, size: tuple[int, int], width: int, height: int) -> bytes:
     return data.getvalue()
 
 
-def _paste(whole: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:
+def _paste(whole: Image.Image, pen: ImageDraw.ImageDraw, tile: SheetTile, left: int, top: int) -> None:
     pen.text((left, top), tile.caption, fill="black", font=ImageFont.load_default())
     right = left
     for image in tile.images:

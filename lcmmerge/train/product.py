@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lcmmerge.archs import Model
 from lcmmerge.errors import NoEffectError
-from lcmmerge.merge import lorafile
+from lcmmerge.lora import lorafile
 from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outputs import weights_stem
 from lcmmerge.merge.provenance import IMPLEMENTATIONS

@@ -13,18 +13,18 @@ from lcmmerge import accelerators
 from lcmmerge.draw import presets
 from lcmmerge.export import graph, lowering
 from lcmmerge.export.cache import cached, default_folder, parameters, sources
-from lcmmerge.export.components import Component, components_of
+from lcmmerge.export.components import PipelinePart, components_of
 from lcmmerge.export.operators import layers
 from lcmmerge.tensors.kept import keep, recall
 
 
 @pytest.fixture(scope="module")
-def component(tmp_path_factory: pytest.TempPathFactory) -> Component:
+def component(tmp_path_factory: pytest.TempPathFactory) -> PipelinePart:
     folder = tmp_path_factory.mktemp("configs")
     return components_of(configs("text_encoder", make("text_encoder"), folder))[0]
 
 
-def test_a_graph_is_made_once_with_its_variant(component: Component, tmp_path: Path) -> None:
+def test_a_graph_is_made_once_with_its_variant(component: PipelinePart, tmp_path: Path) -> None:
     made = cached(component, torch.float32, "plain", tmp_path)
     files = sorted(tmp_path.iterdir())
     assert [file.name.rpartition("-")[0] for file in files] == ["text_encoder-fused", "text_encoder-plain"]
@@ -37,7 +37,7 @@ def test_a_graph_is_made_once_with_its_variant(component: Component, tmp_path: P
 
 
 @pytest.mark.slow("three traces")
-def test_another_config_or_dtype_is_another_graph(component: Component, tmp_path: Path) -> None:
+def test_another_config_or_dtype_is_another_graph(component: PipelinePart, tmp_path: Path) -> None:
     cached(component, torch.float32, "fused", tmp_path)
     cached(component, torch.float16, "fused", tmp_path)
     cached(replace(component, config=component.config | {"hidden_act": "gelu"}), torch.float32, "fused", tmp_path)
@@ -52,7 +52,7 @@ def test_a_graph_depends_on_the_code_that_makes_it() -> None:
     assert {Path(module.__file__ or "") for module in modules} <= {*sources()}
 
 
-def test_parameters_are_kept_too(component: Component, tmp_path: Path) -> None:
+def test_parameters_are_kept_too(component: PipelinePart, tmp_path: Path) -> None:
     assert parameters(component, tmp_path) == parameters(component, tmp_path) == component.parameters()
     (file,) = tmp_path.iterdir()
     keep(file, b'{"from": [1, 2]}')
@@ -63,7 +63,7 @@ def test_parameters_are_kept_too(component: Component, tmp_path: Path) -> None:
         assert parameters(component, tmp_path) == component.parameters()
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(component: Component, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_no_error(component: PipelinePart, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert cached(component, torch.float32, "plain", tmp_path / "file" / "cache")
 

@@ -18,7 +18,7 @@ from onnxfile import export as make_graphs
 
 from lcmmerge.errors import IncompatibleError, LcmMergeError
 from lcmmerge.export.check import check
-from lcmmerge.export.components import Component, components_of
+from lcmmerge.export.components import PipelinePart, components_of
 from lcmmerge.export.link import check_link
 from lcmmerge.export.manifest import read_manifest
 from lcmmerge.export.names import check_names, rename, renamed
@@ -81,7 +81,7 @@ def test_the_commands_bring_them_to_the_demo(export: Path, tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def xl(tmp_path_factory: pytest.TempPathFactory) -> list[Component]:
+def xl(tmp_path_factory: pytest.TempPathFactory) -> list[PipelinePart]:
     """SDXL's, without its VAE."""
     found = []
     for part in ("text_encoder", "text_encoder_2", "sdxl"):
@@ -89,7 +89,7 @@ def xl(tmp_path_factory: pytest.TempPathFactory) -> list[Component]:
     return found
 
 
-def test_sdxl_s(xl: list[Component], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_sdxl_s(xl: list[PipelinePart], tmp_path_factory: pytest.TempPathFactory) -> None:
     clip, second, unet = renamed(xl)
     assert [item.name for item in (clip, second, unet)] == ["clip", "clip2", "unetxl"]
     assert clip.outputs == {"last_hidden_state": "text_embeddings", "hidden_states.1": "hidden_states"}
@@ -105,7 +105,7 @@ def test_sdxl_s(xl: list[Component], tmp_path_factory: pytest.TempPathFactory) -
         assert (found == wanted).all()
 
 
-def test_what_the_demo_has_no_place_for(xl: list[Component], tmp_path: Path) -> None:
+def test_what_the_demo_has_no_place_for(xl: list[PipelinePart], tmp_path: Path) -> None:
     check_names("tensorrt", xl)
     with pytest.raises(LcmMergeError, match="are for TensorRT"):
         check_names("onnx", xl)

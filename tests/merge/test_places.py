@@ -19,8 +19,8 @@ from lcmmerge.archs import Architecture
 from lcmmerge.archs.tables import Row
 from lcmmerge.archs.transformer import BlockList, Transformer
 from lcmmerge.archs.views import SWAPPED, View, part
-from lcmmerge.merge.alignment import term_of
-from lcmmerge.merge.combine import CombineSettings, combine
+from lcmmerge.lora.alignment import term_of
+from lcmmerge.lora.combine import CombineSettings, combine
 from lcmmerge.merge.fuse import fuse
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import plan

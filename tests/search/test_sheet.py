@@ -9,11 +9,11 @@ from lcmmerge.search.arrangement import Arrangement, label
 from lcmmerge.search.order import Cell
 from lcmmerge.search.pictures import FEWEST, MOST, PIXELS, Shown
 from lcmmerge.search.sheet import MOST as LONGEST
-from lcmmerge.search.sheet import Tile, pages, sheets
+from lcmmerge.search.sheet import SheetTile, pages, sheets
 
 
 def tile(name, side=8, best=False):
-    return Tile(str(name), (Image.new("RGB", (side, side), "blue"),) * 2, best)
+    return SheetTile(str(name), (Image.new("RGB", (side, side), "blue"),) * 2, best)
 
 
 def test_a_grid_has_a_column_for_each_lambda_of_the_accelerator():

@@ -53,7 +53,7 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
-class Component:
+class PipelinePart:
     """A part of a pipeline with a graph of its own.
 
     ``folder`` holds its config.json (the decoder's and the encoder's is the VAE's), ``weights`` is its weight file's
@@ -111,10 +111,10 @@ class ComponentKind:
     """
 
     sources: tuple[str, ...]
-    describe: Callable[[str, Path, dict[str, Any], str], Component]
+    describe: Callable[[str, Path, dict[str, Any], str], PipelinePart]
 
 
-def components_of(configs: Path) -> tuple[Component, ...]:
+def components_of(configs: Path) -> tuple[PipelinePart, ...]:
     """The components of a diffusers folder, whose weights are not looked at, by name.
 
     Raises NotFoundError, FormatError, IncompatibleError.
@@ -144,7 +144,7 @@ def _class_of(index: dict[str, Any], part: str, configs: Path) -> str | None:
     raise FormatError(f"{configs / MODEL_INDEX}: does not say what its {part} is", CURE)
 
 
-def _described(kind: ComponentKind, name: str, folder: Path, config: dict[str, Any], source_class: str) -> Component:
+def _described(kind: ComponentKind, name: str, folder: Path, config: dict[str, Any], source_class: str) -> PipelinePart:
     try:
         return kind.describe(name, folder, config, source_class)
     except (KeyError, TypeError) as error:

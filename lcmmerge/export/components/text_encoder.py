@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcmmerge.errors import IncompatibleError
-from lcmmerge.export.components.base import Component, ComponentKind, Port, read_config
+from lcmmerge.export.components.base import ComponentKind, PipelinePart, Port, read_config
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PROJECTED = "CLIPTextModelWithProjection"
 
 
-def describe(name: str, folder: Path, config: dict[str, Any], source_class: str) -> Component:
+def describe(name: str, folder: Path, config: dict[str, Any], source_class: str) -> PipelinePart:
     import torch
 
     if source_class not in ("CLIPTextModel", PROJECTED):
@@ -34,7 +34,7 @@ def describe(name: str, folder: Path, config: dict[str, Any], source_class: str)
         Port(f"hidden_states.{layer}", ("batch", length, width)) for layer in range(config["num_hidden_layers"] + 1)
     )
     inputs = (Port("input_ids", ("batch", length), torch.int64),)
-    return Component(name, folder, "model.safetensors", config, inputs, (*pooled, *hidden), build)
+    return PipelinePart(name, folder, "model.safetensors", config, inputs, (*pooled, *hidden), build)
 
 
 def _tokens(folder: Path, most: int) -> int:
@@ -47,7 +47,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     import torch
     import transformers
 
-    class TextEncoder(torch.nn.Module):
+    class TextEncoderModule(torch.nn.Module):
         """input_ids → last_hidden_state and pooler_output (or text_embeds, last_hidden_state), hidden_states.0 …"""
 
         def __init__(self) -> None:
@@ -65,7 +65,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
                 return (output.text_embeds, output.last_hidden_state, *output.hidden_states)
             return (output.last_hidden_state, output.pooler_output, *output.hidden_states)
 
-    return TextEncoder()
+    return TextEncoderModule()
 
 
 KIND = ComponentKind(("text_encoder", "text_encoder_2"), describe)

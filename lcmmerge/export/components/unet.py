@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcmmerge.errors import IncompatibleError
-from lcmmerge.export.components.base import DIFFUSERS_WEIGHTS, Component, ComponentKind, Port
+from lcmmerge.export.components.base import DIFFUSERS_WEIGHTS, ComponentKind, PipelinePart, Port
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TIME_IDS = 6  # original size, crop and target size, each height and width
 
 
-def describe(name: str, folder: Path, config: dict[str, Any], source_class: str) -> Component:
+def describe(name: str, folder: Path, config: dict[str, Any], source_class: str) -> PipelinePart:
     import torch
 
     added = config.get("addition_embed_type")
@@ -33,14 +33,14 @@ def describe(name: str, folder: Path, config: dict[str, Any], source_class: str)
         width = config["projection_class_embeddings_input_dim"] - TIME_IDS * config["addition_time_embed_dim"]
         inputs += [Port("text_embeds", ("batch", width)), Port("time_ids", ("batch", TIME_IDS))]
     outputs = (Port("out_sample", ("batch", config["out_channels"], *size)),)
-    return Component(name, folder, DIFFUSERS_WEIGHTS, config, tuple(inputs), outputs, build)
+    return PipelinePart(name, folder, DIFFUSERS_WEIGHTS, config, tuple(inputs), outputs, build)
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
     import torch
     from diffusers import UNet2DConditionModel
 
-    class UNet(torch.nn.Module):
+    class UNetModule(torch.nn.Module):
         """sample, timestep, encoder_hidden_states, [timestep_cond], [text_embeds, time_ids] → out_sample"""
 
         def __init__(self) -> None:
@@ -65,7 +65,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
             )[0]
             return output
 
-    return UNet()
+    return UNetModule()
 
 
 KIND = ComponentKind(("unet",), describe)

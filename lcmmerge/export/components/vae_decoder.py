@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcmmerge.export.components.base import DIFFUSERS_WEIGHTS, Component, ComponentKind, Port
+from lcmmerge.export.components.base import DIFFUSERS_WEIGHTS, ComponentKind, PipelinePart, Port
 from lcmmerge.export.components.vae import check_vae
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def describe(name: str, folder: Path, config: dict[str, Any], source_class: str) -> Component:
+def describe(name: str, folder: Path, config: dict[str, Any], source_class: str) -> PipelinePart:
     check_vae(folder, source_class)
     inputs = (Port("latent_sample", ("batch", config["latent_channels"], "latent_height", "latent_width")),)
     outputs = (Port("sample", ("batch", config["out_channels"], "height", "width")),)
-    return Component(name, folder, DIFFUSERS_WEIGHTS, config, inputs, outputs, build, fused=False)
+    return PipelinePart(name, folder, DIFFUSERS_WEIGHTS, config, inputs, outputs, build, fused=False)
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:

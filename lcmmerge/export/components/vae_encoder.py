@@ -6,26 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcmmerge.export.components.base import DIFFUSERS_WEIGHTS, Component, ComponentKind, Port
+from lcmmerge.export.components.base import DIFFUSERS_WEIGHTS, ComponentKind, PipelinePart, Port
 from lcmmerge.export.components.vae import check_vae
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def describe(name: str, folder: Path, config: dict[str, Any], source_class: str) -> Component:
+def describe(name: str, folder: Path, config: dict[str, Any], source_class: str) -> PipelinePart:
     check_vae(folder, source_class)
     inputs = (Port("sample", ("batch", config["in_channels"], "height", "width")),)
     moments = 2 * config["latent_channels"]
     outputs = (Port("latent_parameters", ("batch", moments, "latent_height", "latent_width")),)
-    return Component(name, folder, DIFFUSERS_WEIGHTS, config, inputs, outputs, build, fused=False)
+    return PipelinePart(name, folder, DIFFUSERS_WEIGHTS, config, inputs, outputs, build, fused=False)
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
     import torch
     from diffusers import AutoencoderKL
 
-    class Encoder(torch.nn.Module):
+    class EncoderModule(torch.nn.Module):
         """sample → latent_parameters"""
 
         def __init__(self) -> None:
@@ -37,7 +37,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
             moments: Tensor = self.encoder(sample)
             return moments if self.quant_conv is None else self.quant_conv(moments)
 
-    return Encoder()
+    return EncoderModule()
 
 
 KIND = ComponentKind(("vae",), describe)

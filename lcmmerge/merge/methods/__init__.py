@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import cast
 
 from lcmmerge.errors import OptionError
-from lcmmerge.merge.methods.base import Method, Parameter, Parameters
+from lcmmerge.merge.methods.base import Method, MethodParameter, Parameters
 from lcmmerge.registry import entries
 
-__all__ = ["Method", "Parameter", "Parameters", "complete", "method", "methods", "parse", "spelled"]
+__all__ = ["Method", "MethodParameter", "Parameters", "complete", "method", "methods", "parse", "spelled"]
 
 
 def methods() -> Mapping[str, Method]:

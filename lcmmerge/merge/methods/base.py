@@ -19,7 +19,7 @@ Keep = Callable[["Tensor", Parameters], "Tensor | None"]
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
+class MethodParameter:
     """A number that a method is given by name, within ``low`` … ``high``. ``help``: one phrase."""
 
     default: float
@@ -44,7 +44,7 @@ class Method:
     source: str
     combine: Combine | None
     keep: Keep | None = None
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parameters: Mapping[str, MethodParameter] = field(default_factory=dict)
 
     @property
     def linear(self) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lcmmerge.merge.methods.base import Method, Parameter, Parameters
+from lcmmerge.merge.methods.base import Method, MethodParameter, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,5 +60,5 @@ METHOD = Method(
     "https://arxiv.org/abs/2306.01708",
     combine,
     keep,
-    {"density": Parameter(0.2, 0.0, 1.0, "the share of each term's numbers that is kept")},
+    {"density": MethodParameter(0.2, 0.0, 1.0, "the share of each term's numbers that is kept")},
 )

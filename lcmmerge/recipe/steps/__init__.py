@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import cast
 
-from lcmmerge.recipe.steps.base import Build, Step, Work
+from lcmmerge.recipe.steps.base import Build, Step, StepWork
 from lcmmerge.registry import entries
 
-__all__ = ["Build", "Step", "Work", "steps"]
+__all__ = ["Build", "Step", "StepWork", "steps"]
 
 
 def steps() -> dict[str, type[Step]]:

@@ -45,7 +45,7 @@ class Build:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StepWork:
     """What a step is given to make one product.
 
     ``content``: where, a file or folder that is not there yet. ``out``: the run's folder. ``done``: what this run has
@@ -90,7 +90,7 @@ class Step(Strict):
         """Bytes to be read, of these to be downloaded, and to be written, where headers tell."""
         return 0, 0, 0
 
-    def make(self, work: Work) -> dict[str, Any]:
+    def make(self, work: StepWork) -> dict[str, Any]:
         """Make ``work.content``; what run.json says of it beside its files, JSON-ready, for the recipe's checks too."""
         raise NotImplementedError
 

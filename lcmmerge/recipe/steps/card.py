@@ -12,7 +12,7 @@ from lcmmerge.output import size
 from lcmmerge.recipe.lock import Locked
 from lcmmerge.recipe.manifest import Record
 from lcmmerge.recipe.sources import Input
-from lcmmerge.recipe.steps.base import Build, Step, Work
+from lcmmerge.recipe.steps.base import Build, Step, StepWork
 from lcmmerge.refs import name_of
 
 WORD = re.compile(r"[\w.+-]{1,64}")  # a licence as the Hub has it
@@ -40,7 +40,7 @@ class Card(Step):
         listed = ", ".join(f"{name} {licence}" for name, licence in stated.items())
         return [f"{build.name}: its sources have different licences: {listed}. See that all of them allow your use"]
 
-    def make(self, work: Work) -> dict[str, Any]:
+    def make(self, work: StepWork) -> dict[str, Any]:
         build = work.build
         title = f"# {markdown.text(build.name)}\n"
         body = _body(build, work.done.steps[f"fuse {build.name}"])

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lcmmerge.export.targets import targets
 from lcmmerge.merge.spec import Merge, Written
-from lcmmerge.recipe.steps.base import Step, Work
+from lcmmerge.recipe.steps.base import Step, StepWork
 from lcmmerge.recipe.values import Size, pixels
 
 Half = Literal["fp16", "bf16", "fp32"]
@@ -32,7 +32,7 @@ class Export(Step):
     def extras(self) -> tuple[str]:
         return ("export",)
 
-    def make(self, work: Work) -> dict[str, Any]:
+    def make(self, work: StepWork) -> dict[str, Any]:
         """Each graph's error. Raises RecipeError of a size that no model has, and what `export.bundle.export` does."""
         from lcmmerge.draw import quiet_libraries
         from lcmmerge.export.bundle import export

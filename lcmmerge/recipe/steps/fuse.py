@@ -19,7 +19,7 @@ from lcmmerge.merge.plan import plan
 from lcmmerge.merge.spec import ADD, Merge, Source, Term, Written, stored_as
 from lcmmerge.output import parse_size
 from lcmmerge.recipe.sources import Input
-from lcmmerge.recipe.steps.base import Build, Step, Work, step_key
+from lcmmerge.recipe.steps.base import Build, Step, StepWork, step_key
 from lcmmerge.recipe.values import Factor, Name, Strict, Word
 from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
@@ -104,7 +104,7 @@ class Fuse(Step):
     def costs(self, build: Build) -> tuple[int, int, int]:
         return sum(source.nbytes for source in build.plan.sources.values()), build.plan.download, build.plan.nbytes
 
-    def make(self, work: Work) -> dict[str, Any]:
+    def make(self, work: StepWork) -> dict[str, Any]:
         """The figures that ``check`` bounds. ``coverage``: the share of a term's keys that found a home."""
         build, content = work.build, work.content
         plan = build.plan

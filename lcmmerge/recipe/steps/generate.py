@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from lcmmerge.draw import SAMPLERS
-from lcmmerge.recipe.steps.base import Build, DrawingStep, Work
+from lcmmerge.recipe.steps.base import Build, DrawingStep, StepWork
 from lcmmerge.recipe.values import pixels
 from lcmmerge.tensors import open_source
 
@@ -26,7 +26,7 @@ class Generate(DrawingStep):
     def extras(self) -> tuple[str]:
         return ("draw",)
 
-    def make(self, work: Work) -> dict[str, Any]:
+    def make(self, work: StepWork) -> dict[str, Any]:
         """How the images were drawn.
 
         Raises RecipeError where the size makes no sense, IncompatibleError where the output draws no images,

@@ -14,7 +14,7 @@ from pydantic import Field
 from lcmmerge.draw.jobs import MOST_CELLS
 from lcmmerge.errors import RecipeError
 from lcmmerge.merge.spec import Merge
-from lcmmerge.recipe.steps.base import Build, DrawingStep, Work
+from lcmmerge.recipe.steps.base import Build, DrawingStep, StepWork
 from lcmmerge.recipe.values import Factor, Word, pixels
 from lcmmerge.refs.files import read_text
 from lcmmerge.tensors.made import record_all
@@ -60,7 +60,7 @@ class Search(DrawingStep):
             raise RecipeError(cause, "search with the method add, or omit search")
         return ()
 
-    def make(self, work: Work) -> dict[str, Any]:
+    def make(self, work: StepWork) -> dict[str, Any]:
         """The best λs, and how much worse those of ``fuse`` are.
 
         A study that was cut goes on, and the one that this is to replace lends its images where they depend on the

@@ -18,11 +18,11 @@ from torch import Tensor
 from lcmmerge.adapters import Dense, Dependent, Factored
 from lcmmerge.archs import Model
 from lcmmerge.errors import IncompatibleError, NoEffectError, NumericError
-from lcmmerge.merge import lorafile
-from lcmmerge.merge.alignment import AlignedParameter, Share, WeightedAdapter, align, common_architecture
+from lcmmerge.lora import lorafile
+from lcmmerge.lora.alignment import AlignedParameter, Share, WeightedAdapter, align, common_architecture
+from lcmmerge.lora.lorafile import LoraLayer, Made
+from lcmmerge.lora.lowrank import product_spectrum, spectrum, squared_norm
 from lcmmerge.merge.arithmetic import factored_square, read_roles
-from lcmmerge.merge.lorafile import LoraLayer, Made
-from lcmmerge.merge.lowrank import product_spectrum, spectrum, squared_norm
 from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType
 from lcmmerge.tensors.digest import sha256_of

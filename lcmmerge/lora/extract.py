@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lcmmerge.archs import Model, kohya_name
 from lcmmerge.errors import IncompatibleError, NumericError, UnmatchedKeysError
-from lcmmerge.merge import lorafile
+from lcmmerge.lora import lorafile
+from lcmmerge.lora.lorafile import LoraLayer, Made
+from lcmmerge.lora.lowrank import spectrum, squared_norm
 from lcmmerge.merge.arithmetic import precision
-from lcmmerge.merge.lorafile import LoraLayer, Made
-from lcmmerge.merge.lowrank import spectrum, squared_norm
 from lcmmerge.merge.terms import Checkpoint, Difference, TaskVector, likely_cause, match, task_vector
 from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType, TensorSource

@@ -26,9 +26,9 @@ from lcmmerge.errors import (
     ShapeMismatchError,
     UnmatchedKeysError,
 )
-from lcmmerge.merge.alignment import term_of
-from lcmmerge.merge.combine import Combined, CombineSettings, combine
-from lcmmerge.merge.lorafile import balanced
+from lcmmerge.lora.alignment import term_of
+from lcmmerge.lora.combine import Combined, CombineSettings, combine
+from lcmmerge.lora.lorafile import balanced
 from lcmmerge.tensors import DTYPES, open_source
 
 FP32 = CombineSettings(dtype=DTYPES["F32"])

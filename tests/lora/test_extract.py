@@ -27,8 +27,8 @@ from lcmmerge.errors import (
     ShapeMismatchError,
     UnmatchedKeysError,
 )
-from lcmmerge.merge.extract import Extracted, ExtractSettings, extract, tuned_of
-from lcmmerge.merge.lowrank import product_spectrum, spectrum
+from lcmmerge.lora.extract import Extracted, ExtractSettings, extract, tuned_of
+from lcmmerge.lora.lowrank import product_spectrum, spectrum
 from lcmmerge.tensors import DTYPES, open_source
 
 FP32 = ExtractSettings(8, dtype=DTYPES["F32"])
