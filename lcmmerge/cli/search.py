@@ -159,7 +159,7 @@ def _check(merge: Merge, bake: Path | None, recipe: Path | None, force: bool) ->
     """Refuse before the search what could not be written after it."""
     from lcmmerge.merge.fuse import check_output
     from lcmmerge.merge.plan import plan
-    from lcmmerge.tensors.staging import check_target
+    from lcmmerge.tensors.targets import check_target
 
     if recipe:
         check_target(recipe, force=force, needed=0)

@@ -27,7 +27,7 @@ from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.layout import TensorSpec
-from lcmmerge.tensors.staging import check_target
+from lcmmerge.tensors.targets import check_target
 
 HEADROOM = 1 << 20
 

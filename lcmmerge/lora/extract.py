@@ -22,7 +22,7 @@ from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType, TensorSource
 from lcmmerge.tensors.digest import hashing
 from lcmmerge.tensors.layout import TensorSpec
-from lcmmerge.tensors.staging import check_target
+from lcmmerge.tensors.targets import check_target
 
 LOW_RANK, LEFT_OUT = "low rank", "left out"
 HEADROOM = 1 << 20

@@ -14,7 +14,8 @@ from lcmmerge.merge.report import Report, rows
 from lcmmerge.output import Output
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors.digest import hashing
-from lcmmerge.tensors.staging import Staging, check_target
+from lcmmerge.tensors.staging import Staging
+from lcmmerge.tensors.targets import check_target
 
 HEADROOM = 16 << 20  # headers, configs and tokenizers
 

@@ -31,7 +31,8 @@ from lcmmerge.recipe.steps.fuse import Fuse, builds
 from lcmmerge.refs.files import inside, read_bytes
 from lcmmerge.tensors.blockio import output_error
 from lcmmerge.tensors.made import refuse_strangers, strangers
-from lcmmerge.tensors.staging import Staging, check_space, write_text
+from lcmmerge.tensors.staging import Staging, write_text
+from lcmmerge.tensors.targets import check_space
 
 GUARD = ".lcmmerge.lock"
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import signal
 import stat
 import threading
@@ -31,14 +30,14 @@ from uuid import uuid4
 from lcmmerge.errors import OutputError
 from lcmmerge.refs.files import read_text
 from lcmmerge.tensors.blockio import output_error
+from lcmmerge.tensors.descriptors import FOLDER, inode_of, made, read, remove, write
 from lcmmerge.tensors.renaming import exchange, rename_new
+from lcmmerge.tensors.targets import exists_already, refuse_special
 
-ELSEWHERE = "choose another name with -o"
 MARKER = "lcmmerge"
 NEW, OLD, COMMITTING, RESUMES = "new", "old", "committing", "resumes"
 SUFFIX = ".lcmmerge.partial"
 BIRTH = 1.0  # seconds within which a run that has made its folder has marked it
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Staging:
@@ -65,7 +64,7 @@ class Staging:
             with _undisturbed():
                 self._parent = os.open(self.target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 self._place = self._claimed()
-                os.close(_made(NEW, self._place))
+                os.close(made(NEW, self._place))
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -104,9 +103,9 @@ class Staging:
             with suppress(FileNotFoundError), self._opened() as place:  # or take it for that of a run killed just here
                 _lock(place)
                 try:
-                    _write(MARKER, str(os.fstat(place).st_ino), place)
+                    write(MARKER, str(os.fstat(place).st_ino), place)
                     if self._resumes is not None:
-                        _write(RESUMES, self._resumes, place)
+                        write(RESUMES, self._resumes, place)
                 except BaseException:  # such as a full disk
                     self._remove(place)
                     raise
@@ -116,7 +115,7 @@ class Staging:
     @contextmanager
     def _opened(self) -> Iterator[int]:
         try:
-            place = os.open(self._name, _FOLDER, dir_fd=self._parent)
+            place = os.open(self._name, FOLDER, dir_fd=self._parent)
         except FileNotFoundError:
             raise
         except OSError:  # a link, a file
@@ -146,7 +145,7 @@ class Staging:
         if not self._is(place):
             return False
         self._recover(place)
-        if self._resumes is not None and _read(RESUMES, place) == self._resumes:
+        if self._resumes is not None and read(RESUMES, place) == self._resumes:
             return True
         self._remove(place)
         return False
@@ -157,7 +156,7 @@ class Staging:
 
     def _is(self, place: int) -> bool:
         """Whether the name is still the folder's: a lock holds nothing of one that was removed."""
-        there = _inode(self._name, self._parent)
+        there = inode_of(self._name, self._parent)
         return there is not None and there == os.fstat(place).st_ino
 
     def _commit(self, names: Iterable[str]) -> None:
@@ -165,10 +164,10 @@ class Staging:
             self._take_names(names)
 
     def _take_names(self, names: Iterable[str]) -> None:
-        new = os.open(NEW, _FOLDER, dir_fd=self._place)
+        new = os.open(NEW, FOLDER, dir_fd=self._place)
         try:
             inodes = {name: os.stat(name, dir_fd=new, follow_symlinks=False).st_ino for name in names}
-            _write(COMMITTING, json.dumps(inodes), self._place)
+            write(COMMITTING, json.dumps(inodes), self._place)
             try:
                 for name in inodes:
                     if self._force:
@@ -186,10 +185,10 @@ class Staging:
 
     def _take_name(self, name: str, new: int) -> None:
         """Raises FileExistsError."""
-        if self._force and _inode(name, self._parent) is not None:
+        if self._force and inode_of(name, self._parent) is not None:
             if exchange(name, new, name, self._parent):
                 return
-            old = _made(OLD, self._place)
+            old = made(OLD, self._place)
             try:
                 os.rename(name, name, src_dir_fd=self._parent, dst_dir_fd=old)
             finally:
@@ -199,8 +198,8 @@ class Staging:
     def _recover(self, place: int) -> None:
         """After a kill: put back what the killed run's outputs had begun to replace."""
         with suppress(ValueError, AttributeError):
-            inodes = json.loads(_read(COMMITTING, place) or "{}")
-            if not all(_inode(name, self._parent) == inode for name, inode in inodes.items()):
+            inodes = json.loads(read(COMMITTING, place) or "{}")
+            if not all(inode_of(name, self._parent) == inode for name, inode in inodes.items()):
                 self._restore(inodes, place)
         with suppress(FileNotFoundError):
             os.unlink(COMMITTING, dir_fd=place)
@@ -210,18 +209,18 @@ class Staging:
 
         Where somebody else has taken a name meanwhile, what had it gets a new one beside it; these names.
         """
-        new, old = _made(NEW, place), _made(OLD, place)
+        new, old = made(NEW, place), made(OLD, place)
         spare = []
         try:
             for name, inode in inodes.items():
-                there = _inode(name, self._parent)
+                there = inode_of(name, self._parent)
                 if there == inode:
-                    if _inode(name, new) is not None:  # they were exchanged
+                    if inode_of(name, new) is not None:  # they were exchanged
                         exchange(name, new, name, self._parent)
                         continue
                     os.rename(name, name, src_dir_fd=self._parent, dst_dir_fd=new)
                     there = None
-                if _inode(name, old) is not None:
+                if inode_of(name, old) is not None:
                     if there is not None:
                         spare.append(f"{name}.replaced-{uuid4().hex[:8]}")
                     back = name if there is None else spare[-1]
@@ -235,7 +234,7 @@ class Staging:
         """The hidden folder; its marker last, so that what a kill leaves of it is still ours."""
         for name in os.listdir(place):
             if name != MARKER:
-                _remove(name, place)
+                remove(name, place)
         with suppress(FileNotFoundError):
             os.unlink(MARKER, dir_fd=place)
         os.rmdir(self._name, dir_fd=self._parent)
@@ -271,7 +270,7 @@ def is_leftover(folder: Path) -> bool:
     if not folder.name.endswith(SUFFIX):
         return False
     try:
-        place = os.open(folder, _FOLDER)
+        place = os.open(folder, FOLDER)
     except OSError:
         return False
     try:
@@ -300,55 +299,16 @@ def _is_private(place: int) -> bool:
 
 def _is_unborn(place: int) -> bool:
     """Nothing is in it but a marker that is not written yet."""
-    return _is_private(place) and os.listdir(place) in ([], [MARKER]) and _read(MARKER, place) in (None, "")
+    return _is_private(place) and os.listdir(place) in ([], [MARKER]) and read(MARKER, place) in (None, "")
 
 
 def _is_marked(place: int) -> bool:
-    return _is_private(place) and _read(MARKER, place) == str(os.fstat(place).st_ino)
+    return _is_private(place) and read(MARKER, place) == str(os.fstat(place).st_ino)
 
 
 def _lock(place: int) -> None:
     """Until the descriptor is closed. Raises BlockingIOError."""
     fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _inode(name: str, folder: int) -> int | None:
-    """Of what has the name, a link itself; None where nothing has it."""
-    try:
-        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_ino
-    except FileNotFoundError:
-        return None
-
-
-def _made(name: str, folder: int) -> int:
-    """A descriptor of a folder, which is made where it is not there."""
-    with suppress(FileExistsError):
-        os.mkdir(name, 0o700, dir_fd=folder)
-    return os.open(name, _FOLDER, dir_fd=folder)
-
-
-def _write(name: str, text: str, folder: int) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(name, flags, 0o600, dir_fd=folder), "w", encoding="utf-8") as file:
-        file.write(text)
-
-
-def _read(name: str, folder: int) -> str | None:
-    """None where there is no such file."""
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return None
-    with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
-        return file.read(1 << 20) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
-
-
-def _remove(name: str, folder: int) -> None:
-    """A file, a link itself, or a folder with all that is in it; no link is followed."""
-    if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-        shutil.rmtree(name, dir_fd=folder)
-    else:
-        os.unlink(name, dir_fd=folder)
 
 
 def _keep_modes(new: Path, old: Path) -> None:
@@ -360,6 +320,12 @@ def _keep_modes(new: Path, old: Path) -> None:
             _keep_modes(path, old / path.name)
     mode = stat.S_IMODE(old.stat().st_mode) & 0o777
     new.chmod(mode | 0o700 if new.is_dir() else mode)
+
+
+def _taken(target: Path, spare: list[str]) -> OutputError:
+    if not spare:
+        return exists_already(target)
+    return OutputError(f"{target}: something took its name meanwhile", f"what was there before is {spare[0]} now")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -388,59 +354,3 @@ def replace_with(path: Path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise output_error(path, error) from None
-
-
-def refuse_special(target: Path) -> None:
-    """Raises OutputError for a link that leads nowhere (to a disk that is not mounted, say), a device, a pipe."""
-    with suppress(OSError):
-        mode = target.lstat().st_mode
-        if stat.S_ISLNK(mode) and not target.exists():
-            raise OutputError(f"{target}: is a link that leads nowhere", f"remove it, or {ELSEWHERE}")
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
-            raise OutputError(f"{target}: is a device, a pipe or a socket", ELSEWHERE)
-
-
-def check_target(
-    target: Path, *, force: bool, needed: int, inputs: Iterable[Path] = (), folder: bool = False
-) -> None:
-    """Everything about a target (a file, or a pipeline's ``folder``) that can be known before any work is done.
-
-    An input is never replaced, not even with ``force``, nor is a folder that is no pipeline. Raises OutputError.
-    """
-    refuse_special(target)
-    resolved = target.resolve()
-    if any(resolved == path or resolved in path.parents for path in map(Path.resolve, inputs)):
-        raise OutputError(f"{target}: is an input of this run", ELSEWHERE)
-    if target.is_dir() and not (folder and _replaceable(target)):
-        raise OutputError(f"{target}: is a folder, and would be lost", ELSEWHERE)
-    if target.exists() and not force:
-        raise _exists(target)
-    if not target.parent.is_dir():
-        raise OutputError(f"{target.parent}: no such folder", "create it first, or choose another with -o")
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"{target.parent}: not writable", "choose a folder that you may write to with -o")
-    check_space(target, target.parent, needed)
-
-
-def check_space(target: Path, folder: Path, needed: int) -> None:
-    """``needed`` bytes, on the disk where the folder is. Raises OutputError."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OutputError(
-            f"{target}: needs {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free",
-            "free some space, or write elsewhere with -o",
-        )
-
-
-def _taken(target: Path, spare: list[str]) -> OutputError:
-    if not spare:
-        return _exists(target)
-    return OutputError(f"{target}: something took its name meanwhile", f"what was there before is {spare[0]} now")
-
-
-def _exists(target: Path) -> OutputError:
-    return OutputError(f"{target}: exists already", f"{ELSEWHERE}, or replace it with --force")
-
-
-def _replaceable(folder: Path) -> bool:
-    return (folder / "model_index.json").exists() or not any(folder.iterdir())

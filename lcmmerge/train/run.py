@@ -21,7 +21,8 @@ from lcmmerge.errors import FormatError, LcmMergeError, OutputError
 from lcmmerge.output import Output
 from lcmmerge.refs.files import inside
 from lcmmerge.tensors.blockio import output_error
-from lcmmerge.tensors.staging import check_target, is_marked, mark
+from lcmmerge.tensors.staging import is_marked, mark
+from lcmmerge.tensors.targets import check_target
 from lcmmerge.train import base as bases
 from lcmmerge.train.checkpoint import Best, Checkpoints
 from lcmmerge.train.data import Indexed, open_data

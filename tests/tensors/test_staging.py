@@ -13,7 +13,8 @@ import pytest
 
 from lcmmerge.errors import OutputError
 from lcmmerge.tensors import renaming, staging
-from lcmmerge.tensors.staging import Staging, check_target, replace_with, write_text
+from lcmmerge.tensors.staging import Staging, replace_with, write_text
+from lcmmerge.tensors.targets import check_target
 
 
 def names(folder):
@@ -221,7 +222,7 @@ def test_a_lock_on_a_folder_that_was_removed_is_none(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_too_full_for_a_mark(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging, "_write", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(staging, "write", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(OutputError, match="No space left"), Staging(tmp_path / "out"):
         pass
     assert names(tmp_path) == []

@@ -1,0 +1,64 @@
+"""What can be said of a target before any work is done: whether it may be written, and has room."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from lcmmerge.errors import OutputError
+
+ELSEWHERE = "choose another name with -o"
+
+
+def check_target(
+    target: Path, *, force: bool, needed: int, inputs: Iterable[Path] = (), folder: bool = False
+) -> None:
+    """Everything about a target (a file, or a pipeline's ``folder``) that can be known before any work is done.
+
+    An input is never replaced, not even with ``force``, nor is a folder that is no pipeline. Raises OutputError.
+    """
+    refuse_special(target)
+    resolved = target.resolve()
+    if any(resolved == path or resolved in path.parents for path in map(Path.resolve, inputs)):
+        raise OutputError(f"{target}: is an input of this run", ELSEWHERE)
+    if target.is_dir() and not (folder and _replaceable(target)):
+        raise OutputError(f"{target}: is a folder, and would be lost", ELSEWHERE)
+    if target.exists() and not force:
+        raise exists_already(target)
+    if not target.parent.is_dir():
+        raise OutputError(f"{target.parent}: no such folder", "create it first, or choose another with -o")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{target.parent}: not writable", "choose a folder that you may write to with -o")
+    check_space(target, target.parent, needed)
+
+
+def check_space(target: Path, folder: Path, needed: int) -> None:
+    """``needed`` bytes, on the disk where the folder is. Raises OutputError."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            f"{target}: needs {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free",
+            "free some space, or write elsewhere with -o",
+        )
+
+
+def refuse_special(target: Path) -> None:
+    """Raises OutputError for a link that leads nowhere (to a disk that is not mounted, say), a device, a pipe."""
+    with suppress(OSError):
+        mode = target.lstat().st_mode
+        if stat.S_ISLNK(mode) and not target.exists():
+            raise OutputError(f"{target}: is a link that leads nowhere", f"remove it, or {ELSEWHERE}")
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+            raise OutputError(f"{target}: is a device, a pipe or a socket", ELSEWHERE)
+
+
+def exists_already(target: Path) -> OutputError:
+    return OutputError(f"{target}: exists already", f"{ELSEWHERE}, or replace it with --force")
+
+
+def _replaceable(folder: Path) -> bool:
+    return (folder / "model_index.json").exists() or not any(folder.iterdir())
