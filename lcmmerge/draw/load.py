@@ -53,7 +53,11 @@ def load_pipeline(
     model: Model, configs: Path, dtype: torch.dtype, device: torch.device, read: Read | None = None
 ) -> Pipeline:
     """A text-to-image pipeline; ``configs`` and ``read`` as in ``load_components``, whose errors it raises."""
-    components = load_components(model, configs, dtype, read)
+    return assembled(load_components(model, configs, dtype, read), model, configs).to(device)
+
+
+def assembled(components: Mapping[str, Any], model: Model, configs: Path) -> Pipeline:
+    """The pipeline of what ``load_components`` gave; each part stays where it is. Raises FormatError."""
     kind: type[Pipeline] = StableDiffusionXLPipeline if model.arch.unet.added else StableDiffusionPipeline
     if model.arch.unet.added:
         zeros = read_json(local_tree(configs), MODEL_INDEX).get("force_zeros_for_empty_prompt", True)
@@ -65,7 +69,7 @@ def load_pipeline(
     except Exception:  # it looks into its parts' configs, of whatever they are
         raise FormatError(f"{configs}: its configs make no {kind.__name__}", CURE) from None
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline
 
 
 def load_components(model: Model, configs: Path, dtype: torch.dtype, read: Read | None = None) -> dict[str, Any]:
