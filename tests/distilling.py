@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pico import pico
+from pico import pico, short_unet
 
 from lcmmerge.archs import identify
 from lcmmerge.tensors import open_source
@@ -27,10 +27,11 @@ def job(base: Path, data: Path, output: Path, steps: int = 2, **fields: Any) -> 
     return TrainingJob(str(base), str(data), output, settings=settings, **given)
 
 
-def networks(name: str, rank: int = 3, alpha: float = 2.0) -> LoraNetworks:
-    """A pico's U-Net with a LoRA that has learnt noise."""
+def networks(name: str, rank: int = 3, alpha: float = 2.0, *, short: bool = False) -> LoraNetworks:
+    """A pico's U-Net, or its ``short_unet``, with a LoRA that has learnt noise."""
     pipeline = pico(name).pipeline
-    found = LoraNetworks(deepcopy(pipeline.unet), Noise.of(pipeline.scheduler.config), rank, alpha, seed=0)
+    unet = short_unet(name) if short else deepcopy(pipeline.unet)
+    found = LoraNetworks(unet, Noise.of(pipeline.scheduler.config), rank, alpha, seed=0)
     generator = torch.Generator().manual_seed(7)
     for parameter in found.trained().values():
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)

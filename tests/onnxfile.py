@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from pico import CROSS_DOWN, CROSS_UP, DOWN, HIDDEN, PROJECTION, TINY, TORCH, UNETS, UP, pico
+from diffusers import AutoencoderKL
+from pico import HIDDEN, PROJECTION, TORCH, pico, short_unet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -27,19 +27,14 @@ from lcmmerge.export.components import PipelinePart, components_of
 from lcmmerge.export.link import link
 
 FILES = {"plain": "model.onnx", "fused": "model.fused.onnx"}
-SHORT = {"block_out_channels": (8, 16), "layers_per_block": 1}
-SHORT_SD = SHORT | {"down_block_types": (CROSS_DOWN, DOWN), "up_block_types": (UP, CROSS_UP)}
-SHORT_XL = SHORT | {
-    "down_block_types": (DOWN, CROSS_DOWN),
-    "up_block_types": (CROSS_UP, UP),
-    "transformer_layers_per_block": (1, 1),
-}
-ASYMMETRIC = {"reverse_transformer_layers_per_block": ((2, 1), 1)}  # as SSD-1B
 GUIDED = {"time_cond_proj_dim": 16}  # as a full LCM
 
 
 def make(part: str) -> nn.Module:
     """A part in float32 with weights; the U-Nets are named as their pico, ``ssd1b-lcm`` is a full LCM's."""
+    if source_of(part) == "unet":
+        name, _, guided = part.partition("-")
+        return short_unet(name, **(GUIDED if guided else {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = _make(part)
@@ -51,16 +46,11 @@ def make(part: str) -> nn.Module:
 def _make(part: str) -> nn.Module:
     if part == "vae":
         return AutoencoderKL.from_config(pico("sd1").pipeline.vae.config)
-    if part.startswith("text_encoder"):
-        second = part == "text_encoder_2"
-        config = CLIPTextConfig(
-            vocab_size=99, hidden_size=HIDDEN["clip_g"], intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=2, projection_dim=PROJECTION, eos_token_id=98,
-        )  # fmt: skip
-        return (CLIPTextModelWithProjection if second else CLIPTextModel)(config)
-    name, _, guided = part.partition("-")
-    short = {"sdxl": SHORT_XL, "ssd1b": SHORT_XL | ASYMMETRIC}.get(name, SHORT_SD)
-    return UNet2DConditionModel(**(TINY | UNETS[name] | short | (GUIDED if guided else {})))
+    config = CLIPTextConfig(
+        vocab_size=99, hidden_size=HIDDEN["clip_g"], intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, projection_dim=PROJECTION, eos_token_id=98,
+    )  # fmt: skip
+    return (CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel)(config)
 
 
 def source_of(part: str) -> str:

@@ -90,6 +90,14 @@ UNETS["sd1-inpainting"] = UNETS["sd1"] | {"in_channels": 9}
 PIPELINES = {name: pipeline_class(arch) for name, arch in UNET_ARCHS.items()}
 PIPELINES["sd1-inpainting"] = StableDiffusionInpaintPipeline
 PICOS = tuple(UNETS)
+SHORT = {"block_out_channels": (8, 16), "layers_per_block": 1}
+SHORT_SD = SHORT | {"down_block_types": (CROSS_DOWN, DOWN), "up_block_types": (UP, CROSS_UP)}
+SHORT_XL = SHORT | {
+    "down_block_types": (DOWN, CROSS_DOWN),
+    "up_block_types": (CROSS_UP, UP),
+    "transformer_layers_per_block": (1, 1),
+}
+ASYMMETRIC = {"reverse_transformer_layers_per_block": ((2, 1), 1)}  # as SSD-1B
 STYLE_TARGETS = tuple(
     f".{leaf}.weight"
     for leaf in (
@@ -216,6 +224,16 @@ def pico(name: str, seed: int = 0) -> PicoModel:
     pipeline = PIPELINES[name](**parts)
     pipeline.set_progress_bar_config(disable=True)
     return PicoModel(arch, pipeline)
+
+
+def short_unet(name: str, **config: object) -> UNet2DConditionModel:
+    """A U-Net of two levels, a layer each, with every kind of block that its pico has: for what needs no names."""
+    short = {"sdxl": SHORT_XL, "ssd1b": SHORT_XL | ASYMMETRIC}.get(name, SHORT_SD)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(**(TINY | UNETS[name] | short | config))
+        _perturb({"unet": unet})
+    return unet
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pico import pico
@@ -27,10 +26,6 @@ def folder_of(path: Path, count: int, **size: int) -> Path:
     return path
 
 
-def encoder_of(name: str, **options: Any) -> TextEncoders:
+def encoder_of(name: str) -> TextEncoders:
     """Over the pico's own modules."""
-    pipeline, two = pico(name).pipeline, pico(name).arch.family.micro_conditioning
-    parts = ("", "_2") if two else ("",)
-    tokenizers = [getattr(pipeline, f"tokenizer{part}") for part in parts]
-    encoders = [getattr(pipeline, f"text_encoder{part}") for part in parts]
-    return TextEncoders("sdxl" if two else "sd", tokenizers, encoders, **options)
+    return TextEncoders(pico(name).pipeline)

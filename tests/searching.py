@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from adapterfile import write
 from fusing import Files
@@ -66,6 +67,12 @@ ADAPTERS = {
         f"{OUT}.b1.weight": noise(32, 3), f"{OUT}.b2.weight": noise(3, 32),
     },
 }  # fmt: skip
+
+
+KINDS = [
+    pytest.param(tuple(ADAPTERS), id="all at once"),
+    *(pytest.param((kind,), id=kind, marks=pytest.mark.e2e) for kind in ADAPTERS),
+]
 
 
 def adapter(kind: str, folder: Path) -> Path:

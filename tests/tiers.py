@@ -14,7 +14,7 @@ from hypothesis import settings
 SECONDS = 10  # 5 on a quiet machine: those of CI are up to twice as slow
 HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")  # Python's own, which end with us
 
-settings.register_profile("few", max_examples=5, deadline=None)
+settings.register_profile("few", max_examples=3, deadline=None)
 settings.register_profile("many", max_examples=30, deadline=None)
 settings.load_profile("many" if os.environ.get("CI") else "few")
 

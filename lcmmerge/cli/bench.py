@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lcmmerge.cli.common import IMAGES, output_options
-from lcmmerge.cli.generate import PROVIDERS, Pixels
+from lcmmerge.cli.common import IMAGES, Pixels, output_options
+from lcmmerge.cli.generate import PROVIDERS
 from lcmmerge.draw import quiet_libraries
 from lcmmerge.draw.jobs import MOST_IMAGES
 from lcmmerge.extras import check_installed

@@ -17,12 +17,14 @@ from lcmmerge.output import Output, parse_size, ratio
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
 if TYPE_CHECKING:
+    from lcmmerge.draw.jobs import Size
     from lcmmerge.lora.lorafile import LoraLayer
 
 DTYPE = click.Choice(list(OUTPUT_DTYPES))
 ADAPTER_DTYPE = click.Choice(["fp32", "fp16", "bf16"])
 # Bounds that no real use meets: beyond them a slip of a finger takes all of a machine's memory.
 THREADS = click.IntRange(0, MOST_WORKERS)
+SEEDS = click.IntRange(0, 2**32 - 1)
 IMAGES = click.IntRange(1, MOST_IMAGES)  # also those, or the examples, that are in memory at once
 STEPS = click.IntRange(1, MOST_STEPS)
 RANK = click.IntRange(1, 16_384)  # a matrix has no larger one
@@ -65,6 +67,20 @@ class Strength(click.ParamType[float]):
 
 
 STRENGTH = Strength()
+
+
+class Pixels(click.ParamType["tuple[int, int]"]):
+    """The size of an image. ``768x512``: width × height."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        from lcmmerge.draw.jobs import parse_size
+
+        try:
+            return parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def target_options(command: Callable[..., None]) -> Callable[..., None]:

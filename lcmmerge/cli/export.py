@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lcmmerge.cli.candidates import REFERENCE, NameType, targets
-from lcmmerge.cli.common import ADAPTER_DTYPE, STEPS, THREADS, output_options
-from lcmmerge.cli.generate import Pixels
+from lcmmerge.cli.common import ADAPTER_DTYPE, STEPS, Pixels, output_options
 from lcmmerge.cli.options import (
     accelerator_option,
     adapter_option,
@@ -18,6 +17,7 @@ from lcmmerge.cli.options import (
     lcm_option,
     merge_of,
     method_option,
+    threads_option,
     tuned_from_option,
     variant_option,
 )
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 )
 @click.option("--parity", is_flag=True, help="Compare every graph with its torch module, at six sizes.")
 @click.option("--force", is_flag=True, help="Replace the output; merge again what MODEL already holds.")
-@click.option("--threads", type=THREADS, default=0, help="[default: one per core, at most four]")
+@threads_option
 @output_options
 def export(
     model: str, style: str | None, target: Path, to: str, dtype: str, vae_dtype: str | None,

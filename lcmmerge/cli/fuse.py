@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from lcmmerge.cli.candidates import REFERENCE, NameType, encodings
-from lcmmerge.cli.common import DTYPE, THREADS, Bytes, few, output_options
+from lcmmerge.cli.common import DTYPE, Bytes, few, output_options
 from lcmmerge.cli.options import (
     accelerator_option,
     adapter_option,
+    arithmetic_options,
     is_given,
     lambda_option,
     lcm_option,
@@ -65,8 +66,7 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @click.option("--allow-unmatched", is_flag=True, help="Merge what fits, and list what does not.")
 @click.option("--hash-base", is_flag=True, help="Record the base's sha256 too, which reads it once more.")
 @click.option("--force", is_flag=True, help="Replace the output; fuse again what the base already holds.")
-@click.option("--device", default="cpu", show_default=True, help="Where the arithmetic is done: cpu, cuda, cuda:1.")
-@click.option("--threads", type=THREADS, default=0, help="[default: one per core, at most four]")
+@arithmetic_options
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @output_options
 def fuse(

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lcmmerge.cli.candidates import ACCELERATOR, REFERENCE
-from lcmmerge.cli.common import ADAPTER_DTYPE, IMAGES, STEPS, Number, output_options
+from lcmmerge.cli.common import IMAGES, STEPS, Number, output_options
 from lcmmerge.cli.options import (
-    config_option,
+    drawing_options,
     is_given,
     lambda_option,
     lcm_option,
     merge_of,
     method_option,
-    variant_option,
+    seed_option,
+    size_option,
 )
 from lcmmerge.draw import SAMPLERS, quiet_libraries
 from lcmmerge.errors import LcmMergeError
@@ -33,21 +34,6 @@ if TYPE_CHECKING:
 
 SCHEDULERS = click.Choice(SAMPLERS)
 PROVIDERS = click.Choice(("tensorrt", "cuda", "cpu", "torch"))  # of graphs.runtime, which is heavier
-SEEDS = click.IntRange(0, 2**32 - 1)
-
-
-class Pixels(click.ParamType["tuple[int, int]"]):
-    """The size of an image. ``768x512``: width × height."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
-        from lcmmerge.draw.jobs import parse_size
-
-        try:
-            return parse_size(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command(short_help="Draw images with a checkpoint, a live merge or an export.")
@@ -56,10 +42,10 @@ class Pixels(click.ParamType["tuple[int, int]"]):
 @click.option("--prompts", "prompt_file", type=click.Path(path_type=Path), help="A file with one prompt a line.")
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="The images' folder.")
 @click.option("--negative", default="", help="What not to draw; without guidance it has no effect.")
-@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Of each prompt's first image.")
+@seed_option
 @click.option("--count", type=IMAGES, default=1, show_default=True, help="Images per prompt.")
 @click.option("--batch", type=IMAGES, default=1, show_default=True, help="Images drawn at once.")
-@click.option("--size", type=Pixels(), metavar="WxH", help="[default: the size that the model was trained at]")
+@size_option
 @click.option("--steps", type=STEPS, help="[default: the accelerator's or scheduler's]")
 @click.option("--guidance", type=Number(0), help="Up to 1 it is off.  [default: as for --steps]")
 @click.option("--scheduler", type=SCHEDULERS, help="[default: what the model was merged for, else its own]")
@@ -71,10 +57,7 @@ class Pixels(click.ParamType["tuple[int, int]"]):
 @lambda_option("live style and LCM-LoRA")
 @lcm_option("The live merge's acceleration LoRA, as in `lcmmerge fuse`.")
 @method_option
-@config_option
-@variant_option
-@click.option("--dtype", type=ADAPTER_DTYPE, help="[default: fp16 on a GPU, else fp32]")
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")
+@drawing_options
 @click.option("--provider", type=PROVIDERS, help="What runs an export.  [default: the fastest that is usable here]")
 @click.option("--force", is_flag=True, help="Replace images; merge again what MODEL already holds.")
 @output_options

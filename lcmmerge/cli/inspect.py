@@ -8,6 +8,7 @@ import click
 
 from lcmmerge.cli.candidates import REFERENCE
 from lcmmerge.cli.common import few, output_options
+from lcmmerge.cli.options import variant_option
 from lcmmerge.output import Output, count, size
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ FEW = 4  # ranks or alphas of a row
 
 @click.command(short_help="Say what a checkpoint or an adapter is, from its headers.")
 @click.argument("ref", type=REFERENCE)
-@click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
+@variant_option
 @output_options
 def inspect(ref: str, variant: str | None, output: Output) -> None:
     """Say what REF is: architecture, layout, dtypes, sizes, an adapter's algorithm, ranks and alphas, metadata.

@@ -1,8 +1,9 @@
-"""The options of a merge, which several commands have, declared once, and the merge that they describe."""
+"""The options that several commands have, declared once, and the merge that they describe."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -10,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from lcmmerge.cli.candidates import ACCELERATOR, REFERENCE, NameType, Weighed, accelerators, methods
-from lcmmerge.cli.common import STRENGTH
+from lcmmerge.cli.common import ADAPTER_DTYPE, SEEDS, STRENGTH, THREADS, Pixels
 
 if TYPE_CHECKING:
     from lcmmerge.merge.spec import Merge, Term, Written
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 Command = Callable[..., None]
 Option = Callable[[Command], Command]
 Value = TypeVar("Value")
+
+
+def together(*options: Option) -> Option:
+    """The options as one decorator, in this order."""
+    return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
 def lambda_option(what: str) -> Option:
@@ -56,6 +62,27 @@ config_option = click.option(
     "--config-from", type=REFERENCE, metavar="REF", help="Configs, scheduler and tokenizers for a single file."
 )
 variant_option = click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
+device_option = click.option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")
+sources_option = click.option(
+    "--source", "sources", type=REFERENCE, multiple=True, metavar="REF", help="A source, or a folder with sources."
+)
+threads_option = click.option("--threads", type=THREADS, default=0, help="[default: one per core, at most four]")
+arithmetic_options = together(
+    click.option("--device", default="cpu", show_default=True, help="Where the arithmetic is done: cpu, cuda, cuda:1."),
+    threads_option,
+)
+drawing_options = together(
+    config_option,
+    variant_option,
+    click.option("--dtype", type=ADAPTER_DTYPE, help="[default: fp16 on a GPU, else fp32]"),
+    device_option,
+)
+size_option = click.option(
+    "--size", type=Pixels(), metavar="WxH", help="[default: the size that the model was trained at]"
+)
+seed_option = click.option(
+    "--seed", type=SEEDS, default=0, show_default=True, help="Of each prompt's first image."
+)
 
 
 def merge_of(

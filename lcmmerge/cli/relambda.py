@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lcmmerge.cli.candidates import REFERENCE
-from lcmmerge.cli.common import STRENGTH, THREADS, output_options
+from lcmmerge.cli.common import STRENGTH, output_options
+from lcmmerge.cli.options import sources_option, threads_option
 from lcmmerge.output import Output, size
 
 if TYPE_CHECKING:
@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--lambda", "lambdas", nargs=2, type=STRENGTH, metavar="λ1 λ2", help="Of the terms style and lcm.")
 @click.option("--term", "terms", type=(str, STRENGTH), multiple=True, metavar="TERM λ", help="Of any other term.")
-@click.option(
-    "--source", "sources", type=REFERENCE, multiple=True, metavar="REF",
-    help="A source of the merge, or a folder around it.",
-)
-@click.option("--threads", type=THREADS, default=0, help="[default: one per core, at most four]")
+@sources_option
+@threads_option
 @output_options
 def relambda(
     folder: Path, lambdas: tuple[float, float] | None, terms: tuple[tuple[str, float], ...], sources: tuple[str, ...],

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lcmmerge.cli.common import THREADS, output_options
+from lcmmerge.cli.common import output_options
+from lcmmerge.cli.options import arithmetic_options
 from lcmmerge.output import Output, size
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ FEW = 3  # files that are named one by one
 @click.option("--dry-run", is_flag=True, help="Print the steps and write nothing.")
 @click.option("--publish", "publishes", is_flag=True, help="Upload the outputs to the recipe's `publish` repository.")
 @click.option("--force", is_flag=True, help="Replace what no run wrote; fuse again what a base already holds.")
-@click.option("--device", default="cpu", show_default=True, help="Where the arithmetic is done: cpu, cuda, cuda:1.")
-@click.option("--threads", type=THREADS, default=0, help="[default: one per core, at most four]")
+@arithmetic_options
 @output_options
 def run(
     recipe: Path, out: Path, sets: tuple[str, ...], locked: bool, dry_run: bool, publishes: bool, force: bool,

@@ -9,16 +9,16 @@ import click
 
 from lcmmerge.cli.axes import Axis, Blocks, GridCommand, ObjectiveOption, ObjectiveType, Range, Storage
 from lcmmerge.cli.candidates import REFERENCE
-from lcmmerge.cli.common import ADAPTER_DTYPE, IMAGES, STEPS, Number, output_options
-from lcmmerge.cli.generate import SEEDS, Pixels
+from lcmmerge.cli.common import IMAGES, STEPS, Number, output_options
 from lcmmerge.cli.options import (
     accelerator_option,
-    config_option,
+    drawing_options,
     lcm_option,
     merge_of,
     once_each,
+    seed_option,
+    size_option,
     tuned_from_option,
-    variant_option,
 )
 from lcmmerge.draw import quiet_libraries
 from lcmmerge.draw.jobs import MOST_CELLS
@@ -70,8 +70,8 @@ CELLS = click.IntRange(1, MOST_CELLS)
     "WEIGHTS: a path or hf://….",
 )
 @click.option("--count", type=IMAGES, default=2, show_default=True, help="Images per prompt.")
-@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Of each prompt's first image.")
-@click.option("--size", type=Pixels(), metavar="WxH", help="[default: the size that the model was trained at]")
+@seed_option
+@size_option
 @click.option("--batch", type=IMAGES, default=8, show_default=True, help="Images drawn at once.")
 @click.option(
     "--guidance", type=Number(0),
@@ -85,10 +85,7 @@ CELLS = click.IntRange(1, MOST_CELLS)
 @click.option("--ray", metavar="auto|ADDRESS", help="Draw the cells on this Ray cluster, one GPU each.")
 @click.option("--bake", type=click.Path(path_type=Path), metavar="FILE", help="Fuse at the λs found.")
 @click.option("--write-recipe", "recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write them as YAML.")
-@config_option
-@variant_option
-@click.option("--dtype", type=ADAPTER_DTYPE, help="[default: fp16 on a GPU, else fp32]")
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")
+@drawing_options
 @click.option("--force", is_flag=True, help="Replace the files of --bake and --write-recipe, and those in the folder.")
 @output_options
 def search(

@@ -5,19 +5,17 @@ from pathlib import Path
 import click
 
 from lcmmerge.cli.candidates import REFERENCE
-from lcmmerge.cli.common import THREADS, output_options
+from lcmmerge.cli.common import output_options
+from lcmmerge.cli.options import sources_option, threads_option
 from lcmmerge.output import Output, ratio
 
 
 @click.command(short_help="Recompute a merge from its sources and compare.")
 @click.argument("file", type=REFERENCE)
-@click.option(
-    "--source", "sources", type=REFERENCE, multiple=True, metavar="REF",
-    help="A source, or a folder that holds sources.",
-)
+@sources_option
 @click.option("--lock", type=click.Path(path_type=Path), help="The lock that the sources of a run must be in.")
 @click.option("--device", default="cpu", show_default=True, help="Where it was merged: cpu, cuda, cuda:1.")
-@click.option("--threads", type=THREADS, default=0, help="[default: one per core, at most four]")
+@threads_option
 @output_options
 def verify(file: str, sources: tuple[str, ...], lock: Path | None, device: str, threads: int, output: Output) -> None:
     """Recompute FILE, which `lcmmerge fuse` wrote, from the sources that it records, and compare tensor by tensor.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,19 +26,20 @@ class Embedding:
 
 
 class Encoder:
-    """Encodes texts with a pipeline's text encoders, and keeps what it encoded.
+    """Encodes texts with a pipeline's text encoders, and keeps what it encoded: of the last ``remembered``, or of all.
 
-    Valid as long as the text encoders' weights are. ``say`` is told of a text that is longer than CLIP reads.
+    Valid as long as the text encoders' weights are. ``say`` is told of a text that is longer than CLIP reads. One text
+    at a time: in a batch, its last bits would depend on its neighbours.
     """
 
-    def __init__(self, pipeline: Pipeline, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, pipeline: Pipeline, say: Callable[[str], None] = lambda text: None, remembered: int | None = None
+    ) -> None:
         self._pipeline, self._say = pipeline, say
-        self._known: dict[str, Embedding] = {}
+        self._known = lru_cache(remembered)(self._encode)
 
     def __call__(self, text: str) -> Embedding:
-        if text not in self._known:
-            self._known[text] = self._encode(text)
-        return self._known[text]
+        return self._known(text)
 
     def negative(self, text: str) -> Embedding:
         """∅ is the text "" for SD, and zeros for SDXL where its pipeline's config says so."""

@@ -55,7 +55,11 @@ def load_pipeline(
     model: Model, configs: Path, dtype: torch.dtype, device: torch.device, read: Read | None = None
 ) -> Pipeline:
     """A text-to-image pipeline; ``configs`` and ``read`` as in ``load_components``, whose errors it raises."""
-    components = load_components(model, configs, dtype, read)
+    return assembled(load_components(model, configs, dtype, read), model, configs).to(device)
+
+
+def assembled(components: Mapping[str, Any], model: Model, configs: Path) -> Pipeline:
+    """The pipeline of what ``load_components`` gave; each part stays where it is. Raises FormatError."""
     family = model.arch.family
     kind: type[Pipeline] = getattr(diffusers, family.pipeline)
     if family.micro_conditioning:
@@ -68,7 +72,7 @@ def load_pipeline(
     except Exception:  # it looks into its parts' configs, of whatever they are
         raise FormatError(f"{configs}: its configs make no {kind.__name__}", CURE) from None
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline
 
 
 def load_components(model: Model, configs: Path, dtype: torch.dtype, read: Read | None = None) -> dict[str, Any]:

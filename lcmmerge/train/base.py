@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -15,7 +15,7 @@ from lcmmerge import refs
 from lcmmerge.accelerators import OFFICIAL
 from lcmmerge.archs import Model
 from lcmmerge.draw.drawable import configs_of
-from lcmmerge.draw.load import load_components
+from lcmmerge.draw.load import assembled, load_components
 from lcmmerge.merge.provenance import RECIPE, record_of
 from lcmmerge.merge.tensors import stored
 from lcmmerge.tensors import TensorSource
@@ -64,10 +64,8 @@ def load(reference: str, model: Model, config_from: str | None, device: torch.de
     model.source.fetch()
     components = load_components(model, configs, dtype)
     scheduler = dict(components["scheduler"].config)
-    kind: Literal["sd", "sdxl"] = "sdxl" if model.arch.family.micro_conditioning else "sd"
-    names = [encoder.name for encoder in model.arch.text_encoders]
-    tokenizers = [components[name.replace("text_encoder", "tokenizer")] for name in names]
-    encoder = TextEncoders(kind, tokenizers, [components[name].to(device) for name in names], device)
+    for name in ("vae", *(encoder.name for encoder in model.arch.text_encoders)):
+        components[name].to(device)
     return Base(
         model,
         configs,
@@ -75,8 +73,8 @@ def load(reference: str, model: Model, config_from: str | None, device: torch.de
         sha256_of(model.source.files, known=model.source.sha256),
         _encoders_sha256(model),
         components["unet"],
-        full_precision(components["vae"]).to(device),
-        encoder,
+        full_precision(components["vae"]),
+        TextEncoders(assembled(components, model, configs)),
         Noise.of(scheduler),
         scheduler,
     )

@@ -40,8 +40,7 @@ class EncodingPlan:
 
     def settings(self, encoder: TextEncoders) -> dict[str, object]:
         numbers = {"seed": self.seed, "batch_size": self.batch_size, "shard_size": self.shard_size}
-        named = {"model": self.model, "encoders": encoder.kind, "clip_skip": encoder.clip_skip}
-        return {**named, **asdict(self.transform), **numbers}
+        return {"model": self.model, "encoders": encoder.kind, **asdict(self.transform), **numbers}
 
 
 def encode(

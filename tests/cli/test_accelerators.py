@@ -112,7 +112,7 @@ def test_a_name_is_the_architectures_file(
 
 
 @pytest.mark.parametrize(
-    ("name", "arch"), [("tcd", "sd1"), ("tcd", "sd2"), ("lightning-4steps", "sdxl"), ("dmd2", "sdxl")]
+    ("name", "arch"), [("tcd", "sd1"), ("tcd", "sd2"), ("dmd2", "sdxl")]
 )
 def test_a_local_file_is_what_it_is_said_to_be(
     name: str, arch: str, files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: Path

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,16 +85,16 @@ def test_it_is_quick_and_loads_no_torch(line: str, folder: Path) -> None:
     )
     words = f"lcmmerge {line}"
     asked = {"_LCMMERGE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    seconds = []
-    for _ in range(3):  # the least of them: other work warms and cools the caches
+    for _ in range(3):  # once is enough: other work warms and cools the caches
         before = spent()
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | asked
         )
-        seconds.append(spent() - before)
+        if (seconds := spent() - before) < SECONDS:
+            break
     assert done.stdout.strip()
     assert {"torch", "numpy", "pydantic", "rich"}.isdisjoint(done.stderr.split())
-    assert min(seconds) < SECONDS
+    assert seconds < SECONDS
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -116,16 +116,20 @@ def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
 
 
-def _typed(shell: list[str], setup: str, line: str, awaited: str) -> str:
-    """What a terminal shows after ``line`` and the tabulator key, up to ``awaited``."""
+def _typed(shell: list[str], setup: str, lines: Mapping[str, str]) -> list[str]:
+    """What a terminal shows after each line and the tabulator key, up to what is awaited of it."""
     child, terminal = pty.fork()
     if child == 0:
         os.execvpe(shell[0], shell, os.environ | {"TERM": "dumb", "COLUMNS": "120", "LINES": "50"})
     try:
         os.write(terminal, f"{setup}; PS1=READ'Y> '\n".encode())
         _shown(terminal, "READY> ")
-        os.write(terminal, f"{line}\t".encode())
-        return _shown(terminal, awaited)
+        shown = []
+        for line, awaited in lines.items():
+            os.write(terminal, f"{line}\t".encode())
+            shown.append(_shown(terminal, awaited))
+            os.write(terminal, CLEARED)
+        return shown
     finally:
         os.close(terminal)
         os.waitpid(child, 0)
@@ -139,6 +143,7 @@ def _shown(terminal: int, awaited: str) -> str:
     return shown
 
 
+CLEARED = b"\x01\x0b"  # Ctrl-A, Ctrl-K
 STARTS = {
     "bash": (["bash", "--norc", "--noprofile"], 'eval "$(lcmmerge completion bash)"'),
     "zsh": (["zsh", "-f"], 'autoload -U compinit; compinit -u -D; eval "$(lcmmerge completion zsh)"'),
@@ -147,22 +152,20 @@ STARTS = {
 
 @pytest.mark.usefixtures("folder", "installed")
 @pytest.mark.parametrize("shell", STARTS)
-@pytest.mark.parametrize(
-    ("line", "becomes"),
-    [
-        ("lcmmerge run my", "run my\\ merge.yml "),  # a name with a space is quoted
-        ("lcmmerge fuse ev", "fuse evil\\;touch\\ pwned "),
-        ("lcmmerge fuse mod", "fuse models/"),  # no space after a folder
-        ("lcmmerge fuse b --lcm tc", "--lcm tcd"),
-        ("lcmmerge fuse b --lcm sty", "--lcm style.safetensors"),
-        ("lcmmerge fuse zoo:digits/b", "fuse zoo:digits/base"),
-        ("lcmmerge dis", "lcmmerge distill"),
-    ],
-)
-def test_a_person_types_a_tabulator(shell: str, line: str, becomes: str) -> None:
+def test_a_person_types_a_tabulator(shell: str) -> None:
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not installed")
-    assert becomes in _typed(*STARTS[shell], line, becomes)
+    lines = {
+        "lcmmerge run my": "run my\\ merge.yml ",  # a name with a space is quoted
+        "lcmmerge fuse ev": "fuse evil\\;touch\\ pwned ",
+        "lcmmerge fuse mod": "fuse models/",  # no space after a folder
+        "lcmmerge fuse b --lcm tc": "--lcm tcd",
+        "lcmmerge fuse b --lcm sty": "--lcm style.safetensors",
+        "lcmmerge fuse zoo:digits/b": "fuse zoo:digits/base",
+        "lcmmerge dis": "lcmmerge distill",
+    }
+    for shown, becomes in zip(_typed(*STARTS[shell], lines), lines.values(), strict=True):
+        assert becomes in shown
 
 
 @pytest.mark.usefixtures("folder", "installed")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,17 @@ if TYPE_CHECKING:
     from conftest import Ran
 
 
+@pytest.fixture(scope="module")
+def merge(files: Callable[[str], Files], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """To be left as it is."""
+    sd1, target = files("sd1"), tmp_path_factory.mktemp("merge") / "merged.safetensors"
+    fuse(sd1.base(), target, sd1.style, sd1.lcm)
+    return target
+
+
 @pytest.fixture
-def merged(files: Callable[[str], Files], tmp_path: Path) -> Path:
-    sd1 = files("sd1")
-    fuse(sd1.base(), tmp_path / "merged.safetensors", sd1.style, sd1.lcm)
-    return tmp_path / "merged.safetensors"
+def merged(merge: Path, tmp_path: Path) -> Path:
+    return shutil.copy(merge, tmp_path)
 
 
 def test_equal(merged: Path, files: Callable[[str], Files], cli: Callable[..., Ran]) -> None:

@@ -24,7 +24,7 @@ def weights(pipeline, arch):
     return canonical_state({name: getattr(pipeline, name) for name in arch.components})
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "sd1-inpainting", "sdxl_refiner"])
+@pytest.mark.parametrize("name", ["sdxl", *of_each(["sd1", "sd2", "ssd1b", "sd1-inpainting", "sdxl_refiner"])])
 def test_single_file_to_diffusers_and_back_is_the_identity(name, files, tmp_path):
     inputs = files(name)
     lcm = {"lcm": inputs.lcm, "strengths": (0, 0)}
@@ -227,7 +227,10 @@ def test_leftovers_do_not_fit_in_the_other_layout_and_are_listed(files, tmp_path
     assert_same(canonical(tmp_path / "fused"), canonical(files("sd2").folder()))
 
 
-@pytest.mark.parametrize(("model", "configs"), permutations([*ARCHITECTURES, "sd1-inpainting", "sdxl_refiner"], 2))
+@pytest.mark.parametrize(("model", "configs"), [
+    (model, configs) if "sd1" in (model, configs) else pytest.param(model, configs, marks=pytest.mark.e2e)
+    for model, configs in permutations([*ARCHITECTURES, "sd1-inpainting", "sdxl_refiner"], 2)
+])  # fmt: skip
 def test_configs_of_another_model_are_refused(model, configs, files, tmp_path):
     base, options = files(model).base(), {"layout": "diffusers", "config_from": files(configs).folder()}
     with pytest.raises((ShapeMismatchError, NotFoundError)) as caught:

@@ -84,11 +84,17 @@ def test_every_kind_of_term(files: Callable[[str], Files], tmp_path: Path) -> No
     assert (found.different, found.stale) == ((), ())
 
 
+@pytest.fixture(scope="module")
+def merge(files: Callable[[str], Files], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """To be left as it is."""
+    sd1, target = files("sd1"), tmp_path_factory.mktemp("merge") / "merged.safetensors"
+    fuse(sd1.base(), target, sd1.style, sd1.lcm)
+    return target
+
+
 @pytest.fixture
-def merged(files: Callable[[str], Files], tmp_path: Path) -> Path:
-    sd1 = files("sd1")
-    fuse(sd1.base(), tmp_path / "merged.safetensors", sd1.style, sd1.lcm)
-    return tmp_path / "merged.safetensors"
+def merged(merge: Path, tmp_path: Path) -> Path:
+    return shutil.copy(merge, tmp_path)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -137,16 +137,24 @@ def test_a_step_that_fails_leaves_its_product_of_before(
 # Records
 
 
+@pytest.fixture(scope="module")
+def record(files: Callable[[str], Files], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A recipe, and the record of its run."""
+    folder = tmp_path_factory.mktemp("recorded")
+    path = recipe(folder, files("sd1"))
+    run(path, folder / "out")
+    return path, (folder / "out" / "run.json").read_text()
+
+
 @pytest.mark.parametrize(
     "name", ["../../victim/thesis.txt", "/etc/passwd", "pico/../../victim/thesis.txt", "", ".", "a//b", "a\0b"]
 )
 @pytest.mark.parametrize("where", ["outputs", "earlier"])
 def test_a_record_of_what_is_not_in_the_folder_is_damaged(
-    sd1: Files, tmp_path: Path, victim: Path, name: str, where: str
+    record: tuple[Path, str], tmp_path: Path, victim: Path, name: str, where: str
 ) -> None:
-    path, out = recipe(tmp_path, sd1), tmp_path / "out"
-    run(path, out)
-    forged = json.loads((out / "run.json").read_text())
+    path, out, forged = record[0], tmp_path / "out", json.loads(record[1])
+    out.mkdir()
     if where == "outputs":
         forged["steps"]["fuse pico"]["outputs"] = {name: {"bytes": 4, "sha256": "0" * 64}}
     else:
@@ -175,11 +183,10 @@ def test_a_record_of_what_is_not_in_the_folder_is_damaged(
     ],
 )
 def test_a_record_of_odd_types_is_damaged(
-    sd1: Files, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+    record: tuple[Path, str], tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
-    path, out = recipe(tmp_path, sd1), tmp_path / "out"
-    run(path, out)
-    forged = json.loads((out / "run.json").read_text())
+    path, out, forged = record[0], tmp_path / "out", json.loads(record[1])
+    out.mkdir()
     change(forged)
     (out / "run.json").write_text(json.dumps(forged))
     with pytest.raises(FormatError, match="damaged"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jsonschema
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -37,11 +36,14 @@ def test_recipes_are_valid(path: Path) -> None:
 def test_editors_agree(path: Path) -> None:
     """What an editor does with the schema: accept a recipe, and mark what is wrong in it."""
     schema, tree = json.loads(SHIPPED.read_text("utf-8")), read_document(path).tree
-    Draft202012Validator.check_schema(schema)
-    jsonschema.validate(tree, schema)
+    editor = Draft202012Validator(schema)
+    editor.validate(tree)
     for wrong in ({"serch": {}}, {"fuse": {"base": "base"}}, {"check": {"signal": {"min": "3"}}}, {"version": 2}):
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(tree | wrong, schema)
+        assert not editor.is_valid(tree | wrong)
+
+
+def test_the_schema_is_one() -> None:
+    Draft202012Validator.check_schema(json.loads(SHIPPED.read_text("utf-8")))
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.stem != "digits"], ids=lambda path: path.stem)

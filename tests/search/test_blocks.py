@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from fusing import canonical, fuse
-from searching import ADAPTERS, adapter, assert_baked, field_of, planned, requested, weights
+from searching import KINDS, adapter, assert_baked, field_of, planned, requested, weights
 
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.merge.blocks import blocks
@@ -37,14 +37,16 @@ def test_weights_are_those_that_block_weights_bake(dtype, files, tmp_path):
     assert_baked(weights(field), plain, dtype)
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
-def test_of_every_algorithm(kind, files, tmp_path):
-    inputs, style = files("sd1"), adapter(kind, tmp_path)
-    axes = {"style": {"IN00-OUT11": Factors(0.0, 2.0)}}
+@pytest.mark.parametrize("kinds", KINDS)
+def test_of_every_algorithm(kinds, files, tmp_path):
+    inputs, (style, *more) = files("sd1"), [adapter(kind, tmp_path) for kind in kinds]
+    names = ["style", *(path.stem for path in more)]
     fuse(inputs.base("fp32"), tmp_path / "baked.safetensors", style, inputs.lcm, (0.7, 0.4),
-         block_weights={"style": "IN00-OUT11=0.6"})  # fmt: skip
-    field = field_of(inputs, style=style, blocks=axes)
-    field.set(Cell((0.7, 0.4), (0.6,)))
+         adapters=tuple((path, 0.5) for path in more),
+         block_weights=dict.fromkeys(names, "IN00-OUT11=0.6"))  # fmt: skip
+    axes = {name: {"IN00-OUT11": Factors(0.0, 2.0)} for name in names}
+    field = field_of(inputs, style=style, adapters=tuple((str(path), 1.0) for path in more), blocks=axes)
+    field.set(Cell((0.7, 0.4, *(0.5 for _ in more)), (0.6,) * len(names)))
     assert_baked(weights(field), canonical(tmp_path / "baked.safetensors"), "fp32")
 
 

@@ -10,7 +10,7 @@ from adapterfile import write
 from fusing import canonical, fuse
 from pico import pico
 from sampling import assert_alike, drawn, images, one, pipeline, preset
-from searching import ADAPTERS, CONV, adapter, assert_baked, field_of, noise, planned, state, weights
+from searching import ADAPTERS, CONV, KINDS, adapter, assert_baked, field_of, noise, planned, state, weights
 from torch import nn
 
 from lcmmerge.adapters import algorithms
@@ -26,16 +26,18 @@ def test_every_algorithm_is_among_the_adapters():
     assert ADAPTERS.keys() == algorithms().keys()
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
-def test_weights_are_the_baked_ones(kind, files, tmp_path):
+@pytest.mark.parametrize("kinds", KINDS)
+def test_weights_are_the_baked_ones(kinds, files, tmp_path):
     """At λ = 0 the base's."""
-    inputs, style = files("sd1"), adapter(kind, tmp_path)
-    fuse(inputs.base("fp32"), tmp_path / "baked.safetensors", style, inputs.lcm, (0.7, -0.4))
+    inputs, (style, *more) = files("sd1"), [adapter(kind, tmp_path) for kind in kinds]
+    strengths = [0.5 + 0.1 * number for number in range(len(more))]
+    fuse(inputs.base("fp32"), tmp_path / "baked.safetensors", style, inputs.lcm, (0.7, -0.4),
+         adapters=tuple(zip(more, strengths, strict=True)))  # fmt: skip
     expected, base = canonical(tmp_path / "baked.safetensors"), canonical(inputs.base("fp32"))
-    field = field_of(inputs, style=style)
-    field.set(Cell((0.7, -0.4)))
+    field = field_of(inputs, style=style, adapters=tuple((str(path), 1.0) for path in more))
+    field.set(Cell((0.7, -0.4, *strengths)))
     assert_baked(weights(field), expected, "fp32")
-    field.set(Cell((0.0, 0.0)))
+    field.set(Cell((0.0,) * (2 + len(more))))
     assert all(torch.equal(tensor, base[name]) for name, tensor in weights(field).items())
 
 

@@ -80,7 +80,7 @@ def test_who_goes_on_depends_on_no_order(halved, tmp_path):
     assert cells(run(tmp_path / "work", [*order, CONTROL], Planted(tmp_path / "log"))) == cells(halved[0])
 
 
-@pytest.mark.parametrize("stop", [3, 9, 16])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.e2e), 9, pytest.param(16, marks=pytest.mark.e2e)])
 def test_an_interrupted_study_goes_on_and_draws_nothing_twice(stop, halved, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "work", [CONTROL, *GRID], Planted(tmp_path / "log", stop=stop))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+from functools import cache
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from pico import pico
+from pico import pico, short_unet
 from training import batch_of
 
 from lcmmerge.errors import IncompatibleError
@@ -23,9 +23,10 @@ from lcmmerge.train.objectives.lcf import LatentConsistencyFineTuning
 BOTH = ["sd1", "sd2"]  # ε and v
 
 
+@cache
 def networks_of(name: str) -> LoraNetworks:
-    pipeline = pico(name).pipeline
-    networks = LoraNetworks(copy.deepcopy(pipeline.unet), Noise.of(pipeline.scheduler.config), 2, 2.0, seed=1)
+    """To be left as they are."""
+    networks = LoraNetworks(short_unet(name), Noise.of(pico(name).pipeline.scheduler.config), 2, 2.0, seed=1)
     with torch.no_grad():
         for key, parameter in networks.trained().items():
             if ".lora_B." in key:

@@ -69,7 +69,7 @@ def test_fuse_takes_the_lora_whole(name: str, files: Callable[[str], Files], tmp
     assert torch.allclose(output_of(unet, name), trained_output(found, name), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", of_each(NAMES))
 def test_the_official_grammar(name: str, files: Callable[[str], Files], tmp_path: Path) -> None:
     """Names, shapes and dtypes of the published files (of rank 3 here), and alpha."""
     target = tmp_path / "lcm.safetensors"
@@ -140,7 +140,7 @@ def test_nothing_learnt(files: Callable[[str], Files], tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("name", of_each(["sd1", "sdxl"]))
 def test_a_whole_pipeline(name: str, files: Callable[[str], Files], tmp_path: Path) -> None:
     pipeline, base = pico(name).pipeline, files(name).folder("fp32")
     noise = Noise.of(pipeline.scheduler.config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import signal
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from pico import pico
+from pico import pico, short_unet
 from training import Recording, batch_of
 
 from lcmmerge.errors import FormatError, LcmMergeError, NumericError
@@ -37,8 +36,7 @@ def feed(first: int, process: int, processes: int) -> Iterator[Batch]:
 
 
 def networks(full: bool = False) -> Networks:
-    pipeline = pico("sd1").pipeline
-    unet, noise = copy.deepcopy(pipeline.unet), Noise.of(pipeline.scheduler.config)
+    unet, noise = short_unet("sd1"), Noise.of(pico("sd1").pipeline.scheduler.config)
     if full:
         return FullNetworks(unet, noise, guided=True, taught=True, mu=0.95)
     return LoraNetworks(unet, noise, rank=2, alpha=2.0, seed=0)

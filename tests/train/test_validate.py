@@ -54,7 +54,7 @@ def drawn_by_diffusers(name: str, found: LoraNetworks, *, few: bool) -> Tensor:
 
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
 def test_few_steps_are_the_pipelines(name: str) -> None:
-    found = networks(name)
+    found = networks(name, short=True)
     with torch.no_grad():
         latents = sampler(name).few(found, batch_of(name))
     assert torch.allclose(latents, drawn_by_diffusers(name, found, few=True), rtol=1e-4, atol=1e-4)
@@ -62,7 +62,7 @@ def test_few_steps_are_the_pipelines(name: str) -> None:
 
 @pytest.mark.e2e
 def test_many_steps_are_the_pipelines() -> None:
-    found = networks("sd1")
+    found = networks("sd1", short=True)
     with torch.no_grad():
         latents = sampler("sd1").many(found, batch_of("sd1"))
     with found.without_lora():
@@ -73,7 +73,7 @@ def test_many_steps_are_the_pipelines() -> None:
 def test_other_grids_have_other_timesteps() -> None:
     """A network that learnt 10 points of time is asked about these alone."""
     asked = []
-    found = networks("sd1")
+    found = networks("sd1", short=True)
     found.model.register_forward_pre_hook(lambda module, given: asked.append(int(given[1][0])))
     with torch.no_grad():
         replace(sampler("sd1"), original_steps=10).few(found, batch_of("sd1"))
@@ -83,7 +83,7 @@ def test_other_grids_have_other_timesteps() -> None:
 @pytest.mark.e2e
 def test_distillation_is_scored_by_pairs() -> None:
     """The teacher's samples are drawn once; the student's whenever it is scored."""
-    found, batches = networks("sd1"), [batch_of("sd1", 1), batch_of("sd1", 1, seed=12)]
+    found, batches = networks("sd1", short=True), [batch_of("sd1", 1), batch_of("sd1", 1, seed=12)]
     scored = validation(LatentConsistencyDistillation(), batches, sampler("sd1"), full=False)
     with torch.no_grad():
         before, drawn, beside = scored(found), list(scored.drawn), list(scored.beside)
@@ -97,7 +97,7 @@ def test_distillation_is_scored_by_pairs() -> None:
 
 @pytest.mark.parametrize("objective", [Diffusion(), LatentConsistencyFineTuning()])
 def test_others_are_scored_by_their_loss(objective: TrainingObjective) -> None:
-    found, batches = networks("sd1"), [batch_of("sd1", 2), batch_of("sd1", 2, seed=12)]
+    found, batches = networks("sd1", short=True), [batch_of("sd1", 2), batch_of("sd1", 2, seed=12)]
     scored = validation(objective, batches, sampler("sd1"), full=True)
     quick = replace(scored, draw=lambda networks, batch: batch.latents, compare=None)
     with torch.no_grad():
