@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("arch", type=NameType(candidates.architectures), required=False)
 @output_options
 def accelerators(arch: str | None, output: Output) -> None:
-    """List the names that `lcmmerge fuse --lcm` takes, of all architectures or of ARCH (sd1, sd2, sdxl, ssd1b).
+    """List the names that `lcmmerge fuse --lcm` takes, of all architectures or of ARCH (sd1, sdxl …).
 
     Steps and guidance are where to begin, and in brackets the range that the authors give. Guidance 0 and 1 are both
     off. With -v also the files and the sources.

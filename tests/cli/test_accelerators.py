@@ -73,7 +73,7 @@ def test_one_architectures_list(cli: Callable[..., Ran]) -> None:
     assert [entry["name"] for entry in json.loads(cli("accelerators", "ssd1b", "--json").out)] == ["lcm"]
     assert ACCELERATORS["lcm"].files["ssd1b"] in cli("accelerators", "ssd1b", "-v").out
     wrong = cli("accelerators", "sd3")
-    assert (wrong.code, "'sd3' is none of sd1, sd2, sdxl" in wrong.err) == (2, True)
+    assert (wrong.code, "'sd3' is none of qwen_image, sd1, sd2, sdxl" in wrong.err) == (2, True)
 
 
 @pytest.mark.e2e
