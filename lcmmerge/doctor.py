@@ -140,7 +140,7 @@ def _providers() -> tuple[str, ...] | None:
 def _places() -> Iterator[WrittenFolder]:
     from huggingface_hub import constants
 
-    from lcmmerge.export.cache import default_folder
+    from lcmmerge.graphs.cache import default_folder
     from lcmmerge.tensors.kept import user_cache
 
     yield _place("downloads", Path(constants.HF_HUB_CACHE), cache=True)

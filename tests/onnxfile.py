@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lcmmerge.draw.load import canonical
-from lcmmerge.export.cache import cached
-from lcmmerge.export.components import PipelinePart, components_of
-from lcmmerge.export.link import link
+from lcmmerge.graphs.cache import cached
+from lcmmerge.graphs.components import PipelinePart, components_of
+from lcmmerge.graphs.link import link
 
 FILES = {"plain": "model.onnx", "fused": "model.fused.onnx"}
 GUIDED = {"time_cond_proj_dim": 16}  # as a full LCM

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
 
 from lcmmerge.draw.load import canonical
-from lcmmerge.export.cache import cached
-from lcmmerge.export.components import PipelinePart, components_of
-from lcmmerge.export.link import link
 from lcmmerge.export.manifest import read_manifest
 from lcmmerge.export.runtime import Runtime, Session, open_session
 from lcmmerge.export.weights import source_of
+from lcmmerge.graphs.cache import cached
+from lcmmerge.graphs.components import PipelinePart, components_of
+from lcmmerge.graphs.link import link
 
 CPU = torch.device("cpu")
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from lcmmerge.draw.drawable import native_size
 from lcmmerge.draw.jobs import Size
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.export.components import PipelinePart, Port, components_of
 from lcmmerge.export.manifest import ExportManifest, read_manifest, versions
 from lcmmerge.export.runtime import TORCH, Session, choose_provider, device_of, open_session
+from lcmmerge.graphs.components import PipelinePart, Port, components_of
 from lcmmerge.output import Output
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 

@@ -10,16 +10,16 @@ from typing import Any
 
 from lcmmerge.accelerators import SCHEDULERS, Sampling, Span
 from lcmmerge.export import manifest as manifests
-from lcmmerge.export.cache import cached
-from lcmmerge.export.components import PipelinePart
-from lcmmerge.export.graph import opset_of
-from lcmmerge.export.link import check_link, link
 from lcmmerge.export.manifest import ExportManifest
 from lcmmerge.export.names import write_renamed
-from lcmmerge.export.profiles import as_dict, whole_shapes
 from lcmmerge.export.request import PreparedExport
 from lcmmerge.export.tokenizers import write_tokenizer
 from lcmmerge.export.weights import VAE_PARTS, described, header
+from lcmmerge.graphs.cache import cached
+from lcmmerge.graphs.components import PipelinePart
+from lcmmerge.graphs.graph import opset_of
+from lcmmerge.graphs.link import check_link, link
+from lcmmerge.graphs.profiles import as_dict, whole_shapes
 from lcmmerge.merge.configs import OPTIONAL, set_scheduler
 from lcmmerge.merge.execute import execute
 from lcmmerge.merge.fuse import check_output

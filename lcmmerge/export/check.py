@@ -9,11 +9,11 @@ from typing import Any
 
 from lcmmerge.errors import IncompatibleError, NotFoundError
 from lcmmerge.export import rtx
-from lcmmerge.export.link import read_graph
 from lcmmerge.export.manifest import ExportManifest, is_export, read_manifest
-from lcmmerge.export.profiles import WHOLE
-from lcmmerge.export.rules import RULES, Graph, places
 from lcmmerge.export.targets.tensorrt import TARGET
+from lcmmerge.graphs.link import read_graph
+from lcmmerge.graphs.profiles import WHOLE
+from lcmmerge.graphs.rules import RULES, Graph, places
 from lcmmerge.output import Output
 from lcmmerge.refs.files import inside
 

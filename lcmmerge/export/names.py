@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcmmerge.errors import IncompatibleError, OptionError
-from lcmmerge.export.components import PipelinePart
+from lcmmerge.graphs.components import PipelinePart
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -89,7 +89,7 @@ def rename(graph: bytes, item: Renamed) -> bytes:
     from onnx import ModelProto
     from onnx_ir.passes import common
 
-    from lcmmerge.export.cache import serialise
+    from lcmmerge.graphs.cache import serialise
 
     model = ir.from_proto(ModelProto.FromString(graph))
     kept = [value for value in model.graph.outputs if value.name in item.outputs]

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcmmerge.export.components import PipelinePart, Port, components_of
 from lcmmerge.export.manifest import ExportManifest
 from lcmmerge.export.request import tokens_of
 from lcmmerge.export.runtime import open_session
 from lcmmerge.export.weights import VAE_PARTS
+from lcmmerge.graphs.components import PipelinePart, Port, components_of
 from lcmmerge.output import Output
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 

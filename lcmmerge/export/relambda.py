@@ -16,11 +16,11 @@ from typing import Any
 
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError, VerificationError
 from lcmmerge.export import manifest as manifests
-from lcmmerge.export.link import check_link
 from lcmmerge.export.manifest import ExportManifest, read_manifest
 from lcmmerge.export.targets import named
 from lcmmerge.export.weights import described, header, plan_weights, source_of
 from lcmmerge.extras import check_installed
+from lcmmerge.graphs.link import check_link
 from lcmmerge.merge.execute import execute
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from lcmmerge.archs import Model
 from lcmmerge.draw import drawable
 from lcmmerge.draw.presets import Preset, choose
-from lcmmerge.export.cache import once, parameters
-from lcmmerge.export.components import PipelinePart, components_of
 from lcmmerge.export.names import check_names
-from lcmmerge.export.profiles import Facts, Profile, profiles
 from lcmmerge.export.targets import Target, named
 from lcmmerge.export.weights import check_fit, plan_weights, source_of
+from lcmmerge.graphs.cache import once, parameters
+from lcmmerge.graphs.components import PipelinePart, components_of
+from lcmmerge.graphs.profiles import Facts, Profile, profiles
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.plan import plan as plan_merge

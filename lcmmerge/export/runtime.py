@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
-from lcmmerge.export.interpret import Interpreter
-from lcmmerge.export.link import RELINK, check_link, read_graph
 from lcmmerge.export.manifest import ExportManifest, read_manifest
-from lcmmerge.export.rules import ONNX, Graph, label
+from lcmmerge.graphs.interpret import Interpreter
+from lcmmerge.graphs.link import RELINK, check_link, read_graph
+from lcmmerge.graphs.rules import ONNX, Graph, label
 from lcmmerge.refs.files import inside, read_object
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES

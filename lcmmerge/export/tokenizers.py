@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lcmmerge.errors import FormatError, NotFoundError
-from lcmmerge.export.cache import once
+from lcmmerge.graphs.cache import once
 from lcmmerge.merge.configs import CURE
 from lcmmerge.refs.files import inside, read_text
 from lcmmerge.tensors.digest import sha256_of

@@ -43,10 +43,10 @@ def unet(model: str, configs: str, dtype: str, out: str, cache: str) -> Found:
     from merging import merge_of
 
     from lcmmerge.export.bundle import GRAPHS
-    from lcmmerge.export.cache import cached
-    from lcmmerge.export.link import check_link, link
     from lcmmerge.export.request import ExportRequest, prepare
     from lcmmerge.export.weights import header
+    from lcmmerge.graphs.cache import cached
+    from lcmmerge.graphs.link import check_link, link
     from lcmmerge.merge.execute import execute
     from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
@@ -70,7 +70,7 @@ def unet(model: str, configs: str, dtype: str, out: str, cache: str) -> Found:
 
 
 def link(graph: str, weights: str) -> Found:
-    from lcmmerge.export.link import check_link, link
+    from lcmmerge.graphs.link import check_link, link
 
     data = Path(graph).read_bytes()
     return {

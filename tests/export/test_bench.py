@@ -6,8 +6,8 @@ from running import CPU, exact
 
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.export.bench import COMPILED, EAGER, BenchRequest, bench, example, take_turns
-from lcmmerge.export.components import components_of
 from lcmmerge.export.runtime import open_session
+from lcmmerge.graphs.components import components_of
 from lcmmerge.output import Output
 
 pytestmark = pytest.mark.e2e

@@ -18,10 +18,10 @@ from onnxfile import export as make_graphs
 
 from lcmmerge.errors import IncompatibleError, LcmMergeError
 from lcmmerge.export.check import check
-from lcmmerge.export.components import PipelinePart, components_of
-from lcmmerge.export.link import check_link
 from lcmmerge.export.manifest import read_manifest
 from lcmmerge.export.names import check_names, rename, renamed
+from lcmmerge.graphs.components import PipelinePart, components_of
+from lcmmerge.graphs.link import check_link
 from lcmmerge.output import Output
 
 # What the demo's own model classes call them: graph → inputs, outputs.

@@ -15,12 +15,12 @@ from recipefile import contents
 
 from lcmmerge.errors import FormatError, LcmMergeError, VerificationError
 from lcmmerge.export.check import check
-from lcmmerge.export.components import components_of
 from lcmmerge.export.manifest import read_manifest
 from lcmmerge.export.relambda import relambda
 from lcmmerge.export.runtime import _engine_cache, _options, open_session
 from lcmmerge.export.targets.tensorrt import TARGET
 from lcmmerge.export.tokenizers import write_tokenizer
+from lcmmerge.graphs.components import components_of
 from lcmmerge.output import Output
 
 QUIET = Output(quiet=True)

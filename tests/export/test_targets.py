@@ -12,8 +12,8 @@ import pytest
 from lcmmerge.errors import LcmMergeError, NotFoundError
 from lcmmerge.export.engines import build_engines, check_engines
 from lcmmerge.export.manifest import ExportManifest
-from lcmmerge.export.profiles import DYNAMIC, Facts, profiles
 from lcmmerge.export.targets import named, targets
+from lcmmerge.graphs.profiles import DYNAMIC, Facts, profiles
 from lcmmerge.output import Output
 
 XL = Facts((1024, 1024), pixels=8, tokens=77, passes=1)

@@ -21,13 +21,13 @@ from running import linked
 from lcmmerge.draw.presets import Preset
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
 from lcmmerge.export.check import check
-from lcmmerge.export.components import components_of
-from lcmmerge.export.link import check_link
 from lcmmerge.export.manifest import read_manifest
 from lcmmerge.export.relambda import relambda
 from lcmmerge.export.request import ExportRequest, prepare
-from lcmmerge.export.schedule import steps_of
 from lcmmerge.export.whole import plan_loop, write_whole
+from lcmmerge.graphs.components import components_of
+from lcmmerge.graphs.link import check_link
+from lcmmerge.graphs.schedule import steps_of
 from lcmmerge.output import Output
 
 pytestmark = pytest.mark.e2e

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lcmmerge.export.components import PipelinePart, Port
+from lcmmerge.graphs.components import PipelinePart, Port
 
 DYNAMIC = "dynamic"
 MOST_IMAGES = 4

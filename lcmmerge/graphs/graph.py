@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from lcmmerge.export.components import PipelinePart
-from lcmmerge.export.passes import finish
+from lcmmerge.graphs.components import PipelinePart
+from lcmmerge.graphs.passes import finish
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,7 +32,7 @@ def graphs_of(component: PipelinePart, dtype: torch.dtype, variants: Iterable[st
     Nearly all of the time goes into what they share. Raises FormatError (of the config), IncompatibleError (an operator
     that we do not know).
     """
-    from lcmmerge.export.lowering import lower
+    from lcmmerge.graphs.lowering import lower
 
     program = _trace(component, dtype)
     opsets = {variant: opset_of(variant, dtype) for variant in variants}

@@ -10,11 +10,11 @@ from running import CPU, exact
 
 from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.export.bench import example
-from lcmmerge.export.components import components_of
-from lcmmerge.export.interpret import Interpreter
-from lcmmerge.export.kernels import KERNELS
-from lcmmerge.export.passes import OPERATORS
 from lcmmerge.export.runtime import open_session
+from lcmmerge.graphs.components import components_of
+from lcmmerge.graphs.interpret import Interpreter
+from lcmmerge.graphs.kernels import KERNELS
+from lcmmerge.graphs.passes import OPERATORS
 
 RANDOM = np.random.default_rng(0)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lcmmerge.errors import IncompatibleError
-from lcmmerge.export.components.base import PipelinePart, Port
+from lcmmerge.graphs.components.base import PipelinePart, Port
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from lcmmerge.export.operators.base import Values, lowers
-from lcmmerge.export.operators.shapes import transpose
+from lcmmerge.graphs.operators.base import Values, lowers
+from lcmmerge.graphs.operators.shapes import transpose
 
 if TYPE_CHECKING:
-    from lcmmerge.export.building import Builder
+    from lcmmerge.graphs.building import Builder
 
 
 @lowers("linear.default")

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError, NotFoundError
-from lcmmerge.export.link import check_link, link
+from lcmmerge.graphs.link import check_link, link
 
 TENSORS = {"a.weight": torch.arange(12.0).reshape(3, 4), "b.bias": torch.ones(3), "other": torch.zeros(2)}
 

@@ -11,10 +11,10 @@ from onnxfile import configs, make
 
 from lcmmerge import accelerators
 from lcmmerge.draw import presets
-from lcmmerge.export import graph, lowering
-from lcmmerge.export.cache import cached, default_folder, parameters, sources
-from lcmmerge.export.components import PipelinePart, components_of
-from lcmmerge.export.operators import layers
+from lcmmerge.graphs import graph, lowering
+from lcmmerge.graphs.cache import cached, default_folder, parameters, sources
+from lcmmerge.graphs.components import PipelinePart, components_of
+from lcmmerge.graphs.operators import layers
 from lcmmerge.tensors.kept import keep, recall
 
 

@@ -121,7 +121,7 @@ def components_of(configs: Path) -> tuple[PipelinePart, ...]:
     """
     index = read_config(configs / MODEL_INDEX)
     found = []
-    for registered, kind in entries("lcmmerge.export.components", "KIND").items():
+    for registered, kind in entries("lcmmerge.graphs.components", "KIND").items():
         assert isinstance(kind, ComponentKind)
         for source in kind.sources:
             source_class = _class_of(index, source, configs)

@@ -14,9 +14,9 @@ import onnx_ir as ir
 import torch
 from torch.fx import Node
 
-from lcmmerge.export.building import DTYPES, Builder, typed
-from lcmmerge.export.components.base import MODULE, PipelinePart, parameter_name
-from lcmmerge.export.operators import IDENTITIES, OPERATORS
+from lcmmerge.graphs.building import DTYPES, Builder, typed
+from lcmmerge.graphs.components.base import MODULE, PipelinePart, parameter_name
+from lcmmerge.graphs.operators import IDENTITIES, OPERATORS
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

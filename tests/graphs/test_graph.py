@@ -17,11 +17,11 @@ from exporting import graphs
 from onnxfile import Graph, configs, export, make
 
 from lcmmerge.errors import FormatError, IncompatibleError
-from lcmmerge.export.cache import cached
-from lcmmerge.export.components import components_of
-from lcmmerge.export.graph import OPSETS, graphs_of
-from lcmmerge.export.lowering import lower
-from lcmmerge.export.passes import OPERATORS, check_operators
+from lcmmerge.graphs.cache import cached
+from lcmmerge.graphs.components import components_of
+from lcmmerge.graphs.graph import OPSETS, graphs_of
+from lcmmerge.graphs.lowering import lower
+from lcmmerge.graphs.passes import OPERATORS, check_operators
 from lcmmerge.tensors.header import read_header
 
 SIZES = ((1, 8, 8), (2, 7, 9), (3, 5, 16))  # batch, height and width in latents
@@ -113,9 +113,9 @@ def test_bfloat16_is_typed_throughout(tmp_path: Path) -> None:
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-from lcmmerge.export.cache import serialise
-from lcmmerge.export.components import components_of
-from lcmmerge.export.graph import graphs_of
+from lcmmerge.graphs.cache import serialise
+from lcmmerge.graphs.components import components_of
+from lcmmerge.graphs.graph import graphs_of
 (component,) = components_of(Path(sys.argv[1]))
 sys.stdout.buffer.write(serialise(graphs_of(component, torch.float32, ["fused"])["fused"]))
 """

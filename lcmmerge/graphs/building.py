@@ -13,8 +13,8 @@ import torch
 from torch.fx import Node
 
 from lcmmerge.errors import IncompatibleError
-from lcmmerge.export.components.base import PipelinePart, parameter_name
-from lcmmerge.export.constants import Constants
+from lcmmerge.graphs.components.base import PipelinePart, parameter_name
+from lcmmerge.graphs.constants import Constants
 
 DTYPES = {
     torch.float32: ir.DataType.FLOAT,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcmmerge.errors import IncompatibleError
-from lcmmerge.export.components.base import DIFFUSERS_WEIGHTS, ComponentKind, PipelinePart, Port
+from lcmmerge.graphs.components.base import DIFFUSERS_WEIGHTS, ComponentKind, PipelinePart, Port
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -17,9 +17,9 @@ from onnx import NodeProto, TensorProto
 from torch import Tensor
 
 from lcmmerge.errors import FormatError, IncompatibleError
-from lcmmerge.export.kernels import HOST, KERNELS, dtype_of, tensor_of
-from lcmmerge.export.link import read_graph
-from lcmmerge.export.rules import ONNX
+from lcmmerge.graphs.kernels import HOST, KERNELS, dtype_of, tensor_of
+from lcmmerge.graphs.link import read_graph
+from lcmmerge.graphs.rules import ONNX
 
 CURE = "run the graph with ONNX Runtime"
 

@@ -15,8 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcmmerge.export.components import PipelinePart
-from lcmmerge.export.graph import graphs_of, opset_of
+from lcmmerge.graphs.components import PipelinePart
+from lcmmerge.graphs.graph import graphs_of, opset_of
 from lcmmerge.tensors.kept import keep, recall, user_cache
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 LIBRARIES = ("diffusers", "onnx", "onnx-ir", "tokenizers", "torch", "transformers")
-SOURCES = ("export/**/*.py", "draw/presets.py", "accelerators.py")
+SOURCES = ("graphs/**/*.py", "export/**/*.py", "draw/presets.py", "archs/*.py", "accelerators.py")
 
 
 def default_folder() -> Path:

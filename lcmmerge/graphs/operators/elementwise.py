@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from lcmmerge.export.operators.base import Values, lowers
+from lcmmerge.graphs.operators.base import Values, lowers
 
 if TYPE_CHECKING:
-    from lcmmerge.export.building import Builder
+    from lcmmerge.graphs.building import Builder
 
 
 @lowers("silu.default")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcmmerge.errors import IncompatibleError
-from lcmmerge.export.components.base import ComponentKind, PipelinePart, Port, read_config
+from lcmmerge.graphs.components.base import ComponentKind, PipelinePart, Port, read_config
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

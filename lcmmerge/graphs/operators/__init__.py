@@ -5,7 +5,7 @@ Names and arguments: https://docs.pytorch.org/docs/stable/torch.compiler_ir.html
 https://onnx.ai/onnx/operators.
 """
 
-from lcmmerge.export.operators import elementwise, layers, shapes
-from lcmmerge.export.operators.base import IDENTITIES, OPERATORS
+from lcmmerge.graphs.operators import elementwise, layers, shapes
+from lcmmerge.graphs.operators.base import IDENTITIES, OPERATORS
 
 __all__ = ["IDENTITIES", "OPERATORS", "elementwise", "layers", "shapes"]

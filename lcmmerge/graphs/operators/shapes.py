@@ -10,10 +10,10 @@ import onnx_ir as ir
 import torch
 from torch.fx import Node
 
-from lcmmerge.export.operators.base import OPERATORS, Values, lowers
+from lcmmerge.graphs.operators.base import OPERATORS, Values, lowers
 
 if TYPE_CHECKING:
-    from lcmmerge.export.building import Builder
+    from lcmmerge.graphs.building import Builder
 
 
 @lowers("view.default", "reshape.default")
