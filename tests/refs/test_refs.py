@@ -374,7 +374,7 @@ def test_a_download_that_stalls_goes_on(hub: Hub, lora: str, environment: dict[s
 def test_downloads_that_are_interrupted_end(hub: Hub, environment: dict[str, str]) -> None:
     """At once, and with nothing left of what had come."""
     hub.add(REPO, PIPELINE | {f"{part}/diffusion_pytorch_model.safetensors": WEIGHTS for part in ("unet", "vae")})
-    hub.faults = [Fault("/lfs/", times=9, delay=1)]
+    hub.faults = [Fault("/lfs/", times=9, delay=2)]
     program = subprocess.Popen(
         [sys.executable, "-c", "from lcmmerge import refs; refs.resolve('hf://owner/repo')"],
         env=environment,
@@ -384,8 +384,8 @@ def test_downloads_that_are_interrupted_end(hub: Hub, environment: dict[str, str
         time.sleep(0.05)
     program.send_signal(signal.SIGINT)
     begun = time.monotonic()
-    program.wait(30)
-    assert time.monotonic() - begun < 5  # of 8 s
+    program.wait(60)
+    assert time.monotonic() - begun < 12  # of 16 s
     assert not list(Path(environment["HF_HOME"]).rglob("*.incomplete"))
 
 
