@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from filelock import FileLock
 from fusing import Files
 from merging import merge_of
 
+from lcmmerge.export import parity
 from lcmmerge.export.bundle import Exported, export
 from lcmmerge.export.relambda import relambda
 from lcmmerge.export.request import ExportRequest, prepare
@@ -21,6 +23,7 @@ from lcmmerge.merge.spec import Merge
 from lcmmerge.output import Output
 
 STRENGTHS = (0.8, 1.0)
+SIZES = parity.SIZES[1:4:2]  # of the parity, which takes as long for each; the second is odd
 
 
 def shared(factory: pytest.TempPathFactory) -> Path:
@@ -56,7 +59,8 @@ def exported(factory: pytest.TempPathFactory, files: Files) -> Path:
     folder = shared(factory) / f"export-{files.name}"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            write(merge(files, folder), graphs(factory), to="tensorrt", statics=((128, 64),), parity=True)
+            with patch.object(parity, "SIZES", SIZES):
+                write(merge(files, folder), graphs(factory), to="tensorrt", statics=((128, 64),), parity=True)
     return folder
 
 

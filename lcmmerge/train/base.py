@@ -64,6 +64,7 @@ def load(reference: str, model: Model, config_from: str | None, device: torch.de
     model.source.fetch()
     components = load_components(model, configs, dtype)
     scheduler = dict(components["scheduler"].config)
+    components["vae"] = full_precision(components["vae"])
     for name in ("vae", *(encoder.name for encoder in model.arch.text_encoders)):
         components[name].to(device)
     return Base(
@@ -73,7 +74,7 @@ def load(reference: str, model: Model, config_from: str | None, device: torch.de
         sha256_of(model.source.files, known=model.source.sha256),
         _encoders_sha256(model),
         components["unet"],
-        full_precision(components["vae"]),
+        components["vae"],
         TextEncoders(assembled(components, model, configs)),
         Noise.of(scheduler),
         scheduler,

@@ -25,7 +25,7 @@ def merge(files: Callable[[str], Files], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def merged(merge: Path, tmp_path: Path) -> Path:
-    return shutil.copy(merge, tmp_path)
+    return Path(shutil.copy(merge, tmp_path))
 
 
 def test_equal(merged: Path, files: Callable[[str], Files], cli: Callable[..., Ran]) -> None:

@@ -35,7 +35,7 @@ def model(files):
     return lambda name: identify(open_source(files(name).base()))
 
 
-@pytest.mark.parametrize("layout", ["single-file", "diffusers"])
+@pytest.mark.parametrize("layout", ["single-file", pytest.param("diffusers", marks=pytest.mark.e2e)])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_every_parameter_has_its_block(name, layout, files):
     base = identify(open_source(files(name).base() if layout == "single-file" else files(name).folder()))

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from fusing import edited, fuse, load
@@ -46,6 +47,12 @@ def arguments(place, **instead):
     chosen = {name: place / "inputs" / f"{name}.safetensors" for name in ("base", "style", "lcm")}
     chosen |= {"output": place / "out" / "fused.safetensors"} | instead
     return "fuse", chosen["base"], chosen["style"], "--lcm", chosen["lcm"], "-o", chosen["output"]
+
+
+def limited(size, *words):
+    """The command line, where no file may grow beyond ``size``; for a process of its own."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    forked.command(*words)
 
 
 def check(done, code, *words):
@@ -315,11 +322,7 @@ def test_a_file_that_grows_too_large_midway(layout, files, place):
     """A limit on the size of files, which no look at the disk shows."""
     before = digests(place)
     line = [*arguments(place), "--layout", layout, "--config-from", files("sd1").folder()]
-    done = subprocess.run(
-        [sys.executable, "-m", "lcmmerge", *map(str, line)],
-        check=False, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)),
-    )  # fmt: skip
+    done = forked.run(limited, 500_000, *map(str, line))
     assert done.returncode == 1
     assert done.stdout == ""
     error, hint = done.stderr.splitlines()

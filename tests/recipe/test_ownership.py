@@ -87,7 +87,7 @@ def test_what_comes_while_a_step_is_done(sd1: Files, tmp_path: Path, monkeypatch
     assert contents(out / "pico") == {**before, "notes.txt": b"mine"}
 
 
-@pytest.mark.parametrize("layout", ["single-file", "diffusers"])
+@pytest.mark.parametrize("layout", [pytest.param("single-file", marks=pytest.mark.e2e), "diffusers"])
 def test_a_run_that_fails_leaves_the_model_of_before_and_the_next_may_replace_it(
     sd1: Files, tmp_path: Path, layout: str
 ) -> None:

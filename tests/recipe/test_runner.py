@@ -140,7 +140,12 @@ def test_another_strength_redoes_fuse_and_what_follows(sd1: Files, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "layouts", [("single-file", "diffusers"), ("diffusers", "single-file"), ("diffusers", "diffusers")]
+    "layouts",
+    [
+        ("single-file", "diffusers"),
+        pytest.param(("diffusers", "single-file"), marks=pytest.mark.e2e),
+        pytest.param(("diffusers", "diffusers"), marks=pytest.mark.e2e),
+    ],
 )
 def test_layouts_follow_each_other(sd1: Files, tmp_path: Path, layouts: tuple[str, str]) -> None:
     path = recipe(tmp_path, sd1)
