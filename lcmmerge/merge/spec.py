@@ -125,7 +125,9 @@ class Written:
 
 
 def stored_as(dtype: str | None, encoding: str | None) -> str | None:
-    """The encoding, which a dtype is one of. Raises OptionError where two are given."""
+    """The encoding, which a dtype is one of. Raises OptionError for no dtype, and where two are given."""
+    if dtype not in (None, *OUTPUT_DTYPES):
+        raise OptionError(f"dtype {dtype!r}: unknown", f"choose one of {', '.join(OUTPUT_DTYPES)}")
     if dtype and encoding not in (None, dtype):
         raise OptionError(f"dtype {dtype}, and encoding {encoding}: only one can be", "omit one of them")
     return dtype or encoding
