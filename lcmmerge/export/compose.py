@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from lcmmerge.export.constants import Constants
+from lcmmerge.export.building import Constants
 
 
 class LinkedGraph:

@@ -11,9 +11,9 @@ from running import CPU, exact
 from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.export.bench import example
 from lcmmerge.export.components import components_of
+from lcmmerge.export.graph import OPERATORS
 from lcmmerge.export.interpret import Interpreter
 from lcmmerge.export.kernels import KERNELS
-from lcmmerge.export.passes import OPERATORS
 from lcmmerge.export.runtime import open_session
 
 RANDOM = np.random.default_rng(0)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcmmerge.export.components.base import DIFFUSERS_WEIGHTS, Component, ComponentKind, Port
-from lcmmerge.export.components.vae import check_vae
+from lcmmerge.export.components.base import DIFFUSERS_WEIGHTS, Component, ComponentKind, Port, check_vae
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
