@@ -12,10 +12,10 @@ from pico import pico, short_unet
 
 from lcmmerge.archs import identify
 from lcmmerge.tensors import open_source
+from lcmmerge.train.card import TrainingOrigin
 from lcmmerge.train.job import TrainingJob
 from lcmmerge.train.networks import LoraNetworks
 from lcmmerge.train.noise import Noise
-from lcmmerge.train.origin import TrainingOrigin
 from lcmmerge.train.settings import TrainingSettings
 
 FAST = ("--resolution", 64, "--batch", 2, "--rank", 2, "--device", "cpu", "--workers", 0)

@@ -8,12 +8,12 @@ Fields: https://huggingface.co/docs/peft/package_reference/lora
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from lcmmerge.errors import FormatError
+from lcmmerge.refs.files import parse_object
 from lcmmerge.refs.weights import SIDECAR, local_tree, read_json
 from lcmmerge.tensors import TensorSource
 
@@ -49,12 +49,9 @@ def read_configs(source: TensorSource, sidecar: Config | None) -> dict[str, Conf
 
 def _json(text: str, where: str) -> Config:
     try:
-        config = json.loads(text)
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise FormatError(f"{where} is not a JSON object", "take it again from where it came")
-    return config
+        return parse_object(text.encode())
+    except ValueError:
+        raise FormatError(f"{where} is not a JSON object", "take it again from where it came") from None
 
 
 def _by_component(fields: Config) -> dict[str, Config]:

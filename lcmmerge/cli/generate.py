@@ -175,7 +175,7 @@ def _refuse(options: Mapping[str, str | None]) -> None:
 
 
 def _export(folder: Path, provider: str | None, output: Output) -> Opened:
-    from lcmmerge.export.drawing import model_of, open_pipeline, origin_of
+    from lcmmerge.export.pipeline import model_of, open_pipeline, origin_of
 
     model, pipeline = model_of(folder), open_pipeline(folder, provider, output.note)
     return Opened(model, folder, origin_of(model, pipeline.runtime), lambda: pipeline)

@@ -88,21 +88,22 @@ def load_components(model: Model, configs: Path, dtype: torch.dtype, read: Read 
     components: dict[str, Any] = {"scheduler": own_scheduler(configs)}
     for encoder in model.arch.text_encoders:
         name = encoder.name.replace("text_encoder", "tokenizer")
-        components[name] = _tokenizer(configs / name)
+        components[name] = clip_tokenizer(configs / name, CURE)
     for component, module in _empty_modules(model, configs).items():
         _fill(module, component, model, dtype, read)
         components[component] = module.eval().requires_grad_(False)
     return components
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def clip_tokenizer(folder: Path, cure: str) -> CLIPTokenizer:
+    """Raises NotFoundError."""
     try:
         tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         is_bounded = 0 < tokenizer.model_max_length <= LONGEST  # 10³⁰, where no config says it
     except Exception:  # transformers checks little of what it reads: a damaged file can end in anything
-        raise NotFoundError(f"{folder}: holds no CLIP tokenizer", CURE) from None
+        raise NotFoundError(f"{folder}: holds no CLIP tokenizer", cure) from None
     if not is_bounded:
-        raise NotFoundError(f"{folder}: its tokenizer_config.json gives no model_max_length", CURE)
+        raise NotFoundError(f"{folder}: its tokenizer_config.json gives no model_max_length", cure)
     return tokenizer
 
 

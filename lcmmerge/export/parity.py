@@ -60,7 +60,7 @@ def image_parity(folder: Path, manifest: ExportManifest) -> dict[str, Any]:
     from lcmmerge.draw import drawable, load, presets
     from lcmmerge.draw.draw import draw
     from lcmmerge.draw.jobs import jobs_of
-    from lcmmerge.export.drawing import model_of, open_pipeline
+    from lcmmerge.export.pipeline import model_of, open_pipeline
 
     model, preset = model_of(folder), presets.choose(model_of(folder), folder)
     width, height = (min(side, MOST_PIXELS) for side in drawable.native_size(folder))

@@ -1,13 +1,15 @@
 """Text → loop → decode over an export's sessions, with diffusers' schedulers: as much of a pipeline as drawing needs.
 
-``sample.draw`` and ``sample.encode`` draw with it as with diffusers' own pipelines, whose order of steps it keeps
+``draw.draw`` and ``draw.encode`` draw with it as with diffusers' own pipelines, whose order of steps it keeps
 (https://github.com/huggingface/diffusers: pipelines/stable_diffusion, pipelines/stable_diffusion_xl).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,21 +19,50 @@ from diffusers import SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
-from transformers import CLIPTokenizer
 
+from lcmmerge.archs import Model
+from lcmmerge.draw.load import clip_tokenizer, open_model
+from lcmmerge.draw.png import Origin
 from lcmmerge.draw.presets import is_guided, own_scheduler
 from lcmmerge.draw.sampling import guidance_embedding, guided, loop, token_ids
-from lcmmerge.errors import NotFoundError
-from lcmmerge.export.runtime import Runtime
+from lcmmerge.export.manifest import read_manifest
+from lcmmerge.export.runtime import TORCH, Runtime, open_export
+from lcmmerge.merge.provenance import RECIPE
 from lcmmerge.refs.weights import MODEL_INDEX, local_tree, read_json
 
 AfterStep = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 VAE_DEFAULTS = {"scaling_factor": 0.18215, "latents_mean": None, "latents_std": None}
 
 
+def model_of(folder: Path) -> Model:
+    """The weights by their headers, with the record that the manifest keeps. Raises NotFoundError, FormatError."""
+    model, manifest = open_model(str(folder)), read_manifest(folder)
+    recipe = json.dumps({**manifest.recipe, "sampling": dict(manifest.sampling)})
+    return replace(model, source=replace(model.source, metadata={RECIPE: recipe}))
+
+
+def open_pipeline(
+    folder: Path, provider: str | None = None, say: Callable[[str], None] = lambda text: None
+) -> OnnxPipeline:
+    """Raises as ``open_export`` does."""
+    return OnnxPipeline(open_export(folder, provider, say=say))
+
+
+def origin_of(model: Model, runtime: Runtime) -> Origin:
+    """With the runtime, the U-Net's variant, and the weights' sha256 as the manifest has it."""
+    origin = Origin.of(model, None, runtime.dtypes["unet"], runtime.device)
+    weights = runtime.manifest.files[runtime.manifest.components["unet"]["weights"]]["sha256"]
+    facts = {"provider": runtime.provider, "graph": runtime.variants["unet"], "unet_sha256": weights}
+    if runtime.provider != TORCH:
+        from onnxruntime import __version__
+
+        facts["onnxruntime"] = __version__
+    return replace(origin, model={**origin.model, **facts})
+
+
 @dataclass(frozen=True, slots=True)
 class ModuleStandIn:
-    """What ``sample`` asks of a pipeline's module."""
+    """What drawing asks of a pipeline's module."""
 
     config: SimpleNamespace
     dtype: torch.dtype
@@ -51,7 +82,8 @@ class OnnxPipeline:
         self.vae = self._part("vae", "vae_decoder", VAE_DEFAULTS)
         self.scheduler: SchedulerMixin = own_scheduler(runtime.folder)
         self.encoders = tuple(sorted(name for name in runtime.sessions if name.startswith("text_encoder")))
-        self.tokenizers = tuple(self._tokenizer(name.replace("text_encoder", "tokenizer")) for name in self.encoders)
+        folders = [runtime.folder / name.replace("text_encoder", "tokenizer") for name in self.encoders]
+        self.tokenizers = tuple(clip_tokenizer(folder, "export the model again") for folder in folders)
         self.tokenizer = self.tokenizers[0]
         self.image_processor = VaeImageProcessor()
         self.is_xl = getattr(self.unet.config, "addition_embed_type", None) == "text_time"
@@ -59,13 +91,6 @@ class OnnxPipeline:
     def _part(self, name: str, component: str, defaults: Mapping[str, Any]) -> ModuleStandIn:
         config = dict(defaults) | read_json(self._tree, f"{name}/config.json")
         return ModuleStandIn(SimpleNamespace(**config), self.runtime.dtypes[component])
-
-    def _tokenizer(self, name: str) -> CLIPTokenizer:
-        folder = self.runtime.folder / name
-        try:
-            return CLIPTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, TypeError, KeyError):
-            raise NotFoundError(f"{folder}: holds no CLIP tokenizer", "export the model again") from None
 
     def encode_prompt(self, prompt: str, **unused: Any) -> tuple[Tensor | None, ...]:
         """hidden [1, tokens, width] and None; of SDXL also pooled [1, width] and None. Of one text, without guidance.

@@ -14,7 +14,6 @@ from torch.fx import Node
 
 from lcmmerge.errors import IncompatibleError
 from lcmmerge.graphs.components.base import PipelinePart, parameter_name
-from lcmmerge.graphs.constants import Constants
 
 DTYPES = {
     torch.float32: ir.DataType.FLOAT,
@@ -26,6 +25,29 @@ DTYPES = {
 }
 # Arithmetic of sizes, which are not negative: Div rounds as // does.
 SIZES: dict[Any, str] = {operator.mul: "Mul", operator.add: "Add", operator.sub: "Sub", operator.floordiv: "Div"}
+
+
+class Constants:
+    """A graph's initializers whose values are in it, shared by the nodes that want the same.
+
+    bfloat16 is ``ml_dtypes``'.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[Any, ...], ir.Value] = {}
+
+    def __call__(self, array: np.ndarray[Any, Any]) -> ir.Value:
+        dtype = ir.DataType.from_numpy(array.dtype)
+        key = (dtype, array.shape, array.tobytes())
+        if key not in self._values:
+            name = f"constant_{len(self._values)}"
+            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype))
+            value.const_value = ir.Tensor(array, dtype=dtype, shape=value.shape, name=name)
+            self._values[key] = value
+        return self._values[key]
+
+    def values(self) -> tuple[ir.Value, ...]:
+        return tuple(self._values.values())
 
 
 class Builder:

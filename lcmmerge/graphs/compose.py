@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from lcmmerge.graphs.constants import Constants
+from lcmmerge.graphs.building import Constants
 
 
 class LinkedGraph:

@@ -15,8 +15,8 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from lcmmerge.errors import LcmMergeError
+from lcmmerge.graphs.graph import OPERATORS
 from lcmmerge.graphs.link import check_link
-from lcmmerge.graphs.passes import OPERATORS
 from lcmmerge.refs.files import is_inside, link_in
 
 ONNX = ("", "ai.onnx")  # the domains of its own operators

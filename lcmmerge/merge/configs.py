@@ -9,9 +9,9 @@ from typing import Any
 
 from lcmmerge.accelerators import Sampling
 from lcmmerge.archs import Model
-from lcmmerge.errors import FormatError, NotFoundError, ShapeMismatchError
-from lcmmerge.refs.files import inside, read_object
-from lcmmerge.refs.weights import MODEL_INDEX, local_tree, small_files
+from lcmmerge.errors import NotFoundError, ShapeMismatchError
+from lcmmerge.refs.files import inside
+from lcmmerge.refs.weights import MODEL_INDEX, local_tree, read_json, small_files
 
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 # Of these parts, which have no weights, one file at least.
@@ -33,7 +33,7 @@ def check_configs(configs: Path, base: Model) -> None:
         if not (configs / component / "config.json").is_file():
             raise NotFoundError(f"{configs}: has no {component}/config.json, which the model needs", CURE)
     denoiser = base.arch.denoiser
-    config = _read_json(configs / denoiser.name / "config.json")
+    config = read_json(local_tree(configs), f"{denoiser.name}/config.json", CURE)
     for key, found in denoiser.config(base.shapes).items():
         described = config.get(key, DEFAULTS.get(key))
         if described != found:
@@ -57,7 +57,7 @@ def copy_configs(configs: Path, target: Path, components: set[str]) -> None:
             continue
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(inside(configs, file.as_posix(), cached=True), target / file)
-    index = _read_json(target / MODEL_INDEX)
+    index = read_json(local_tree(target), MODEL_INDEX, CURE)
     for part, names in NEEDED.items():
         promised = part in index and index[part] != [None, None]
         if promised and not any((target / part / name).is_file() for name in names):
@@ -72,18 +72,12 @@ def copy_configs(configs: Path, target: Path, components: set[str]) -> None:
 
 def set_scheduler(folder: Path, sampling: Sampling) -> None:
     """Make the scheduler that ``sampling`` names a pipeline's, with the noise of the one that it has."""
-    config, index = folder / "scheduler" / "scheduler_config.json", folder / MODEL_INDEX
-    if config.is_file():
-        _write_json(config, sampling.config(_read_json(config)))
-        _write_json(index, _read_json(index) | {"scheduler": ["diffusers", sampling.scheduler]})
+    tree, config = local_tree(folder), "scheduler/scheduler_config.json"
+    if config in tree.names:
+        _write_json(folder / config, sampling.config(read_json(tree, config, CURE)))
+        index = read_json(tree, MODEL_INDEX, CURE) | {"scheduler": ["diffusers", sampling.scheduler]}
+        _write_json(folder / MODEL_INDEX, index)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return read_object(path)
-    except (ValueError, OSError):
-        raise FormatError(f"{path}: not a JSON object", CURE) from None

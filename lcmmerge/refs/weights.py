@@ -108,12 +108,12 @@ def is_index(name: str) -> bool:
     return name.endswith(".json") and ".index" in suffixes
 
 
-def read_json(tree: Tree, name: str) -> dict[str, Any]:
+def read_json(tree: Tree, name: str, cure: str = "download or export the file again") -> dict[str, Any]:
     """A JSON object that is small and another program's. Raises NotFoundError, FormatError."""
     try:
         return parse_object(tree.read(name))
     except ValueError:
-        raise FormatError(f"{tree.at(name)}: not a JSON object", "download or export the file again") from None
+        raise FormatError(f"{tree.at(name)}: not a JSON object", cure) from None
 
 
 def _components(tree: Tree) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from lcmmerge.draw.draw import DrawOutputs, draw
@@ -14,7 +17,9 @@ from lcmmerge.draw.encode import Encoder
 from lcmmerge.draw.jobs import Job
 from lcmmerge.draw.presets import Preset
 from lcmmerge.errors import NumericError
+from lcmmerge.merge.provenance import canonical_json
 from lcmmerge.search.field import Field
+from lcmmerge.search.objectives import Samples
 from lcmmerge.search.order import Cell
 
 LATENTS = DrawOutputs(images=False, latents=True)
@@ -88,3 +93,30 @@ class FieldDrawer:
         encoder = self._encoders.setdefault(key, Encoder(pipeline))
         drawn = draw(pipeline, drawing.jobs, drawing.preset, self._batch, wanted=LATENTS, encoder=encoder)
         return torch.stack([one.latents for one in drawn if one.latents is not None])
+
+
+def tensor_of(image: Image) -> Tensor:
+    """[3, H, W] uint8."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+class Gallery:
+    """The images of a study, decoded when they are first asked for.
+
+    ``decode``: a cell and latents → images, as ``Samples`` has them.
+    """
+
+    def __init__(self, decode: Callable[[Cell, Tensor], Tensor] | None = None) -> None:
+        self._decode = decode
+        self._known: dict[str, Samples] = {}
+
+    def __call__(self, drawn: Sampled) -> Samples | None:
+        """None where there are none."""
+        if drawn.latents is None:
+            return None
+        key = f"{drawn.drawing.kind}: {canonical_json(drawn.drawing.as_dict())}"
+        if key not in self._known:
+            decode = partial(self._decode, drawn.drawing.cell) if self._decode else None
+            prompts = tuple(job.prompt for job in drawn.drawing.jobs)
+            self._known[key] = Samples(drawn.latents, prompts, decode)
+        return self._known[key]

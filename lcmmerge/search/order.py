@@ -1,4 +1,4 @@
-"""A cell of a search, and in which order cells are set, so that the least is rewritten."""
+"""A cell of a search, in which order cells are set, so that the least is rewritten, and where each is shown."""
 
 from __future__ import annotations
 
@@ -61,3 +61,36 @@ def _to_and_fro(cells: list[Cell], axes: Sequence[int], now: Cell | None) -> lis
         part = _to_and_fro([cell for cell in cells if cell.numbers[axis] == value], others, now)
         found += reversed(part) if number % 2 else part
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """A study's cells as the heat map and the sheet place them.
+
+    ``places``: rows of cells, None where there is none. ``columns``: the accelerator's λ of each column, and
+
+    ``rows``: the others' of each row; both empty where the cells are no grid, and stand in order.
+    """
+
+    places: tuple[tuple[Cell | None, ...], ...]
+    columns: tuple[float, ...] = ()
+    rows: tuple[tuple[float, ...], ...] = ()
+
+    @classmethod
+    def of(cls, cells: Iterable[Cell], accelerator: int) -> Arrangement:
+        """A grid where at least half of its places are taken; ``accelerator``: which of the terms it is."""
+        known = sorted(set(cells))
+        columns = tuple(sorted({cell.lambdas[accelerator] for cell in known}))
+        taken = {cell.numbers: cell for cell in known}
+        rows = tuple(sorted({numbers[:accelerator] + numbers[accelerator + 1 :] for numbers in taken}))
+        if len(columns) * len(rows) > 2 * len(known):
+            side = max(4, round(len(known) ** 0.5))
+            return cls(tuple(tuple(known[begin : begin + side]) for begin in range(0, len(known), side)))
+        whole = [[(*row[:accelerator], value, *row[accelerator:]) for value in columns] for row in rows]
+        places = tuple(tuple(taken.get(place) for place in row) for row in whole)
+        return cls(places, columns, rows)
+
+
+def label(names: Iterable[str], numbers: Iterable[float]) -> str:
+    """``style 0.8, lcm 1``."""
+    return ", ".join(f"{name} {number:.3g}" for name, number in zip(names, numbers, strict=True))

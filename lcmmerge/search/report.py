@@ -15,7 +15,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from lcmmerge.search.arrangement import Arrangement, label
+from lcmmerge.search.order import Arrangement, label
 from lcmmerge.search.pictures import Shown
 from lcmmerge.search.result import Result
 from lcmmerge.search.score import ScoreRow

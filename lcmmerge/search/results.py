@@ -11,9 +11,8 @@ from pathlib import Path
 
 from lcmmerge.draw.load import Pipeline
 from lcmmerge.refs.files import inside
-from lcmmerge.search.arrangement import Arrangement, label
 from lcmmerge.search.drawing import Sampled
-from lcmmerge.search.order import Cell
+from lcmmerge.search.order import Arrangement, Cell, label
 from lcmmerge.search.pictures import Pictures, Shown
 from lcmmerge.search.report import report
 from lcmmerge.search.request import DATABASE, LATENTS

@@ -20,14 +20,12 @@ from lcmmerge.draw.load import load_pipeline
 from lcmmerge.draw.presets import evaluations_of
 from lcmmerge.extras import check_installed
 from lcmmerge.output import Output
-from lcmmerge.search.arrangement import label
 from lcmmerge.search.database import Database
 from lcmmerge.search.diagnostics import overlaps
-from lcmmerge.search.drawing import Drawer, FieldDrawer, Sampled
+from lcmmerge.search.drawing import Drawer, FieldDrawer, Gallery, Sampled, tensor_of
 from lcmmerge.search.field import Field, reached
-from lcmmerge.search.gallery import Gallery, tensor_of
 from lcmmerge.search.objectives import Objective, Samples, objectives
-from lcmmerge.search.order import Cell, ordered
+from lcmmerge.search.order import Cell, label, ordered
 from lcmmerge.search.pictures import decode
 from lcmmerge.search.request import LATENTS, PreparedSearch, SearchRequest, prepare
 from lcmmerge.search.result import Result

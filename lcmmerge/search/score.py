@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.search.drawing import Sampled
-from lcmmerge.search.gallery import Gallery
+from lcmmerge.search.drawing import Gallery, Sampled
 from lcmmerge.search.objectives import Objective, Samples
 from lcmmerge.search.order import Cell
 from lcmmerge.search.statistics import LEVEL, Estimate, once, resamples

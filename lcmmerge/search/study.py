@@ -17,8 +17,7 @@ import torch
 from lcmmerge.draw.jobs import Job
 from lcmmerge.draw.presets import BASELINES, Preset, of_sampling
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.search.drawing import Drawer, Drawing, Sampled
-from lcmmerge.search.gallery import Gallery
+from lcmmerge.search.drawing import Drawer, Drawing, Gallery, Sampled
 from lcmmerge.search.objectives import Objective, Samples
 from lcmmerge.search.order import Cell
 from lcmmerge.search.statistics import once

@@ -21,7 +21,7 @@ from lcmmerge.merge.tensors import stored
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.train.conditioning import TextEncoders
-from lcmmerge.train.data.latents import full_precision
+from lcmmerge.train.data.loader import full_precision
 from lcmmerge.train.noise import Noise
 
 

@@ -1,17 +1,40 @@
-"""The model card of a product, in the Hub's format: https://huggingface.co/docs/hub/model-cards."""
+"""How a product of training came about, and its model card, in the Hub's format: https://huggingface.co/docs/hub/model-cards."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lcmmerge import markdown, refs
-from lcmmerge.train.origin import TrainingOrigin
+from lcmmerge.accelerators import Sampling
+from lcmmerge.archs import Model
 from lcmmerge.version import __version__
 
 TAGS = {"lcd": ["lcm"], "lcf": ["lcm"], "diffusion": []}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOrigin:
+    """How a product came about. ``command``: that made it; ``repo``: the base's on the Hub, "" for a local one.
+
+    ``facts``: the objective, the settings, the data and the step, JSON-ready, without paths or a clock.
+    ``sampling``: how to draw with the product.
+    """
+
+    command: str
+    base: Model
+    repo: str
+    base_sha256: str
+    facts: Mapping[str, Any]
+    sampling: Sampling
+
+    def recipe(self) -> dict[str, Any]:
+        named = {"name": refs.name_of(self.base.source.path), "sha256": self.base_sha256}
+        named |= {"variant": self.base.source.variant} if self.base.source.variant else {}
+        return {"type": self.command, "base": named, **self.facts}
 
 
 def card(origin: TrainingOrigin, name: str) -> str:

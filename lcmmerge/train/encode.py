@@ -23,8 +23,7 @@ from lcmmerge.tensors.writer import TensorWriter
 from lcmmerge.train.conditioning import TextEncoders
 from lcmmerge.train.data.base import Data, TrainingExample, empty, grouped
 from lcmmerge.train.data.encoded import BLANK, MANIFEST, EncodedManifest, shard_name
-from lcmmerge.train.data.latents import full_precision, posterior
-from lcmmerge.train.data.loader import OnBad, ahead
+from lcmmerge.train.data.loader import OnBad, ahead, full_precision, posterior
 from lcmmerge.train.data.transforms import Seen, Transform
 
 

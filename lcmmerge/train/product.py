@@ -23,9 +23,8 @@ from lcmmerge.tensors import DTYPES, DType
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.staging import Staging
 from lcmmerge.tensors.writer import TensorWriter
-from lcmmerge.train.card import card
+from lcmmerge.train.card import TrainingOrigin, card
 from lcmmerge.train.networks import FullNetworks, LoraNetworks
-from lcmmerge.train.origin import TrainingOrigin
 
 PREFIX = "lora_unet_"
 FP16 = DTYPES["F16"]

@@ -17,6 +17,7 @@ from lcmmerge.errors import IncompatibleError
 from lcmmerge.output import Output
 from lcmmerge.train.base import Base
 from lcmmerge.train.batch import Batch
+from lcmmerge.train.card import TrainingOrigin
 from lcmmerge.train.data import Data, Indexed, open_data
 from lcmmerge.train.data.encoded import Encoded
 from lcmmerge.train.data.loader import OnBad, batches
@@ -24,7 +25,6 @@ from lcmmerge.train.job import ENOUGH, HELD_OUT, LCD, TrainingJob
 from lcmmerge.train.monitor import Blind, Monitor
 from lcmmerge.train.networks import FullNetworks, LoraNetworks
 from lcmmerge.train.objectives import TrainingObjective
-from lcmmerge.train.origin import TrainingOrigin
 from lcmmerge.train.product import write_full, write_lora
 from lcmmerge.train.sampling import Sampler
 from lcmmerge.train.trainer import Trainer

@@ -16,8 +16,7 @@ from sampling import drawn, one, pipeline, preset
 from lcmmerge.accelerators import OFFICIAL
 from lcmmerge.draw import drawable, presets
 from lcmmerge.draw.sampling import guidance_embedding
-from lcmmerge.export.drawing import model_of, open_pipeline, origin_of
-from lcmmerge.export.pipeline import OnnxPipeline
+from lcmmerge.export.pipeline import OnnxPipeline, model_of, open_pipeline, origin_of
 
 pytestmark = pytest.mark.e2e
 

@@ -19,9 +19,8 @@ from onnxfile import Graph, configs, export, make
 from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.graphs.cache import cached
 from lcmmerge.graphs.components import components_of
-from lcmmerge.graphs.graph import OPSETS, graphs_of
+from lcmmerge.graphs.graph import OPERATORS, OPSETS, check_operators, graphs_of
 from lcmmerge.graphs.lowering import lower
-from lcmmerge.graphs.passes import OPERATORS, check_operators
 from lcmmerge.tensors.header import read_header
 
 SIZES = ((1, 8, 8), (2, 7, 9), (3, 5, 16))  # batch, height and width in latents

@@ -12,9 +12,9 @@ from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.export.bench import example
 from lcmmerge.export.runtime import open_session
 from lcmmerge.graphs.components import components_of
+from lcmmerge.graphs.graph import OPERATORS
 from lcmmerge.graphs.interpret import Interpreter
 from lcmmerge.graphs.kernels import KERNELS
-from lcmmerge.graphs.passes import OPERATORS
 
 RANDOM = np.random.default_rng(0)
 

@@ -14,8 +14,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from torchmetrics.image.fid import FrechetInceptionDistance
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
-from lcmmerge.search.drawing import Drawing, Sampled
-from lcmmerge.search.gallery import Gallery
+from lcmmerge.search.drawing import Drawing, Gallery, Sampled
 from lcmmerge.search.objectives import Objective, Samples, objective, objectives
 from lcmmerge.search.order import Cell
 from lcmmerge.search.score import score

@@ -5,8 +5,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from lcmmerge.search.arrangement import Arrangement, label
-from lcmmerge.search.order import Cell
+from lcmmerge.search.order import Arrangement, Cell, label
 from lcmmerge.search.pictures import FEWEST, MOST, PIXELS, Shown
 from lcmmerge.search.sheet import MOST as LONGEST
 from lcmmerge.search.sheet import SheetTile, pages, sheets

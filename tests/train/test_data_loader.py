@@ -11,10 +11,9 @@ from pico import pico
 from pictures import encoder_of, folder_of
 
 from lcmmerge.errors import FormatError, NumericError
-from lcmmerge.train.data import latents, open_data
+from lcmmerge.train.data import loader, open_data
 from lcmmerge.train.data.base import Indexed
-from lcmmerge.train.data.latents import full_precision, posterior, sample
-from lcmmerge.train.data.loader import MOST_BAD, batches
+from lcmmerge.train.data.loader import MOST_BAD, batches, full_precision, posterior, sample
 from lcmmerge.train.data.transforms import Transform
 
 VIEW = Transform(16, "random", flip=True)
@@ -62,7 +61,7 @@ def test_a_shift_is_taken_off():
 def test_many_pixels_are_encoded_in_parts(monkeypatch):
     vae, pixels = pico("sd1").pipeline.vae, torch.rand(3, 3, 16, 24)
     alone = torch.cat([posterior(vae, one)[0] for one in pixels.split(1)])
-    monkeypatch.setattr(latents, "AT_ONCE", 16 * 24)
+    monkeypatch.setattr(loader, "AT_ONCE", 16 * 24)
     assert torch.equal(posterior(vae, pixels)[0], alone)
 
 

@@ -156,6 +156,12 @@ def _no_such(name: str, folder: Path, error: Exception) -> FormatError:
     return FormatError(f"{folder}/config.json: describes no {name} ({reason})", CURE)
 
 
+def check_vae(folder: Path, source_class: str) -> None:
+    """Of both halves of a VAE. Raises IncompatibleError."""
+    if source_class != "AutoencoderKL":
+        raise IncompatibleError(f"{folder}: is a {source_class}", "give a model with diffusers' AutoencoderKL")
+
+
 def parameter_name(name: str) -> str:
     """A module's parameter as the weight file calls it."""
     return name.removeprefix(MODULE)
