@@ -29,6 +29,7 @@ from lcmmerge.archs.component import Component
 from lcmmerge.archs.foreign import SHARED, guess_family
 from lcmmerge.archs.tables import Slot
 from lcmmerge.archs.views import WHOLE, View
+from lcmmerge.refs.weights import SINGLE_FILE
 
 DENOISER = (
     "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "net.", "model.", "pipe.dit.",
@@ -57,9 +58,12 @@ class ModuleNames:
     """An architecture's modules, by any name that an adapter file may have for them."""
 
     def __init__(self, arch: Architecture) -> None:
-        self._tables = [Tables.of(part) for part in arch.parts]
-        modules = {module_of(slot.parameter) for part in arch.parts for slot in part.slots()}
-        self.kinds = Counter(map(kind_of, modules))
+        slots = arch.keymap(SINGLE_FILE).slots.values()
+        by_part: dict[str, list[Slot]] = {}
+        for slot in slots:
+            by_part.setdefault(slot.parameter.partition(".")[0], []).append(slot)
+        self._tables = [Tables.of(part, by_part.get(part.name, ())) for part in arch.parts]
+        self.kinds = Counter(map(kind_of, {module_of(slot.parameter) for slot in slots}))
 
     def find(self, key: str) -> Home | None:
         """None where no module is called so, or several are."""
@@ -87,18 +91,18 @@ class Tables:
     stored: Mapping[str, Home]
 
     @classmethod
-    def of(cls, part: Component) -> Tables:
+    def of(cls, part: Component, slots: Iterable[Slot]) -> Tables:
         canonical: dict[str, Home] = {}
         stored: dict[str, Home] = {}
         groups: dict[str, list[Slot]] = {}
-        for slot in part.slots():
+        for slot in slots:
             groups.setdefault(slot.stored, []).append(slot)
             module = module_of(slot.parameter)
             for name in part.spellings(module.removeprefix(f"{part.name}.")):
                 canonical[squash(name)] = Home(((module, WHOLE),))
-        for name, slots in groups.items():
+        for name, group in groups.items():
             if not name.endswith("bias"):  # a bias is as its weight, of which alone the shape may be another
-                home = Home(tuple((module_of(slot.parameter), slot.view) for slot in slots))
+                home = Home(tuple((module_of(slot.parameter), slot.view) for slot in group))
                 stored[squash(module_of(name.removeprefix(part.stored)))] = home
         return cls(part, canonical, stored)
 
