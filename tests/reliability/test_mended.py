@@ -17,9 +17,9 @@ from recipefile import recipe
 
 from lcmmerge.doctor import _places
 from lcmmerge.errors import FormatError, NotFoundError, RecipeError
-from lcmmerge.merge.configs import _read_json
 from lcmmerge.output import Output
 from lcmmerge.recipe.loader import load
+from lcmmerge.refs.weights import local_tree, read_json
 from lcmmerge.tensors import open_source
 from lcmmerge.train.checkpoint import STATE, Checkpoints, TrainingState
 from lcmmerge.train.data import open_data
@@ -51,7 +51,7 @@ def test_a_config_that_is_nested_too_deep(config: str, files: Callable[[str], Fi
     assert done.code == 1
     assert [line.partition(" ")[0] for line in done.err.splitlines()] == ["Error:", "Hint:"]
     with pytest.raises(FormatError):
-        _read_json(base / config)
+        read_json(local_tree(base), config)
 
 
 def test_recorded_json_that_is_nested_too_deep(cli: Cli, files: Callable[[str], Files], tmp_path: Path) -> None:
