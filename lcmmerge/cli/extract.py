@@ -38,7 +38,7 @@ def extract(
     from lcmmerge.archs import identify
     from lcmmerge.lora.extract import ExtractSettings, tuned_of
     from lcmmerge.lora.extract import extract as run
-    from lcmmerge.merge.plan import safetensors_name
+    from lcmmerge.merge.plan import joined, safetensors_name
     from lcmmerge.tensors.remote import open_reference
 
     origin = identify(open_reference(base, "base", pickles=True))
@@ -46,7 +46,7 @@ def extract(
     settings = ExtractSettings(rank, energy, OUTPUT_DTYPES[dtype], full)
     total = sum(parameter.info.nbytes for parameter in origin.parameters.values())
     with output.progress("extract", total) as progress:
-        found = run(term, origin, safetensors_name(target), settings, force=force, progress=progress)
+        found = run(term, origin, safetensors_name(target, joined(tuned, base)), settings, force=force, progress=progress)
     if output.as_json:
         output.json(found.as_dict())
     else:

@@ -103,7 +103,7 @@ def training_options(
                      help="Begin anew, and replace the output; with --resume only the latter."),
 
         click.option("-o", "--output", "target", type=click.Path(path_type=Path), required=not instead,
-                     help="The file or folder to write."),
+                     help="The file or folder to write, or a folder for the file."),
         click.option("--dtype", type=ADAPTER_DTYPE, default="fp16", show_default=True, help="Of the output."),
         config_option,
         variant_option,

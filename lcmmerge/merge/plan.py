@@ -34,14 +34,11 @@ from lcmmerge.merge.terms import (
     unmatched_error,
 )
 from lcmmerge.refs import name_of
-from lcmmerge.refs.weights import DIFFUSERS
+from lcmmerge.refs.weights import DIFFUSERS, PICKLES, SAFETENSORS, has_suffix
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.encodings import MAIN, Encoding, encodings, plain
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.remote import open_reference
-from lcmmerge.tensors.source import PICKLES
-
-SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,18 +289,27 @@ def _file_of(kind: Accelerator | None, base: Model) -> str:
 def _target(merge: Merge, layout: str) -> Path:
     """The output as asked for, else ``base-style-lcm`` in this folder; a file's name ends in .safetensors."""
     style = [term.source.reference for term in merge.terms if term.name == STYLE and term.source]
-    names = [*(Path(reference).stem for reference in (merge.base.reference, *style)), LCM]
-    target = merge.output.path or Path("-".join(names))
-    return target if layout == DIFFUSERS else safetensors_name(target)
+    name = joined(merge.base.reference, *style, LCM)
+    return merge.output.path or Path(name) if layout == DIFFUSERS else safetensors_name(merge.output.path, name)
 
 
-def safetensors_name(target: Path) -> Path:
-    """With the suffix, where it has none. Raises OutputError for a pickle's."""
-    if target.suffix == SAFETENSORS:
+def joined(*references: str) -> str:
+    """A name for what is made of these: ``base-style-lcm``."""
+    return "-".join(Path(reference).stem for reference in references)
+
+
+def safetensors_name(target: Path | None, name: str) -> Path:
+    """The file to write: with the suffix, where it has none, and called ``name`` in a folder that is there.
+
+    Raises OutputError for a pickle's suffix.
+    """
+    if target is None or target.is_dir():
+        target = (target or Path()) / name
+    elif has_suffix(target.name, SAFETENSORS):
         return target
-    if target.suffix in PICKLES:
+    elif has_suffix(target.name, PICKLES):
         raise OutputError(f"{target}: {target.suffix} files can hold code and are not written", "name it .safetensors")
-    return target.with_name(target.name + SAFETENSORS)
+    return target.with_name(target.name + SAFETENSORS[0])
 
 
 def lay_out(planned: Plan, *, drop_ema: bool) -> Plan:
@@ -401,9 +407,9 @@ def _shards(folder: str, target: Path, tensors: list[PlannedTensor], limit: int 
     Wider dtypes come first, so that every tensor is aligned to its dtype.
     """
     tensors = sorted(tensors, key=lambda tensor: -tensor.alignment)
-    stem = f"{folder}/{weights_stem(folder)}" if folder else target.name.removesuffix(".safetensors")
+    stem, suffix = (f"{folder}/{weights_stem(folder)}", SAFETENSORS[0]) if folder else (target.stem, target.suffix)
     if limit is None or sum(tensor.nbytes for tensor in tensors) <= limit:
-        return [PlannedFile(Path(f"{stem}.safetensors"), tuple(tensors))]
+        return [PlannedFile(Path(f"{stem}{suffix}"), tuple(tensors))]
     groups: list[list[PlannedTensor]] = [[]]
     room = limit
     for tensor in tensors:
@@ -412,9 +418,9 @@ def _shards(folder: str, target: Path, tensors: list[PlannedTensor], limit: int 
             room = limit
         groups[-1].append(tensor)
         room -= tensor.nbytes
-    index = Path(f"{stem}.safetensors.index.json")
+    index = Path(f"{stem}{suffix}.index.json")
     return [
-        PlannedFile(Path(f"{stem}-{number:05}-of-{len(groups):05}.safetensors"), tuple(group), index)
+        PlannedFile(Path(f"{stem}-{number:05}-of-{len(groups):05}{suffix}"), tuple(group), index)
         for number, group in enumerate(groups, 1)
     ]
 

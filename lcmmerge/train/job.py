@@ -10,7 +10,9 @@ from lcmmerge.accelerators import OFFICIAL, Sampling, Span
 from lcmmerge.archs import Architecture, Model
 from lcmmerge.draw.presets import Preset, baseline
 from lcmmerge.errors import IncompatibleError, OptionError, OutputError
-from lcmmerge.merge.plan import SAFETENSORS, safetensors_name
+from lcmmerge.merge.plan import joined, safetensors_name
+from lcmmerge.merge.spec import LCM, STYLE
+from lcmmerge.refs.weights import SAFETENSORS, has_suffix
 from lcmmerge.tensors import DTYPES, DType
 from lcmmerge.train.consistency import Grid
 from lcmmerge.train.data import Options
@@ -76,15 +78,16 @@ class TrainingJob:
     def target(self) -> Path:
         """Raises OutputError where a whole pipeline would have the name of a file."""
         if not self.full:
-            return safetensors_name(self.output)
-        if self.output.suffix == SAFETENSORS:
+            return safetensors_name(self.output, joined(self.base, STYLE if self.kind == DIFFUSION else LCM))
+        if has_suffix(self.output.name, SAFETENSORS):
             raise OutputError(f"{self.output}: a whole pipeline is a folder, not a file", "choose another name with -o")
         return self.output
 
     @property
     def folder(self) -> Path:
         """The work folder: checkpoints, logs, sheets."""
-        return self.work or self.target.with_name(f"{self.output.name.removesuffix(SAFETENSORS)}.training")
+        target = self.target
+        return self.work or target.with_name(f"{target.name if self.full else target.stem}.training")
 
     @property
     def scale(self) -> float:
