@@ -45,8 +45,9 @@ def extract(
     term = tuned_of(open_reference(tuned, "tuned checkpoint", pickles=True), origin)
     settings = ExtractSettings(rank, energy, OUTPUT_DTYPES[dtype], full)
     total = sum(parameter.info.nbytes for parameter in origin.parameters.values())
+    target = safetensors_name(target, joined(tuned, base))
     with output.progress("extract", total) as progress:
-        found = run(term, origin, safetensors_name(target, joined(tuned, base)), settings, force=force, progress=progress)
+        found = run(term, origin, target, settings, force=force, progress=progress)
     if output.as_json:
         output.json(found.as_dict())
     else:

@@ -43,10 +43,13 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @method_option
 @click.option(
     "--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC",
-    help="Factors on a term's λ per U-Net block: `style IN00-IN05=0.5,M00=0`, or one number per block. "
+    help="Factors on a term's λ per U-Net block: `style IN00-IN05=0.5,M=0,OUT=1`, or one number per block. "
     "TERM: style, lcm, or an adapter's file name without its suffix.",
 )
-@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="The file to write, or a folder for it.  [default: BASE-STYLE-lcm, here]")
+@click.option(
+    "-o", "--output", "target", type=click.Path(path_type=Path),
+    help="The file to write, or a folder for it.  [default: BASE-STYLE-lcm, here]",
+)
 @click.option("--layout", type=click.Choice(["single-file", "diffusers"]), help="[default: the base's]")
 @click.option("--dtype", type=DTYPE, help="[default: each tensor's own]")
 @click.option(

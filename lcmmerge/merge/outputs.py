@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lcmmerge.archs import Model, Parameter, Slot, View, is_ema, tiles
-from lcmmerge.errors import FormatError
+from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.merge.operand import Operand
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 
@@ -49,12 +49,21 @@ def drafts(base: Model, layout: str, *, drop_ema: bool) -> tuple[list[Draft], tu
     """The tensors of the output in the base's reading order, and the names of what is left out."""
     if layout == base.layout:
         return _as_it_is(base, drop_ema=drop_ema)
-    if base.layout == "component":
-        raise FormatError(
-            f"{base.source.path}: the {base.arch.denoiser.kind} alone makes no whole model", "omit --layout"
-        )
+    _refuse_partial(base, layout)
     _refuse_strangers(base)
     return _to_diffusers(base) if layout == DIFFUSERS else _to_single_file(base)
+
+
+def _refuse_partial(base: Model, layout: str) -> None:
+    """In another layout a model is for another program, which is to find all of it."""
+    path, cure = base.source.path, "take the whole checkpoint, or omit --layout: it keeps what is there"
+    if base.layout == "component":
+        raise IncompatibleError(f"{path}: the {base.arch.denoiser.kind} alone makes no whole model", "omit --layout")
+    if lacking := [name for name in base.arch.components if name not in base.components]:
+        raise IncompatibleError(f"{path}: has no {', no '.join(lacking)}, and makes no whole {layout} model", cure)
+    if missing := base.missing:
+        more = f", and {len(missing) - 1} tensors more" if len(missing) > 1 else ""
+        raise IncompatibleError(f"{path}: lacks {missing[0]}{more}, and makes no whole {layout} model", cure)
 
 
 def _refuse_strangers(base: Model) -> None:

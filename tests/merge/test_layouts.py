@@ -9,11 +9,11 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from fusing import assert_same, canonical, fuse, load, raw
 from pico import PIPELINES, canonical_state, pico
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiers import of_each
 from transformers import CLIPTextModel
 
-from lcmmerge.errors import FormatError, NotFoundError, OutputError, ShapeMismatchError
+from lcmmerge.errors import FormatError, IncompatibleError, NotFoundError, OutputError, ShapeMismatchError
 
 ARCHITECTURES = ("sd1", "sd2", "sdxl", "ssd1b")
 GIB = 1 << 30
@@ -141,8 +141,44 @@ def test_a_unet_alone(files, tmp_path):
     assert_same({f"unet.{name}": tensor for name, tensor in found.items()}, only_unet(load(tmp_path / "whole")))
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(alone))
     unet.load_state_dict(found)
-    with pytest.raises(FormatError, match="U-Net alone"):
+    with pytest.raises(IncompatibleError, match="U-Net alone"):
         fuse(alone, tmp_path / "refused", lcm=inputs.lcm, layout="diffusers", config_from=inputs.folder())
+
+
+@pytest.mark.parametrize(
+    ("begins", "said"),
+    [
+        ("first_stage_model.", "has no vae, and"),
+        ("cond_stage_model.", "has no text_encoder, and"),
+        ("cond_stage_model.transformer.text_model.encoder.layers.11.",
+         "lacks text_encoder.text_model.encoder.layers.11."),
+        ("first_stage_model.decoder.conv_out.bias",
+         "lacks vae.decoder.conv_out.bias, and makes no whole diffusers model"),
+    ],
+)
+def test_what_is_not_whole_is_not_converted(begins, said, files, tmp_path):
+    """It would be found out by who loads it. In its own layout it is merged as it is."""
+    inputs = files("sd1")
+    stored = load(inputs.base())
+    pruned = {name: tensor for name, tensor in stored.items() if not name.startswith(begins)}
+    save_file(pruned, tmp_path / "base.safetensors")
+    with pytest.raises(IncompatibleError, match=said) as caught:
+        fuse(
+            tmp_path / "base.safetensors", tmp_path / "out", lcm=inputs.lcm, layout="diffusers",
+            config_from=inputs.folder(),
+        )  # fmt: skip
+    assert "omit --layout" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+    fuse(tmp_path / "base.safetensors", tmp_path / "same.safetensors", lcm=inputs.lcm)
+    assert load(tmp_path / "same.safetensors").keys() == pruned.keys()
+
+
+def test_a_folder_without_a_part_makes_no_single_file(files, tmp_path):
+    inputs = files("sdxl")
+    shutil.copytree(inputs.folder(), tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / "text_encoder_2")
+    with pytest.raises(IncompatibleError, match="has no text_encoder_2, and makes no whole single-file model"):
+        fuse(tmp_path / "base", tmp_path / "out.safetensors", lcm=inputs.lcm, layout="single-file")
 
 
 def only_unet(tensors):

@@ -50,7 +50,7 @@ class RecipeTerm(Strict):
     source: str | None = Field(None, description="A name of `sources`. Default: the term's own name.")
     strength: Factor = Field(1.0, alias="lambda", description="λ.")
     block_weights: dict[str, Factor] | None = Field(
-        None, description="Factors on λ per U-Net block: {IN00-IN05: 0.5, M00: 0}. Others stay at 1."
+        None, description="Factors on λ per U-Net block: {IN00-IN05: 0.5, M: 0}. Others stay at 1."
     )
     tuned_from: str | None = Field(
         None, description="Of a whole checkpoint: what it was tuned from. Default: the base."
