@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from lcmmerge.archs.base import Architecture, Model, Parameter, architectures
 from lcmmerge.archs.foreign import explain_unknown, refuse_foreign
+from lcmmerge.archs.prediction import prediction_of
 from lcmmerge.archs.tables import Slot
 from lcmmerge.errors import FormatError
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
@@ -55,7 +56,8 @@ def identify(source: TensorSource) -> Model:
     arch = reading.arch
     parameters, leftovers = _read(reading, source)
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    model = Model(source, arch, source.layout, arch.denoiser.purpose(shapes), parameters, leftovers)
+    model = Model(source, arch, source.layout, arch.denoiser.purpose(shapes), parameters, leftovers,
+                  prediction_of(source, arch.family.prediction))  # fmt: skip
     if source.layout != DIFFUSERS and model.components == (arch.denoiser.name,):
         return replace(model, layout="component")
     return model

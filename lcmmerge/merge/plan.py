@@ -17,6 +17,7 @@ from typing import Any
 from lcmmerge import refs
 from lcmmerge.accelerators import Accelerator
 from lcmmerge.archs import Model, identify
+from lcmmerge.archs.prediction import EPSILON, FLOW
 from lcmmerge.errors import FormatError, NoEffectError, OutputError
 from lcmmerge.merge.blocks import BlockWeights, parse_block_weights
 from lcmmerge.merge.configs import check_configs
@@ -168,12 +169,23 @@ class Plan:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Adapters that fit by name and look made for another architecture: SSD-1B's all fit SDXL."""
-        return tuple(
+        """What fits by name and may be wrong all the same.
+
+        Adapters that look made for another architecture (SSD-1B's all fit SDXL), an accelerator for what predicts
+        something else, and what the base predicts, where that is only assumed.
+        """
+        found = [
             f"{term.name} looks made for {made_for}, by its modules; the base is {self.base.arch.title}"
             for term in self.terms
             if (made_for := made_elsewhere(term, self.base))
-        )
+        ]
+        made_for = FLOW if self.base.arch.family.prediction == FLOW else EPSILON
+        if self.accelerator and self.base.prediction.kind != made_for:
+            name = self.accelerator.name
+            found.append(f"{name} is made for models that predict {made_for}; the base {self.base.prediction}")
+        if self.base.doubt and not self.merge.config_from:
+            found.append(self.base.doubt)
+        return tuple(found)
 
     @property
     def sources(self) -> Mapping[str, TensorSource]:
@@ -193,6 +205,7 @@ class Plan:
         return {
             "architecture": self.base.arch.name,
             "purpose": self.base.purpose,
+            "prediction": self.base.prediction.as_dict(),
             "layout": self.layout,
             "output": str(self.result),
             "method": self.merge.method_text,
@@ -238,7 +251,7 @@ def plan(
     ShapeMismatchError, NoEffectError (a term brings nothing).
     """
     opened = opened or partial(_open, pickles=not dry_run)
-    base = base or identify(opened(merge.base, "base"))
+    base = (base or identify(opened(merge.base, "base"))).predicting(merge.prediction)
     layout = merge.output.layout or base.layout
     configs = None
     if layout == DIFFUSERS != base.layout and not weights_only:

@@ -15,6 +15,7 @@ SINGLE_FILE, DIFFUSERS = "single-file", "diffusers"
 MODEL_INDEX = "model_index.json"
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
+SCHEDULER = "scheduler/scheduler_config.json"
 SIDECAR = "adapter_config.json"  # what PEFT keeps beside an adapter's tensors
 DENOISERS = ("unet", "transformer")
 SMALL = (".json", ".txt", ".model")  # configs, scheduler, tokenizers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lcmmerge import refs
 from lcmmerge.errors import FormatError
-from lcmmerge.refs.weights import PICKLES, SIDECAR, has_suffix
+from lcmmerge.refs.weights import PICKLES, SCHEDULER, SIDECAR, has_suffix
 from lcmmerge.tensors.dtypes import decode_scalar
 from lcmmerge.tensors.header import header_of
 from lcmmerge.tensors.info import TensorInfo
@@ -54,7 +54,7 @@ def open_reference(
         refs.remember(repository)
         return open_source(path, variant)
     needed = repository.needed(variant)
-    refs.fetch(repository, [name for name in needed if has_suffix(name, PICKLES, (SIDECAR,))])
+    refs.fetch(repository, [name for name in needed if has_suffix(name, PICKLES, (SIDECAR, SCHEDULER))])
     remote = {repository.path(name): name for name in headed}
 
     def read_file(path: Path) -> Content:

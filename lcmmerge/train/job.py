@@ -37,7 +37,8 @@ class TrainingJob:
     ``w``: the range of guidance scales, None for the architecture's. ``skip``: k, in timesteps. ``mu``: EMA rate of a
     whole student's target. ``resolution``: None for what the U-Net is made for. ``validate``: how many examples are
     held out, None for 8 of 80 or more. ``cfg``: the guidance scale of plain diffusion's samples, None for what is usual
-    for the architecture. ``dtype``: of the product. ``work``: None for ``<output>.training``.
+    for the architecture. ``dtype``: of the product. ``prediction``: of the base, as ``--prediction`` names
+    it. ``work``: None for ``<output>.training``.
     """
 
     base: str
@@ -66,6 +67,7 @@ class TrainingJob:
     device: str | None = None
     variant: str | None = None
     config_from: str | None = None
+    prediction: str | None = None
     work: Path | None = None
     resume: bool = False
     force: bool = False
