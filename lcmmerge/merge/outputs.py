@@ -84,13 +84,14 @@ def _refuse_strangers(base: Model) -> None:
 
 
 def _as_it_is(base: Model, *, drop_ema: bool) -> tuple[list[Draft], tuple[str, ...]]:
+    marked_anew = base.layout == SINGLE_FILE and base.prediction.told_by == ASKED
     stored: dict[str, list[Parameter]] = {}
     for parameter in base.parameters.values():
         stored.setdefault(parameter.info.name, []).append(parameter)
     chosen, dropped = [], []
     for info in base.source:
         folder, _, inner = info.name.partition(".") if base.layout == DIFFUSERS else ("", "", info.name)
-        if info.name in MARKS and base.prediction.told_by == ASKED:  # which the marks to come tell
+        if marked_anew and info.name in MARKS:
             continue
         if info.name in base.leftovers:
             ema = is_ema(info.name)
@@ -104,7 +105,7 @@ def _as_it_is(base: Model, *, drop_ema: bool) -> tuple[list[Draft], tuple[str, .
         draft = Draft.through(folder, inner, views, parameters)
         assert draft  # they were cut from it
         chosen.append(draft)
-    if base.layout == SINGLE_FILE and base.prediction.told_by == ASKED:
+    if marked_anew:
         chosen += _marks(base)
     return chosen, tuple(dropped)
 
