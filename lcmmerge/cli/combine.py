@@ -34,8 +34,8 @@ def combine(
     from lcmmerge.lora.alignment import term_of
     from lcmmerge.lora.combine import CombineSettings
     from lcmmerge.lora.combine import combine as run
-    from lcmmerge.merge.plan import joined, safetensors_name
     from lcmmerge.tensors.remote import open_reference
+    from lcmmerge.tensors.targets import joined, safetensors_name
 
     pairs = _pairs(terms)
     model = identify(open_reference(base, "base", pickles=True)) if base else None

@@ -38,8 +38,8 @@ def extract(
     from lcmmerge.archs import identify
     from lcmmerge.lora.extract import ExtractSettings, tuned_of
     from lcmmerge.lora.extract import extract as run
-    from lcmmerge.merge.plan import joined, safetensors_name
     from lcmmerge.tensors.remote import open_reference
+    from lcmmerge.tensors.targets import joined, safetensors_name
 
     origin = identify(open_reference(base, "base", pickles=True))
     term = tuned_of(open_reference(tuned, "tuned checkpoint", pickles=True), origin)

@@ -18,7 +18,7 @@ from lcmmerge import refs
 from lcmmerge.accelerators import Accelerator
 from lcmmerge.archs import Model, identify
 from lcmmerge.archs.prediction import EPSILON, FLOW
-from lcmmerge.errors import FormatError, NoEffectError, OutputError
+from lcmmerge.errors import FormatError, NoEffectError
 from lcmmerge.merge.blocks import BlockWeights, parse_block_weights
 from lcmmerge.merge.configs import check_configs
 from lcmmerge.merge.operand import Operand
@@ -35,11 +35,12 @@ from lcmmerge.merge.terms import (
     unmatched_error,
 )
 from lcmmerge.refs import name_of
-from lcmmerge.refs.weights import DIFFUSERS, PICKLES, SAFETENSORS, has_suffix
+from lcmmerge.refs.weights import DIFFUSERS, SAFETENSORS
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.encodings import MAIN, Encoding, encodings, plain
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.remote import open_reference
+from lcmmerge.tensors.targets import joined, safetensors_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,25 +305,6 @@ def _target(merge: Merge, layout: str) -> Path:
     style = [term.source.reference for term in merge.terms if term.name == STYLE and term.source]
     name = joined(merge.base.reference, *style, LCM)
     return merge.output.path or Path(name) if layout == DIFFUSERS else safetensors_name(merge.output.path, name)
-
-
-def joined(*references: str) -> str:
-    """A name for what is made of these: ``base-style-lcm``."""
-    return "-".join(Path(reference).stem for reference in references)
-
-
-def safetensors_name(target: Path | None, name: str) -> Path:
-    """The file to write: with the suffix, where it has none, and called ``name`` in a folder that is there.
-
-    Raises OutputError for a pickle's suffix.
-    """
-    if target is None or target.is_dir():
-        target = (target or Path()) / name
-    elif has_suffix(target.name, SAFETENSORS):
-        return target
-    elif has_suffix(target.name, PICKLES):
-        raise OutputError(f"{target}: {target.suffix} files can hold code and are not written", "name it .safetensors")
-    return target.with_name(target.name + SAFETENSORS[0])
 
 
 def lay_out(planned: Plan, *, drop_ema: bool) -> Plan:

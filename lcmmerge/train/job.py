@@ -10,10 +10,10 @@ from lcmmerge.accelerators import OFFICIAL, Sampling, Span
 from lcmmerge.archs import Architecture, Model
 from lcmmerge.draw.presets import Preset, baseline
 from lcmmerge.errors import IncompatibleError, OptionError, OutputError
-from lcmmerge.merge.plan import joined, safetensors_name
 from lcmmerge.merge.spec import LCM, STYLE
 from lcmmerge.refs.weights import SAFETENSORS, has_suffix
 from lcmmerge.tensors import DTYPES, DType
+from lcmmerge.tensors.targets import joined, safetensors_name
 from lcmmerge.train.consistency import Grid
 from lcmmerge.train.data import Options
 from lcmmerge.train.data.transforms import Transform
