@@ -25,6 +25,7 @@ def merge_of(
     accelerator: str | None = None,
     allow_unmatched: bool = False,
     method: str = "add",
+    prediction: str | None = None,
     **output: Any,
 ) -> Merge:
     def text(reference: Path | str | None) -> str | None:
@@ -44,4 +45,5 @@ def merge_of(
         output=Written(target, **output),
         allow_unmatched=allow_unmatched,
         method=method,
+        prediction=prediction,
     )

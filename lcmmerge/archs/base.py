@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import cast
 
 from lcmmerge.archs.component import Component
+from lcmmerge.archs.prediction import EPSILON, Prediction
 from lcmmerge.archs.tables import KeyMap, Slot
 from lcmmerge.archs.views import Shape
 from lcmmerge.refs.weights import DIFFUSERS
@@ -21,6 +22,7 @@ class Family:
     """What is the same for every model of a family, beside its names.
 
     ``prediction``: what the denoiser predicts where nothing says otherwise: ``epsilon``, ``v_prediction``, ``flow``.
+    ``mixed``: models of it that predict the one and the other look alike, so that this is a guess.
     ``pipeline``: diffusers' class that draws an image of a text, empty where lcmmerge draws none. ``guidance``: of
     many-step samplers, that class's default. ``trained_guidance``: the range of w that distillation draws from, as in
     LCM's own scripts. ``micro_conditioning``: it is told sizes and pooled text beside the prompt
@@ -28,7 +30,8 @@ class Family:
     ``force_upcast`` false. ``from_image``: it draws from an image, and not from a text alone.
     """
 
-    prediction: str = "epsilon"
+    prediction: str = EPSILON
+    mixed: bool = False
     pipeline: str = ""
     guidance: float = 7.5
     trained_guidance: tuple[float, float] = (5.0, 15.0)
@@ -111,6 +114,7 @@ class Model:
     ``layout``: ``single-file``, ``diffusers``, or ``component`` for a denoiser alone. ``purpose``: ``base``, or
     what the number of input channels says: ``inpainting``, ``instruct-pix2pix``, ``depth``. Leftovers are
     tensors of no canonical name: EMA copies, schedules, ``position_ids``, layers that diffusers leaves out.
+    ``prediction``: of its denoiser.
     """
 
     source: TensorSource
@@ -119,6 +123,22 @@ class Model:
     purpose: str
     parameters: Mapping[str, Parameter]
     leftovers: Mapping[str, TensorInfo]
+    prediction: Prediction
+
+    def predicting(self, text: str | None) -> Model:
+        """The model with the prediction that a person names, where one does. Raises OptionError."""
+        return replace(self, prediction=Prediction.named(text)) if text else self
+
+    @property
+    def doubt(self) -> str:
+        """What is assumed of it, where that may be wrong; else empty."""
+        if self.prediction.told_by or not self.arch.family.mixed:
+            return ""
+        kind = self.prediction.kind
+        return (
+            f"nothing in {self.source.path.name} says what it predicts: {kind} is assumed, as of most "
+            f"{self.arch.title} models; --prediction says another"
+        )
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -45,7 +45,11 @@ OPEN_CLIP: Table = (
     Row("text_model.final_layer_norm.{p}", "ln_final.{p}"),
 )
 WITHOUT_MODEL = re.compile(r"^(text_encoder(?:_\d)?\.|.+\.transformer\.)(embeddings|encoder|final_layer_norm)\.")
-OPEN_CLIP_PROJECTION: Table = (Row("text_projection.weight", "text_projection", TRANSPOSED),)
+# The first as diffusers' first converters wrote it, in SSD-1B's published file too; the last is OpenCLIP's own.
+OPEN_CLIP_PROJECTION: Table = (
+    Row("text_projection.weight"),
+    Row("text_projection.weight", "text_projection", TRANSPOSED),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from lcmmerge.archs.base import Architecture, Model, Parameter, architectures
 from lcmmerge.archs.foreign import explain_unknown, refuse_foreign
+from lcmmerge.archs.prediction import prediction_of
 from lcmmerge.archs.tables import Slot
 from lcmmerge.errors import FormatError
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
@@ -52,12 +53,11 @@ def identify(source: TensorSource) -> Model:
         nearest = min(readings, key=lambda reading: len(reading.missing), default=None)
         raise explain_unknown(source, nearest.arch, nearest.missing) if nearest else explain_unknown(source)
     reading = max(complete, key=lambda reading: len(_needed(reading.arch, reading.keymap)))  # SSD-1B is a part of SDXL
-    arch, spelled = reading.arch, {reading.spell(info.name): info for info in source}
-    if len(spelled) < len(source.tensors):
-        raise FormatError(f"{source.path}: some parameters are there in two spellings", "keep one of them")
-    parameters, leftovers = _read(reading, spelled)
+    arch = reading.arch
+    parameters, leftovers = _read(reading, source)
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    model = Model(source, arch, source.layout, arch.denoiser.purpose(shapes), parameters, leftovers)
+    model = Model(source, arch, source.layout, arch.denoiser.purpose(shapes), parameters, leftovers,
+                  prediction_of(source, arch.family.prediction))  # fmt: skip
     if source.layout != DIFFUSERS and model.components == (arch.denoiser.name,):
         return replace(model, layout="component")
     return model
@@ -105,20 +105,24 @@ def _needed(arch: Architecture, keymap: str) -> list[str]:
 
 
 def _read(
-    reading: Reading, spelled: Mapping[str, TensorInfo]
+    reading: Reading, source: TensorSource
 ) -> tuple[Mapping[str, Parameter], Mapping[str, TensorInfo]]:
     keymap = reading.arch.keymap(reading.keymap)
     # A component without a table keeps its names, whatever they are.
     kept = tuple(f"{part.name}." for part in reading.arch.parts if next(part.slots(), None) is None)
     parameters: dict[str, Parameter] = {}
     leftovers: dict[str, TensorInfo] = {}
-    for name, info in spelled.items():
+    for info in source:
+        name = reading.spell(info.name)
         slots = keymap.read(name)
         if not slots and reading.keymap == DIFFUSERS and name.startswith(kept):
             slots = (Slot(name, name),)
         if not slots:
             leftovers[info.name] = info
         for slot in slots:
+            if slot.parameter in parameters:
+                what = f"{info.path}: {info.name!r} is there in two spellings"
+                raise FormatError(what, "keep one of them")
             parameters[slot.parameter] = _parameter(slot, info)
     return MappingProxyType(parameters), MappingProxyType(leftovers)
 

@@ -25,5 +25,5 @@ ARCHITECTURE = Architecture(
             open_clip=True,
         ),
     ),
-    family=Family(prediction="v_prediction", pipeline="StableDiffusionPipeline"),
+    family=Family(prediction="v_prediction", mixed=True, pipeline="StableDiffusionPipeline"),
 )

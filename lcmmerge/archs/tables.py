@@ -57,20 +57,28 @@ def expand(table: Table, canonical: str, stored: str, count: int = 1) -> Iterato
 
 @dataclass(frozen=True, slots=True)
 class KeyMap:
-    """Both directions. ``slots``: canonical name → slot; ``stored``: stored name → its slots, in the table's order."""
+    """Both directions. ``slots``: canonical name → slot; ``stored``: stored name → its slots, in the table's order.
+
+    A parameter with two rows is written by the last one's name; ``others`` are the names by which it is only read.
+    """
 
     slots: Mapping[str, Slot]
     stored: Mapping[str, tuple[Slot, ...]]
+    others: Mapping[str, Slot]
 
     @classmethod
     def of(cls, slots: Iterable[Slot]) -> KeyMap:
-        by_parameter: dict[str, Slot] = {}
+        slots = list(slots)
+        by_parameter = {slot.parameter: slot for slot in slots}
         by_stored: dict[str, tuple[Slot, ...]] = {}
+        others: dict[str, Slot] = {}
         for slot in slots:
-            by_parameter[slot.parameter] = slot
-            by_stored[slot.stored] = (*by_stored.get(slot.stored, ()), slot)
-        return cls(MappingProxyType(by_parameter), MappingProxyType(by_stored))
+            if by_parameter[slot.parameter] == slot:
+                by_stored[slot.stored] = (*by_stored.get(slot.stored, ()), slot)
+            else:
+                others[slot.stored] = slot
+        return cls(MappingProxyType(by_parameter), MappingProxyType(by_stored), MappingProxyType(others))
 
     def read(self, stored: str) -> tuple[Slot, ...]:
         """The slots in a stored tensor; none for a name that is not in the map."""
-        return self.stored.get(stored, ())
+        return self.stored.get(stored) or ((self.others[stored],) if stored in self.others else ())

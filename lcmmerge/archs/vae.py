@@ -51,8 +51,19 @@ DOWNSAMPLER: Table = (Row("downsamplers.0.conv.{p}", "downsample.conv.{p}"),)
 UPSAMPLER: Table = (Row("upsamplers.0.conv.{p}", "upsample.conv.{p}"),)
 
 
-OLDER = re.compile(r"^(vae\..+\.attentions\.\d+)\.(query|key|value|proj_attn)\.")
-NEWER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# The attention's linears: as diffusers calls them, as it did, as LDM does; converters of 2023 mix them.
+SPELLINGS = (
+    ("group_norm", "group_norm", "norm"),
+    ("to_q", "query", "q"),
+    ("to_k", "key", "k"),
+    ("to_v", "value", "v"),
+    ("to_out.0", "proj_attn", "proj_out"),
+)
+SPELLED = {name: (row[0], row[2]) for row in SPELLINGS for name in row}  # any → canonical, LDM's
+MIDDLE = re.compile(
+    rf"(?P<stored>{re.escape(LDM)})?(?P<place>(?:vae\.)?(?:encoder|decoder)\.mid(?:_block\.attentions\.0|\.attn_1))\."
+    rf"(?P<name>{'|'.join(map(re.escape, sorted(SPELLED, key=len, reverse=True)))})\.(?P<p>weight|bias)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +91,12 @@ class VAE(Component):
                 yield from expand(UPSAMPLER, *decoder)
 
     def respell(self, name: str) -> str:
-        """Old diffusers files have other names in the attention."""
-        return OLDER.sub(lambda match: f"{match[1]}.{NEWER[match[2]]}.", name)
+        """Old files, and those of some converters, have other names in the attention."""
+        match = MIDDLE.fullmatch(name)
+        if match is None:
+            return name
+        canonical, stored = SPELLED[match["name"]]
+        return f"{match['stored'] or ''}{match['place']}.{stored if match['stored'] else canonical}.{match['p']}"
 
 
 def _layers(canonical: str, stored: str, count: int) -> Iterator[Slot]:

@@ -34,14 +34,15 @@ def combine(
     from lcmmerge.lora.alignment import term_of
     from lcmmerge.lora.combine import CombineSettings
     from lcmmerge.lora.combine import combine as run
-    from lcmmerge.merge.plan import safetensors_name
     from lcmmerge.tensors.remote import open_reference
+    from lcmmerge.tensors.targets import joined, safetensors_name
 
     pairs = _pairs(terms)
     model = identify(open_reference(base, "base", pickles=True)) if base else None
     opened = [term_of(open_reference(reference, "adapter", pickles=True), strength) for reference, strength in pairs]
     settings = CombineSettings(rank, OUTPUT_DTYPES[dtype] if dtype else None)
-    found = run(opened, safetensors_name(target), settings, model, force=force)
+    target = safetensors_name(target, joined(*(reference for reference, _ in pairs)))
+    found = run(opened, target, settings, model, force=force)
     if output.as_json:
         output.json(found.as_dict())
         return

@@ -84,10 +84,11 @@ class Pixels(click.ParamType["tuple[int, int]"]):
 
 
 def target_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``-o`` for the file that must be written, and ``--force``."""
+    """Add ``-o`` for the file that must be written, or the folder that it goes into, and ``--force``."""
     command = click.option("--force", is_flag=True, help="Replace the output.")(command)
     file = click.Path(path_type=Path)
-    return click.option("-o", "--output", "target", type=file, required=True, help="The file to write.")(command)
+    text = "The file to write, or a folder for it."
+    return click.option("-o", "--output", "target", type=file, required=True, help=text)(command)
 
 
 def output_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -47,7 +47,8 @@ def distill(
     steps: int, batch: int, accumulate: int, learning_rate: float | None, warmup: int, decay: str, weight_decay: float,
     optimizer: str, precision: str, gradient_checkpointing: bool, seed: int, device: str | None, validate: int | None,
     validate_every: int, checkpoint_every: int, work: Path | None, resume: bool, force: bool, target: Path | None,
-    dtype: str, config_from: str | None, variant: str | None, encode_only: bool, counting: bool, output: Output,
+    dtype: str, config_from: str | None,
+    prediction: str | None, variant: str | None, encode_only: bool, counting: bool, output: Output,
 ) -> None:  # fmt: skip
     """Distil BASE into a few-step model: Algorithm 1 of LCM-LoRA, https://arxiv.org/abs/2311.05556.
 
@@ -86,7 +87,8 @@ def distill(
         base, data, target, LCF if finetune else LCD, settings, rank, alpha, full, mu, w, distance, skip,
         options=Options(caption, image_column, text_column, split), resolution=resolution, crop=crop, flip=flip,
         drop_captions=drop_captions, skip_bad=skip_bad, workers=workers, validate=validate, dtype=OUTPUT_DTYPES[dtype],
-        device=device, variant=variant, config_from=config_from, work=work, resume=resume, force=force,
+        device=device, variant=variant, config_from=config_from,
+        prediction=prediction, work=work, resume=resume, force=force,
     )  # fmt: skip
     if encode_only:
         examples = encode(job, output)

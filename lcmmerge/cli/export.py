@@ -17,6 +17,7 @@ from lcmmerge.cli.options import (
     lcm_option,
     merge_of,
     method_option,
+    prediction_option,
     threads_option,
     tuned_from_option,
     variant_option,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 @click.option("--static", "statics", type=Pixels(), multiple=True, metavar="WxH", help="A size to build an engine for.")
 @click.option("--fused/--no-fused", default=True, show_default=True, help="Also graphs with Attention nodes, opset 23.")
 @config_option
+@prediction_option
 @variant_option
 @click.option(
     "--cache", type=click.Path(path_type=Path), envvar="LCMMERGE_CACHE",
@@ -72,6 +74,7 @@ def export(
     model: str, style: str | None, target: Path, to: str, dtype: str, vae_dtype: str | None,
     lambdas: tuple[float, float], lcm: str | None, accelerator: str | None, adapters: Sequence[tuple[str, float]],
     tuned_from: str | None, method: str, statics: tuple[tuple[int, int], ...], fused: bool, config_from: str | None,
+    prediction: str | None,
     variant: str | None, cache: Path | None, engines: tuple[str, ...], whole: int | None, names: str | None,
     parity: bool, force: bool, threads: int, output: Output,
 ) -> None:  # fmt: skip
@@ -106,7 +109,8 @@ def export(
         lambdas = (1.0, 0.0)
     merge = merge_of(
         model, style, lambdas, lcm=lcm, accelerator=accelerator if style or lcm else None, adapters=adapters,
-        tuned_from=tuned_from, variant=variant, config_from=config_from, output=Written(target), method=method,
+        tuned_from=tuned_from, variant=variant, config_from=config_from,
+        prediction=prediction, output=Written(target), method=method,
     )  # fmt: skip
     prepared = prepare(
         ExportRequest(

@@ -38,15 +38,16 @@ def extract(
     from lcmmerge.archs import identify
     from lcmmerge.lora.extract import ExtractSettings, tuned_of
     from lcmmerge.lora.extract import extract as run
-    from lcmmerge.merge.plan import safetensors_name
     from lcmmerge.tensors.remote import open_reference
+    from lcmmerge.tensors.targets import joined, safetensors_name
 
     origin = identify(open_reference(base, "base", pickles=True))
     term = tuned_of(open_reference(tuned, "tuned checkpoint", pickles=True), origin)
     settings = ExtractSettings(rank, energy, OUTPUT_DTYPES[dtype], full)
     total = sum(parameter.info.nbytes for parameter in origin.parameters.values())
+    target = safetensors_name(target, joined(tuned, base))
     with output.progress("extract", total) as progress:
-        found = run(term, origin, safetensors_name(target), settings, force=force, progress=progress)
+        found = run(term, origin, target, settings, force=force, progress=progress)
     if output.as_json:
         output.json(found.as_dict())
     else:

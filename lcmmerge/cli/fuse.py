@@ -18,6 +18,7 @@ from lcmmerge.cli.options import (
     merge_of,
     method_option,
     once_each,
+    prediction_option,
     tuned_from_option,
     variant_option,
 )
@@ -43,10 +44,13 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @method_option
 @click.option(
     "--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC",
-    help="Factors on a term's λ per U-Net block: `style IN00-IN05=0.5,M00=0`, or one number per block. "
+    help="Factors on a term's λ per U-Net block: `style IN00-IN05=0.5,M=0,OUT=1`, or one number per block. "
     "TERM: style, lcm, or an adapter's file name without its suffix.",
 )
-@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: BASE-STYLE-lcm, here]")
+@click.option(
+    "-o", "--output", "target", type=click.Path(path_type=Path),
+    help="The file to write, or a folder for it.  [default: BASE-STYLE-lcm, here]",
+)
 @click.option("--layout", type=click.Choice(["single-file", "diffusers"]), help="[default: the base's]")
 @click.option("--dtype", type=DTYPE, help="[default: each tensor's own]")
 @click.option(
@@ -60,6 +64,7 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
     "--config-from", type=REFERENCE, metavar="REF",
     help="Configs, scheduler, tokenizers for --layout diffusers.",
 )
+@prediction_option
 @variant_option
 @click.option("--max-shard-size", "shard", type=Bytes(), help="Split files above this size, such as 5GB.")
 @click.option("--drop-ema", is_flag=True, help="Leave out a checkpoint's EMA copy.")
@@ -73,7 +78,8 @@ def fuse(
     base: str, style: str | None, lambdas: tuple[float, float], lcm: str | None, accelerator: str | None,
     adapters: Sequence[tuple[str, float]], tuned_from: str | None, method: str, weights: Sequence[tuple[str, str]],
     target: Path | None, layout: str | None, dtype: str | None, encoding: str | None, rounding: str, seed: int,
-    config_from: str | None, variant: str | None, shard: int | None, drop_ema: bool, allow_unmatched: bool,
+    config_from: str | None,
+    prediction: str | None, variant: str | None, shard: int | None, drop_ema: bool, allow_unmatched: bool,
     hash_base: bool, force: bool, device: str, threads: int, dry_run: bool, output: Output,
 ) -> None:  # fmt: skip
     """Merge STYLE and an LCM-LoRA into BASE, and write one standalone checkpoint.
@@ -102,7 +108,7 @@ def fuse(
         output=Written(
             target, layout, stored_as(dtype, encoding), shard, drop_ema, seed if rounding == "stochastic" else None
         ),
-        allow_unmatched=allow_unmatched, method=method,
+        allow_unmatched=allow_unmatched, method=method, prediction=prediction,
     )  # fmt: skip
     planned = plan(merge, dry_run=dry_run)
     for doubt in planned.doubts:
@@ -124,6 +130,7 @@ def _show_plan(plan: Plan, output: Output) -> None:
         output.json(plan.as_dict())
         return
     output.text(f"{plan.base.arch.title}, {plan.base.purpose}, {plan.base.layout}: {plan.base.source.path}")
+    output.text(f"The base {plan.base.prediction}.")
     if not plan.merge.linear:
         output.text(f"Merged by {plan.merge.method_text}.")
     output.table(

@@ -65,7 +65,7 @@ def generate(
     model: str, prompts: Sequence[str], prompt_file: Path | None, folder: Path, negative: str, seed: int, count: int,
     batch: int, size: Size | None, steps: int | None, guidance: float | None, scheduler: str | None,
     accelerator: str | None, style: str | None, lambdas: tuple[float, float], lcm: str | None, method: str,
-    config_from: str | None, variant: str | None, dtype: str | None, device: str | None,
+    config_from: str | None, prediction: str | None, variant: str | None, dtype: str | None, device: str | None,
     provider: str | None, force: bool, output: Output,
 ) -> None:  # fmt: skip
     """Draw the prompts with MODEL: a checkpoint of any layout, a live merge into it, or an export.
@@ -93,17 +93,23 @@ def generate(
     if not texts:
         raise click.UsageError("Give a --prompt, or --prompts FILE.")
     if exported:
-        _refuse({"--device": device, "--dtype": dtype, "--variant": variant, "--config-from": config_from})
+        _refuse({
+            "--device": device, "--dtype": dtype, "--variant": variant, "--config-from": config_from,
+            "--prediction": prediction,
+        })  # fmt: skip
         opened = _export(Path(model), provider, output)
     elif provider:
         raise click.UsageError("--provider is of an export, a folder that `lcmmerge export` wrote.")
     elif live:
-        merge = merge_of(model, style, lambdas, lcm=lcm, accelerator=accelerator, variant=variant, method=method)
-        opened = _live(merge, scheduler, config_from, device, dtype, output, force=force)
+        merge = merge_of(
+            model, style, lambdas, lcm=lcm, accelerator=accelerator, variant=variant, config_from=config_from,
+            method=method, prediction=prediction,
+        )  # fmt: skip
+        opened = _live(merge, scheduler, device, dtype, output, force=force)
     elif is_given("lambdas"):
         raise click.UsageError("--lambda is of a live merge: give --live STYLE, or --lcm.")
     else:
-        opened = _checkpoint(model, variant, config_from, device, dtype)
+        opened = _checkpoint(model, variant, config_from, prediction, device, dtype, output)
     preset = presets.choose(
         opened.model, opened.configs, accelerator=opened.accelerator or accelerator, scheduler=scheduler, steps=steps,
         guidance=guidance,
@@ -129,21 +135,23 @@ class Opened:
 
 
 def _checkpoint(
-    reference: str, variant: str | None, config_from: str | None, device: str | None, dtype: str | None
-) -> Opened:
+    reference: str, variant: str | None, config_from: str | None, prediction: str | None, device: str | None,
+    dtype: str | None, output: Output,
+) -> Opened:  # fmt: skip
     from lcmmerge.draw import drawable, load
     from lcmmerge.draw.png import Origin
 
     place, numbers = load.pick_device(device, dtype)
-    model = load.open_model(reference, variant)
+    model = load.open_model(reference, variant, prediction)
+    if model.doubt and not config_from:
+        output.warn(model.doubt)
     configs = drawable.configs_of(model, config_from)
     origin = Origin.of(model, None, numbers, place)
     return Opened(model, configs, origin, lambda: load.load_pipeline(model, configs, numbers, place))
 
 
 def _live(
-    merge: Merge, scheduler: str | None, config_from: str | None, device: str | None, dtype: str | None,
-    output: Output, *, force: bool,
+    merge: Merge, scheduler: str | None, device: str | None, dtype: str | None, output: Output, *, force: bool,
 ) -> Opened:  # fmt: skip
     from lcmmerge.draw import drawable, live, load
     from lcmmerge.draw.png import Origin
@@ -156,7 +164,7 @@ def _live(
     if fast and fast.source and fast.strength and not (plan.accelerator or scheduler):
         file = fast.source.reference
         output.warn(f"which accelerator {file} is cannot be told: name it by --accelerator, or a --scheduler")
-    configs = drawable.configs_of(plan.base, config_from)
+    configs = drawable.configs_of(plan.base, merge.config_from)
     origin = Origin.of(plan.base, plan, numbers, place)
     name = plan.accelerator.name if plan.accelerator else None
     return Opened(plan.base, configs, origin, lambda: live.load_live(plan, configs, numbers, place), name)

@@ -65,6 +65,7 @@ def _show_checkpoint(found: Inspection, facts: CheckpointFacts, output: Output) 
         ],
         numbers=3,
     )
+    output.text(f"It {model.prediction}.")
     if facts.missing:
         output.warn(f"its components lack {len(facts.missing)} parameters: {few(facts.missing, output)}")
     if not facts.lora_modules:

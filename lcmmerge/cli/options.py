@@ -61,6 +61,10 @@ adapter_option = click.option(
 config_option = click.option(
     "--config-from", type=REFERENCE, metavar="REF", help="Configs, scheduler and tokenizers for a single file."
 )
+prediction_option = click.option(
+    "--prediction", type=click.Choice(["epsilon", "v", "v-zero-snr"]),
+    help="What the model predicts, where its files do not say it.",
+)  # fmt: skip
 variant_option = click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
 device_option = click.option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")
 sources_option = click.option(
@@ -73,6 +77,7 @@ arithmetic_options = together(
 )
 drawing_options = together(
     config_option,
+    prediction_option,
     variant_option,
     click.option("--dtype", type=ADAPTER_DTYPE, help="[default: fp16 on a GPU, else fp32]"),
     device_option,
@@ -100,6 +105,7 @@ def merge_of(
     output: Written | None = None,
     allow_unmatched: bool = False,
     method: str = "add",
+    prediction: str | None = None,
 ) -> Merge:
     """The merge that the options describe: STYLE at λ1, the acceleration LoRA at λ2, then the adapters.
 
@@ -131,6 +137,7 @@ def merge_of(
         config_from=config_from,
         allow_unmatched=allow_unmatched,
         parameters=parameters,
+        prediction=prediction,
     )
 
 

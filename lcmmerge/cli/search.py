@@ -94,7 +94,8 @@ def search(
     steps: int | None, lcm: str | None, accelerator: str | None, adapters: Sequence[str], tuned_from: str | None,
     weights: Sequence[tuple[str, str]], objective: str, count: int, seed: int, size: tuple[int, int] | None, batch: int,
     guidance: float | None, storage: str | None, ray: str | None, bake: Path | None, recipe: Path | None,
-    config_from: str | None, variant: str | None, dtype: str | None, device: str | None, force: bool, output: Output,
+    config_from: str | None,
+    prediction: str | None, variant: str | None, dtype: str | None, device: str | None, force: bool, output: Output,
 ) -> None:  # fmt: skip
     """Draw STYLE and an LCM-LoRA merged into BASE at each λ of a grid, and choose by measuring.
 
@@ -122,7 +123,7 @@ def search(
     merge = merge_of(
         base, style, lcm=lcm, accelerator=accelerator, adapters=[(reference, 1.0) for reference in adapters],
         tuned_from=tuned_from, block_weights=once_each(weights, "--block-weights"), variant=variant,
-        config_from=config_from,
+        config_from=config_from, prediction=prediction,
     )  # fmt: skip
     _check(merge, bake, recipe, force)
     asked = SearchRequest(

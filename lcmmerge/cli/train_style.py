@@ -30,7 +30,8 @@ def train_style(
     snr_gamma: float | None, steps: int, batch: int, accumulate: int, learning_rate: float | None, warmup: int,
     decay: str, weight_decay: float, optimizer: str, precision: str, gradient_checkpointing: bool, seed: int,
     device: str | None, validate: int | None, validate_every: int, checkpoint_every: int, work: Path | None,
-    resume: bool, force: bool, target: Path, dtype: str, config_from: str | None, variant: str | None, output: Output,
+    resume: bool, force: bool, target: Path, dtype: str, config_from: str | None,
+    prediction: str | None, variant: str | None, output: Output,
 ) -> None:  # fmt: skip
     """Tune a LoRA of BASE's U-Net on images, as θ_pre + λ1·τ′ + λ2·τ_LCM needs it.
 
@@ -57,6 +58,7 @@ def train_style(
         base, data, target, DIFFUSION, settings, rank, alpha, snr_gamma=snr_gamma,
         options=Options(caption, image_column, text_column, split), resolution=resolution, crop=crop, flip=flip,
         drop_captions=drop_captions, skip_bad=skip_bad, workers=workers, validate=validate, dtype=OUTPUT_DTYPES[dtype],
-        device=device, variant=variant, config_from=config_from, work=work, resume=resume, force=force,
+        device=device, variant=variant, config_from=config_from,
+        prediction=prediction, work=work, resume=resume, force=force,
     )  # fmt: skip
     show_result(run(job, output), output)

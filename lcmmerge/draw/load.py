@@ -31,9 +31,12 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LONGEST = 1 << 20  # tokens; CLIP takes 77
 
 
-def open_model(reference: str, variant: str | None = None) -> Model:
-    """The checkpoint by its headers. Raises NotFoundError, FormatError, IncompatibleError (it draws no images)."""
-    model = identify(open_reference(reference, "model", variant, pickles=True))
+def open_model(reference: str, variant: str | None = None, prediction: str | None = None) -> Model:
+    """The checkpoint by its headers; ``prediction``: as ``--prediction`` says.
+
+    Raises NotFoundError, FormatError, OptionError, IncompatibleError (it draws no images).
+    """
+    model = identify(open_reference(reference, "model", variant, pickles=True)).predicting(prediction)
     check_drawable(model)
     return model
 
@@ -85,7 +88,7 @@ def load_components(model: Model, configs: Path, dtype: torch.dtype, read: Read 
     if model.source.awaited:
         model.source.awaited.fetch()
     read = read or stored(model)
-    components: dict[str, Any] = {"scheduler": own_scheduler(configs)}
+    components: dict[str, Any] = {"scheduler": own_scheduler(configs, model)}
     for encoder in model.arch.text_encoders:
         name = encoder.name.replace("text_encoder", "tokenizer")
         components[name] = clip_tokenizer(configs / name, CURE)

@@ -17,9 +17,9 @@ from lcmmerge import accelerators
 from lcmmerge.accelerators import ACCELERATORS, OF_THE_MODEL, OFFICIAL, SCHEDULERS, TRAILING, Sampling, Span
 from lcmmerge.archs import Model
 from lcmmerge.errors import FormatError, LcmMergeError
-from lcmmerge.merge.configs import CURE
+from lcmmerge.merge.configs import CURE, scheduler_config
 from lcmmerge.merge.provenance import RECIPE
-from lcmmerge.refs.weights import local_tree, read_json
+from lcmmerge.refs.weights import SCHEDULER, local_tree, read_json
 from lcmmerge.tensors import TensorSource
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def choose(
     A model's own is what its merge recorded, else its scheduler's. ``steps`` and ``guidance`` go before the preset's.
     Raises LcmMergeError for what makes no sense, FormatError for a damaged record.
     """
-    config = dict(own_scheduler(configs).config)
+    config = dict(own_scheduler(configs, model).config)
     if scheduler:
         chosen = baseline(scheduler, model)
     elif accelerator:
@@ -172,9 +172,12 @@ def recorded(source: TensorSource) -> Preset | None:
         raise FormatError(f"{source.path}: its merge recipe is damaged", "name a --scheduler") from None
 
 
-def own_scheduler(configs: Path) -> SchedulerMixin:
-    """The scheduler of a pipeline's folder. Raises NotFoundError, FormatError."""
-    config = read_json(local_tree(configs), "scheduler/scheduler_config.json")
+def own_scheduler(configs: Path, model: Model | None = None) -> SchedulerMixin:
+    """The scheduler of a pipeline's folder, for a ``model`` that is not the folder's own.
+
+    Raises NotFoundError, FormatError, IncompatibleError.
+    """
+    config = scheduler_config(configs, model) if model else read_json(local_tree(configs), SCHEDULER)
     kind = _scheduler_class(str(config.get("_class_name")))
     try:
         return kind.from_config(config)

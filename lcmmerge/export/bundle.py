@@ -20,7 +20,7 @@ from lcmmerge.graphs.components import PipelinePart
 from lcmmerge.graphs.graph import opset_of
 from lcmmerge.graphs.link import check_link, link
 from lcmmerge.graphs.profiles import as_dict, whole_shapes
-from lcmmerge.merge.configs import OPTIONAL, set_scheduler
+from lcmmerge.merge.configs import OPTIONAL, scheduler_config, set_scheduler
 from lcmmerge.merge.execute import execute
 from lcmmerge.merge.fuse import check_output
 from lcmmerge.merge.plan import Plan
@@ -30,7 +30,7 @@ from lcmmerge.output import Output
 from lcmmerge.refs import name_of
 from lcmmerge.refs.files import inside, parse_object
 from lcmmerge.refs.reference import hub_reference
-from lcmmerge.refs.weights import MODEL_INDEX, Tree, local_tree, read_json
+from lcmmerge.refs.weights import MODEL_INDEX, SCHEDULER, Tree, local_tree, read_json
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import hashing
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
@@ -104,8 +104,8 @@ def _write_small_files(prepared: PreparedExport, folder: Path) -> None:
         said = {key: dtype for key in DTYPE_KEYS if key in config}
         _write_json(folder / name / "config.json", _without_places(config) | said)
     (folder / "scheduler").mkdir()
-    scheduler = "scheduler/scheduler_config.json"
-    _write_json(folder / scheduler, _read_own(tree, prepared.configs, scheduler))
+    inside(prepared.configs, SCHEDULER, cached=True)
+    _write_json(folder / SCHEDULER, scheduler_config(prepared.configs, prepared.plan.base))
     preset = prepared.preset
     if preset.name != "own" and preset.scheduler in SCHEDULERS:
         steps, guidance = Span.only(preset.steps), Span.only(preset.guidance)

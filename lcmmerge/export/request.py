@@ -21,7 +21,7 @@ from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.plan import plan as plan_merge
 from lcmmerge.merge.provenance import RECIPE
 from lcmmerge.merge.spec import Merge
-from lcmmerge.refs.weights import local_tree, read_json
+from lcmmerge.refs.weights import SCHEDULER, local_tree, read_json
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def prepare(request: ExportRequest) -> PreparedExport:
     _check(plan, components, configs, request.cache)
     if request.nvidia:
         check_names(request.to, components)
-    loop = _loop(configs, replace(preset, steps=request.whole)) if request.whole else None
+    loop = _loop(configs, replace(preset, steps=request.whole), merge.base) if request.whole else None
     prepared = PreparedExport(request, target, plan, configs, preset, components, dtypes, loop)
     if request.engines:
         from lcmmerge.export.engines import check_engines
@@ -125,16 +125,17 @@ def _preset(model: Model, configs: Path, accelerator: str | None, cache: Path | 
         "accelerator": accelerator,
         "recorded": model.source.metadata.get(RECIPE),
         "family": asdict(model.arch.family),
-        "configs": [read_json(tree, name) for name in ("scheduler/scheduler_config.json", "unet/config.json")],
+        "prediction": asdict(model.prediction),
+        "configs": [read_json(tree, name) for name in (SCHEDULER, "unet/config.json")],
     }
     said = once("preset", facts, lambda: choose(model, configs, accelerator=accelerator).as_dict(), cache)
     return Preset(**said)
 
 
-def _loop(configs: Path, preset: Preset) -> Loop:
+def _loop(configs: Path, preset: Preset, model: Model) -> Loop:
     from lcmmerge.export.whole import plan_loop  # and with it the runtimes
 
-    return plan_loop(configs, preset)
+    return plan_loop(configs, preset, model)
 
 
 def vae_dtype(model: Model, configs: Path, dtype: str) -> str:

@@ -27,6 +27,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 
+from lcmmerge.archs import Model
 from lcmmerge.draw.presets import Preset, own_scheduler
 from lcmmerge.draw.sampling import guidance_embedding
 from lcmmerge.errors import IncompatibleError
@@ -59,8 +60,10 @@ class Loop:
         return 1 + sum(step.noise != 0 for step in self.steps)
 
 
-def plan_loop(configs: Path, preset: Preset) -> Loop:
-    """Raises IncompatibleError (guidance, a scheduler of many steps), LcmMergeError (more steps than it takes)."""
+def plan_loop(configs: Path, preset: Preset, model: Model | None = None) -> Loop:
+    """``model`` and ``configs`` as of ``own_scheduler``.
+
+    Raises IncompatibleError (guidance, a scheduler of many steps), LcmMergeError (more steps than it takes)."""
     tree = local_tree(configs)
     unet = {"time_cond_proj_dim": None} | read_json(tree, "unet/config.json")
     if preset.guidance > 1 and unet["time_cond_proj_dim"] is None:
@@ -68,7 +71,7 @@ def plan_loop(configs: Path, preset: Preset) -> Loop:
             f"{preset}: a whole pipeline asks the U-Net once a step, which is without guidance",
             "merge an acceleration LoRA, or say which it holds by --accelerator",
         )
-    scheduler = preset.build(own_scheduler(configs).config)
+    scheduler = preset.build(own_scheduler(configs, model).config)
     vae = dict(VAE_DEFAULTS) | read_json(tree, "vae/config.json")
     return Loop(steps_of(scheduler, preset), max(preset.guidance, 1.0), unet, vae)
 

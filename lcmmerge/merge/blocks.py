@@ -1,6 +1,7 @@
 """Per-block strengths in the merge-block-weight convention: BASE, IN00…, M00, OUT00… of the LDM U-Net, B00 … of a list.
 
-BASE is everything outside the denoiser (text encoders, VAE), and what of a transformer serves every block.
+BASE is everything outside the denoiser (text encoders, VAE), and what of a transformer serves every block. Blocks are
+named alike wherever a person names them: ``IN04``, ``IN00-IN05``, and ``IN``, ``M``, ``OUT`` for all of a kind.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from lcmmerge.errors import OptionError
 from lcmmerge.merge.outcome import LARGEST
 from lcmmerge.refs.weights import SINGLE_FILE
 
-GRAMMAR = "give one number per block, or pairs such as IN04=0.5,OUT00-OUT03=0 (others stay at 1)"
+GRAMMAR = "give one number per block, or pairs such as IN04=0.5,M=0,OUT00-OUT03=0 (others stay at 1)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,15 @@ def blocks(model: Model) -> tuple[str, ...]:
 
 
 def parse_block_weights(text: str, model: Model) -> BlockWeights:
-    """``1,0.5,…`` (one number per block, with or without BASE) or ``IN04=0.5,OUT00-OUT03=0``."""
+    """``1,0.5,…`` (one number per block, with or without BASE) or ``IN04=0.5,M=0,OUT00-OUT03=0``.
+
+    Raises OptionError.
+    """
     names = blocks(model)
     items = [item.strip() for item in text.split(",") if item.strip()]
     try:
         if "=" in text:
-            factors = {name: factor for item in items for name, factor in _span(item, names).items()}
+            factors = {name: factor for item in items for name, factor in _pair(item, names).items()}
         elif len(items) in (len(names), len(names) - 1):
             factors = dict(zip(names[-len(items) :], map(_number, items), strict=True))
         else:
@@ -57,17 +61,32 @@ def parse_block_weights(text: str, model: Model) -> BlockWeights:
     return BlockWeights(MappingProxyType(factors))
 
 
-def _span(item: str, names: tuple[str, ...]) -> dict[str, float]:
-    """``IN04=0.5`` or ``OUT00-OUT03=0``."""
-    span, _, value = item.partition("=")
-    first, _, last = (name.strip() for name in span.partition("-"))
+def _pair(item: str, names: tuple[str, ...]) -> dict[str, float]:
+    """``IN04=0.5``, ``IN=0.5`` or ``OUT00-OUT03=0``."""
+    text, equals, value = item.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r} has no number")
+    return dict.fromkeys(span(text, names), _number(value))
+
+
+def span(text: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The blocks that a text names, of ``names`` in their order: one, all of a kind, or from one to another.
+
+    Raises ValueError.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(name.rstrip("0123456789"), []).append(name)
+    first, _, last = (name.strip() for name in text.partition("-"))
     last = last or first
-    if unknown := {first, last} - set(names):
-        raise ValueError(f"no block {min(unknown)!r}; the blocks are {', '.join(names)}")
-    begin, end = names.index(first), names.index(last)
+    if unknown := {first, last} - {*names, *kinds}:
+        groups = ", ".join(kind for kind, members in kinds.items() if members != [kind])
+        known = f"{', '.join(names)}, and {groups} for all of a kind"
+        raise ValueError(f"no block {min(unknown)!r}; the blocks are {known}")
+    begin, end = names.index(kinds.get(first, [first])[0]), names.index(kinds.get(last, [last])[-1])
     if begin > end:
         raise ValueError(f"{first} comes after {last}")
-    return dict.fromkeys(names[begin : end + 1], _number(value))
+    return names[begin : end + 1]
 
 
 def _number(text: str) -> float:

@@ -9,9 +9,9 @@ from typing import Any
 
 from lcmmerge.accelerators import Sampling
 from lcmmerge.archs import Model
-from lcmmerge.errors import NotFoundError, ShapeMismatchError
+from lcmmerge.errors import IncompatibleError, NotFoundError, ShapeMismatchError
 from lcmmerge.refs.files import inside
-from lcmmerge.refs.weights import MODEL_INDEX, local_tree, read_json, small_files
+from lcmmerge.refs.weights import MODEL_INDEX, SCHEDULER, local_tree, read_json, small_files
 
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 # Of these parts, which have no weights, one file at least.
@@ -25,13 +25,15 @@ DEFAULTS = {"use_linear_projection": False, "mid_block_type": "UNetMidBlock2DCro
 def check_configs(configs: Path, base: Model) -> None:
     """Refuse configs of another model now, not when somebody loads the result.
 
-    Raises NotFoundError, FormatError, ShapeMismatchError.
+    Raises NotFoundError, FormatError, IncompatibleError.
     """
     if not (configs / MODEL_INDEX).is_file():
         raise NotFoundError(f"{configs}: has no model_index.json, so it is no diffusers folder", CURE)
     for component in base.components:
         if not (configs / component / "config.json").is_file():
             raise NotFoundError(f"{configs}: has no {component}/config.json, which the model needs", CURE)
+    if (configs / SCHEDULER).is_file():
+        scheduler_config(configs, base)
     denoiser = base.arch.denoiser
     config = read_json(local_tree(configs), f"{denoiser.name}/config.json", CURE)
     for key, found in denoiser.config(base.shapes).items():
@@ -43,8 +45,21 @@ def check_configs(configs: Path, base: Model) -> None:
             )
 
 
-def copy_configs(configs: Path, target: Path, components: set[str]) -> None:
-    """Copy the small files of a pipeline's parts; ``components`` are those whose weights the target holds.
+def scheduler_config(configs: Path, model: Model) -> dict[str, Any]:
+    """Of a pipeline's folder, for this model: what it predicts is told by the model before it is by the folder.
+
+    Raises NotFoundError, FormatError, and IncompatibleError for a scheduler that cannot draw it.
+    """
+    config = read_json(local_tree(configs), SCHEDULER)
+    if not model.prediction.fits(config):
+        raise IncompatibleError(
+            f"{model.source.path}: {model.prediction}; the scheduler of {configs} is {config.get('_class_name')}", CURE
+        )
+    return model.prediction.scheduler(config)
+
+
+def copy_configs(configs: Path, target: Path, components: set[str], model: Model) -> None:
+    """Copy the small files of a model's parts; ``components`` are those whose weights the target holds.
 
     What else lies in the folder ``configs``, such as an export's manifest, is not the target's. An optional component
     without weights (the safety checker) is struck from ``model_index.json``, as diffusers does.
@@ -62,6 +77,12 @@ def copy_configs(configs: Path, target: Path, components: set[str]) -> None:
         promised = part in index and index[part] != [None, None]
         if promised and not any((target / part / name).is_file() for name in names):
             raise NotFoundError(f"{configs}: has no {part}/{names[0]}, which its model_index.json promises", CURE)
+    if (target / SCHEDULER).is_file():
+        told = scheduler_config(configs, model)
+        if told != read_json(local_tree(target), SCHEDULER):
+            _write_json(target / SCHEDULER, told)
+            index |= {"scheduler": ["diffusers", told["_class_name"]]}
+            _write_json(target / MODEL_INDEX, index)
     absent = [name for name in OPTIONAL if name in index and name not in components]
     if absent:
         index |= {name: [None, None] for name in absent}
@@ -72,9 +93,9 @@ def copy_configs(configs: Path, target: Path, components: set[str]) -> None:
 
 def set_scheduler(folder: Path, sampling: Sampling) -> None:
     """Make the scheduler that ``sampling`` names a pipeline's, with the noise of the one that it has."""
-    tree, config = local_tree(folder), "scheduler/scheduler_config.json"
-    if config in tree.names:
-        _write_json(folder / config, sampling.config(read_json(tree, config, CURE)))
+    tree = local_tree(folder)
+    if SCHEDULER in tree.names:
+        _write_json(folder / SCHEDULER, sampling.config(read_json(tree, SCHEDULER, CURE)))
         index = read_json(tree, MODEL_INDEX, CURE) | {"scheduler": ["diffusers", sampling.scheduler]}
         _write_json(folder / MODEL_INDEX, index)
 

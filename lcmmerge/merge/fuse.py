@@ -81,7 +81,7 @@ def _prepare_folder(plan: Plan, folder: Path) -> None:
     components = {file.path.parts[0] for file in plan.files}
     for component in components:
         (folder / component).mkdir()
-    copy_configs(plan.configs or plan.base.source.path, folder, components)
+    copy_configs(plan.configs or plan.base.source.path, folder, components, plan.base)
     if plan.accelerator:
         set_scheduler(folder, plan.accelerator.sampling)
 
@@ -90,10 +90,12 @@ def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int
     """Merge, and beside it hash the inputs that nobody has, beginning before torch is loaded, which takes a second."""
     wanted = plan.sources if settings.hash_base else {k: s for k, s in plan.sources.items() if k != "base"}
     known = provenance.placeholders(wanted)
+    family = plan.base.arch.family
+    predicts = plan.base.prediction.metadata(family.prediction, mixed=family.mixed)
     with hashing(wanted) as hashes:
 
         def metadata(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:
-            return provenance.metadata(plan, hashes() if final else known, sha256) | file.metadata
+            return provenance.metadata(plan, hashes() if final else known, sha256) | file.metadata | predicts
 
         from lcmmerge.merge.execute import execute
 

@@ -76,6 +76,7 @@ class CheckpointFacts:
             "architecture": arch.name,
             "title": arch.title,
             "purpose": self.model.purpose,
+            "prediction": self.model.prediction.as_dict(),
             "layout": self.model.layout,
             "parts": {part.name: part.as_dict() for part in self.parts},
             "missing": list(self.missing),

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lcmmerge.archs import Model, Parameter, Slot, View, is_ema, tiles
-from lcmmerge.errors import FormatError
+from lcmmerge.archs.prediction import ASKED, EDM, MARKS
+from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.merge.operand import Operand
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
+from lcmmerge.tensors import DTYPES
 
 MODEL = "diffusion_pytorch_model"
 
@@ -46,15 +48,28 @@ class Draft:
 
 
 def drafts(base: Model, layout: str, *, drop_ema: bool) -> tuple[list[Draft], tuple[str, ...]]:
-    """The tensors of the output in the base's reading order, and the names of what is left out."""
+    """The tensors of the output in the base's reading order, and the names of what is left out.
+
+    Of what a model predicts a single file has marks, where that is not usual.
+    """
     if layout == base.layout:
         return _as_it_is(base, drop_ema=drop_ema)
-    if base.layout == "component":
-        raise FormatError(
-            f"{base.source.path}: the {base.arch.denoiser.kind} alone makes no whole model", "omit --layout"
-        )
+    _refuse_partial(base, layout)
     _refuse_strangers(base)
-    return _to_diffusers(base) if layout == DIFFUSERS else _to_single_file(base)
+    chosen, dropped = _to_diffusers(base) if layout == DIFFUSERS else _to_single_file(base)
+    return chosen, tuple(name for name in dropped if name not in MARKS)
+
+
+def _refuse_partial(base: Model, layout: str) -> None:
+    """In another layout a model is for another program, which is to find all of it."""
+    path, cure = base.source.path, "take the whole checkpoint, or omit --layout: it keeps what is there"
+    if base.layout == "component":
+        raise IncompatibleError(f"{path}: the {base.arch.denoiser.kind} alone makes no whole model", "omit --layout")
+    if lacking := [name for name in base.arch.components if name not in base.components]:
+        raise IncompatibleError(f"{path}: has no {', no '.join(lacking)}, and makes no whole {layout} model", cure)
+    if missing := base.missing:
+        more = f", and {len(missing) - 1} tensors more" if len(missing) > 1 else ""
+        raise IncompatibleError(f"{path}: lacks {missing[0]}{more}, and makes no whole {layout} model", cure)
 
 
 def _refuse_strangers(base: Model) -> None:
@@ -69,12 +84,15 @@ def _refuse_strangers(base: Model) -> None:
 
 
 def _as_it_is(base: Model, *, drop_ema: bool) -> tuple[list[Draft], tuple[str, ...]]:
+    marked_anew = base.layout == SINGLE_FILE and base.prediction.told_by == ASKED
     stored: dict[str, list[Parameter]] = {}
     for parameter in base.parameters.values():
         stored.setdefault(parameter.info.name, []).append(parameter)
     chosen, dropped = [], []
     for info in base.source:
         folder, _, inner = info.name.partition(".") if base.layout == DIFFUSERS else ("", "", info.name)
+        if marked_anew and info.name in MARKS:
+            continue
         if info.name in base.leftovers:
             ema = is_ema(info.name)
             if ema and drop_ema:
@@ -87,7 +105,22 @@ def _as_it_is(base: Model, *, drop_ema: bool) -> tuple[list[Draft], tuple[str, .
         draft = Draft.through(folder, inner, views, parameters)
         assert draft  # they were cut from it
         chosen.append(draft)
+    if marked_anew:
+        chosen += _marks(base)
     return chosen, tuple(dropped)
+
+
+def _marks(base: Model) -> list[Draft]:
+    """Empty tensors that tell what it predicts; EDM's hold numbers that only its own files know."""
+    found = base.prediction
+    if found.kind == EDM:
+        raise IncompatibleError(f"{base.source.path}: {found}, of which a single file needs numbers", "omit --layout")
+    if found.kind == base.arch.family.prediction and not found.zero_snr:
+        return []
+    file = base.source.files[0]
+    return [
+        Draft.of("", name, Operand(name, file, ((0, 0),), DTYPES["F32"], (0,)), converts=False) for name in found.marks
+    ]
 
 
 def _to_diffusers(base: Model) -> tuple[list[Draft], tuple[str, ...]]:
@@ -107,7 +140,7 @@ def _to_single_file(base: Model) -> tuple[list[Draft], tuple[str, ...]]:
                 f"{base.source.path}: {name!r} has no name in a single file of {base.arch.title}", "omit --layout"
             )
         groups.setdefault(slots[name].stored, []).append(slots[name])
-    return [_assembled(base, group) for group in groups.values()], tuple(base.leftovers)
+    return [*(_assembled(base, group) for group in groups.values()), *_marks(base)], tuple(base.leftovers)
 
 
 def _assembled(base: Model, group: list[Slot]) -> Draft:

@@ -17,7 +17,8 @@ from typing import Any
 from lcmmerge import refs
 from lcmmerge.accelerators import Accelerator
 from lcmmerge.archs import Model, identify
-from lcmmerge.errors import FormatError, NoEffectError, OutputError
+from lcmmerge.archs.prediction import EPSILON, FLOW
+from lcmmerge.errors import FormatError, NoEffectError
 from lcmmerge.merge.blocks import BlockWeights, parse_block_weights
 from lcmmerge.merge.configs import check_configs
 from lcmmerge.merge.operand import Operand
@@ -34,14 +35,12 @@ from lcmmerge.merge.terms import (
     unmatched_error,
 )
 from lcmmerge.refs import name_of
-from lcmmerge.refs.weights import DIFFUSERS
+from lcmmerge.refs.weights import DIFFUSERS, SAFETENSORS
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.encodings import MAIN, Encoding, encodings, plain
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.remote import open_reference
-from lcmmerge.tensors.source import PICKLES
-
-SAFETENSORS = ".safetensors"
+from lcmmerge.tensors.targets import joined, safetensors_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +170,23 @@ class Plan:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Adapters that fit by name and look made for another architecture: SSD-1B's all fit SDXL."""
-        return tuple(
+        """What fits by name and may be wrong all the same.
+
+        Adapters that look made for another architecture (SSD-1B's all fit SDXL), an accelerator for what predicts
+        something else, and what the base predicts, where that is only assumed.
+        """
+        found = [
             f"{term.name} looks made for {made_for}, by its modules; the base is {self.base.arch.title}"
             for term in self.terms
             if (made_for := made_elsewhere(term, self.base))
-        )
+        ]
+        made_for = FLOW if self.base.arch.family.prediction == FLOW else EPSILON
+        if self.accelerator and self.base.prediction.kind != made_for:
+            name = self.accelerator.name
+            found.append(f"{name} is made for models that predict {made_for}; the base {self.base.prediction}")
+        if self.base.doubt and not self.merge.config_from:
+            found.append(self.base.doubt)
+        return tuple(found)
 
     @property
     def sources(self) -> Mapping[str, TensorSource]:
@@ -196,6 +206,7 @@ class Plan:
         return {
             "architecture": self.base.arch.name,
             "purpose": self.base.purpose,
+            "prediction": self.base.prediction.as_dict(),
             "layout": self.layout,
             "output": str(self.result),
             "method": self.merge.method_text,
@@ -241,7 +252,7 @@ def plan(
     ShapeMismatchError, NoEffectError (a term brings nothing).
     """
     opened = opened or partial(_open, pickles=not dry_run)
-    base = base or identify(opened(merge.base, "base"))
+    base = (base or identify(opened(merge.base, "base"))).predicting(merge.prediction)
     layout = merge.output.layout or base.layout
     configs = None
     if layout == DIFFUSERS != base.layout and not weights_only:
@@ -292,18 +303,8 @@ def _file_of(kind: Accelerator | None, base: Model) -> str:
 def _target(merge: Merge, layout: str) -> Path:
     """The output as asked for, else ``base-style-lcm`` in this folder; a file's name ends in .safetensors."""
     style = [term.source.reference for term in merge.terms if term.name == STYLE and term.source]
-    names = [*(Path(reference).stem for reference in (merge.base.reference, *style)), LCM]
-    target = merge.output.path or Path("-".join(names))
-    return target if layout == DIFFUSERS else safetensors_name(target)
-
-
-def safetensors_name(target: Path) -> Path:
-    """With the suffix, where it has none. Raises OutputError for a pickle's."""
-    if target.suffix == SAFETENSORS:
-        return target
-    if target.suffix in PICKLES:
-        raise OutputError(f"{target}: {target.suffix} files can hold code and are not written", "name it .safetensors")
-    return target.with_name(target.name + SAFETENSORS)
+    name = joined(merge.base.reference, *style, LCM)
+    return merge.output.path or Path(name) if layout == DIFFUSERS else safetensors_name(merge.output.path, name)
 
 
 def lay_out(planned: Plan, *, drop_ema: bool) -> Plan:
@@ -401,9 +402,9 @@ def _shards(folder: str, target: Path, tensors: list[PlannedTensor], limit: int 
     Wider dtypes come first, so that every tensor is aligned to its dtype.
     """
     tensors = sorted(tensors, key=lambda tensor: -tensor.alignment)
-    stem = f"{folder}/{weights_stem(folder)}" if folder else target.name.removesuffix(".safetensors")
+    stem, suffix = (f"{folder}/{weights_stem(folder)}", SAFETENSORS[0]) if folder else (target.stem, target.suffix)
     if limit is None or sum(tensor.nbytes for tensor in tensors) <= limit:
-        return [PlannedFile(Path(f"{stem}.safetensors"), tuple(tensors))]
+        return [PlannedFile(Path(f"{stem}{suffix}"), tuple(tensors))]
     groups: list[list[PlannedTensor]] = [[]]
     room = limit
     for tensor in tensors:
@@ -412,9 +413,9 @@ def _shards(folder: str, target: Path, tensors: list[PlannedTensor], limit: int 
             room = limit
         groups[-1].append(tensor)
         room -= tensor.nbytes
-    index = Path(f"{stem}.safetensors.index.json")
+    index = Path(f"{stem}{suffix}.index.json")
     return [
-        PlannedFile(Path(f"{stem}-{number:05}-of-{len(groups):05}.safetensors"), tuple(group), index)
+        PlannedFile(Path(f"{stem}-{number:05}-of-{len(groups):05}{suffix}"), tuple(group), index)
         for number, group in enumerate(groups, 1)
     ]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lcmmerge.accelerators import OFFICIAL, Accelerator, accelerator, by_reference
+from lcmmerge.archs.prediction import Prediction
 from lcmmerge.errors import OptionError
 from lcmmerge.merge.methods import complete, methods, spelled
 from lcmmerge.merge.outcome import LARGEST
@@ -142,6 +143,7 @@ class Merge:
 
     ``parameters``: of the method, all of them: those that are not given have their defaults.
     ``config_from``: whose configs, scheduler and tokenizers a diffusers folder gets where the base is a single file.
+    ``prediction``: what the base predicts, as ``--prediction`` names it, where its files do not say so.
     ``allow_unmatched``: merge what fits, and list the rest. ``recipe``: the sha256 of what a recipe file asked for.
     """
 
@@ -153,6 +155,7 @@ class Merge:
     allow_unmatched: bool = False
     recipe: str | None = None
     parameters: Mapping[str, float] = field(default_factory=dict)
+    prediction: str | None = None
 
     def __init__(
         self,
@@ -164,6 +167,7 @@ class Merge:
         allow_unmatched: bool = False,
         recipe: str | None = None,
         parameters: Mapping[str, float] | None = None,
+        prediction: str | None = None,
     ) -> None:
         """``terms``: name → λ (of the accelerator of that name), or (reference, λ), or a Term. Raises OptionError."""
         given = terms.items() if isinstance(terms, Mapping) else ((term.name, term) for term in terms)
@@ -176,9 +180,12 @@ class Merge:
             "allow_unmatched": allow_unmatched,
             "recipe": recipe,
             "parameters": complete(method, parameters or {}),
+            "prediction": prediction,
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        if prediction:
+            Prediction.named(prediction)
         names = [term.name for term in self.terms]
         if twice := [name for name in names if names.count(name) > 1]:
             raise OptionError(f"{twice[0]!r}: two terms have this name", "give each term a name of its own")
@@ -203,6 +210,7 @@ class Merge:
                 bool(recorded["allow_unmatched"]),
                 recorded.get("recipe_sha256"),
                 {str(name): _number(value) for name, value in recorded.get("parameters", {}).items()},
+                None if recorded.get("prediction") is None else str(recorded["prediction"]),
             )  # fmt: skip
         except OptionError as error:
             raise ValueError(error.message) from None
@@ -224,6 +232,7 @@ class Merge:
             "allow_unmatched": self.allow_unmatched,
             "rounding_seed": output.rounding_seed,
             **({"config_from": self.config_from} if self.config_from else {}),
+            **({"prediction": self.prediction} if self.prediction else {}),
             **({"recipe_sha256": self.recipe} if self.recipe else {}),
         }
 
@@ -267,6 +276,7 @@ class Merge:
         pair = style.strength if style else 1.0, lcm.strength if lcm else 0.0
         words += ["--lambda", *map(repr, pair)]
         options: dict[str, str | None] = {"--variant": self.base.variant, "--config-from": self.config_from}
+        options |= {"--prediction": self.prediction}
         if lcm and lcm.source:
             options |= {"--lcm": lcm.source.reference, "--accelerator": lcm.accelerator}
         elif lcm and lcm.accelerator != OFFICIAL.name:

@@ -9,11 +9,9 @@ from lcmmerge.errors import LockError, VerificationError
 from lcmmerge.merge.recorded import read_merge
 from lcmmerge.recipe.lock import Locked, parse_sources, read_lock
 from lcmmerge.recipe.manifest import NAME, RunManifest, read_manifest
+from lcmmerge.refs.weights import PICKLES, SAFETENSORS, has_suffix
 from lcmmerge.tensors import open_source
 from lcmmerge.tensors.digest import sha256_of
-from lcmmerge.tensors.source import PICKLES
-
-WEIGHTS = (".safetensors", *PICKLES)
 
 
 def is_run(path: Path) -> bool:
@@ -52,5 +50,5 @@ def _strange(folder: Path, known: set[str]) -> Iterator[str]:
 
 def _weights_sha256(locked: Locked) -> str:
     """As a merge records a source; nothing is read."""
-    known = {Path(file.path): file.sha256 for file in locked.files if file.path.endswith(WEIGHTS)}
+    known = {Path(file.path): file.sha256 for file in locked.files if has_suffix(file.path, SAFETENSORS, PICKLES)}
     return sha256_of(known, known=known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,15 +54,16 @@ class Reference:
 def parse(reference: str, subject: str = "file") -> Reference:
     """An existing path, ``hf://owner/repo[@revision][/path]``, or a page's URL pasted from the Hub.
 
-    ``zoo:digits/base`` is a path in the models that ship with lcmmerge, wherever that is installed. A missing
-    ``owner/repo`` is never guessed to be on the Hub. ``subject`` is what messages call the thing ("base", "adapter").
+    ``~`` is the home folder. ``zoo:digits/base`` is a path in the models that ship with lcmmerge, wherever that is
+    installed. A missing ``owner/repo`` is never guessed to be on the Hub. ``subject`` is what messages call the thing
+    ("base", "adapter").
     Raises NotFoundError.
     """
     what = f"{subject} {reference!r}"
     embedded, name = reference.startswith(EMBEDDED), reference.removeprefix(EMBEDDED)
     if embedded and not is_inside(name.rstrip("/")):
         raise NotFoundError(f"{what}: steps out of the models that ship with lcmmerge", "check the path")
-    path = _ZOO / name if embedded else Path(reference)
+    path = _ZOO / name if embedded else at_home(reference)
     if not reference.startswith(HUB) and _exists(path):
         if not (path.is_file() or path.is_dir()):  # reading a pipe could wait forever
             raise NotFoundError(f"{what}: is neither a file nor a folder", "check the path")
@@ -72,6 +74,15 @@ def parse(reference: str, subject: str = "file") -> Reference:
         return _hub(reference, what)
     hint = f"if it is on the Hub, name it {HUB}{reference}" if _LIKE_HUB.fullmatch(reference) else "check the path"
     raise NotFoundError(f"{what}: no such file or folder", hint)
+
+
+def at_home(reference: str) -> Path:
+    """The path, in which ``~`` is the home folder, as in a shell: recipes, GUIs and Python expand none."""
+    path = Path(reference)
+    if reference.startswith("~") and not _exists(path):
+        with suppress(RuntimeError):  # of a user that is not there
+            return path.expanduser()
+    return path
 
 
 def _exists(path: Path) -> bool:

@@ -13,6 +13,9 @@ from lcmmerge.refs.files import parse_object, read_bytes
 
 SINGLE_FILE, DIFFUSERS = "single-file", "diffusers"
 MODEL_INDEX = "model_index.json"
+SAFETENSORS = (".safetensors", ".sft")
+PICKLES = (".ckpt", ".bin", ".pt", ".pth")
+SCHEDULER = "scheduler/scheduler_config.json"
 SIDECAR = "adapter_config.json"  # what PEFT keeps beside an adapter's tensors
 DENOISERS = ("unet", "transformer")
 SMALL = (".json", ".txt", ".model")  # configs, scheduler, tokenizers
@@ -103,6 +106,11 @@ def small_files(tree: Tree) -> list[str]:
     )
 
 
+def has_suffix(name: str, *suffixes: tuple[str, ...]) -> bool:
+    """Whether a file's name ends so, in letters of either case."""
+    return name.lower().endswith(tuple(suffix for group in suffixes for suffix in group))
+
+
 def is_index(name: str) -> bool:
     suffixes = PurePosixPath(name).suffixes
     return name.endswith(".json") and ".index" in suffixes
@@ -136,7 +144,7 @@ def _candidates(tree: Tree, folder: str) -> list[str]:
         name
         for name in tree.names
         if name.rpartition("/")[0] == folder
-        and (name.endswith((".safetensors", ".bin")) or is_index(name))
+        and (has_suffix(name, SAFETENSORS, (".bin",)) or is_index(name))
         and not PurePosixPath(name).name.startswith(".")
         and str(PurePosixPath(name).with_suffix(".xml")) not in tree.names
     )
@@ -148,7 +156,7 @@ def _weight_files(tree: Tree, folder: str, variant: str | None) -> tuple[tuple[s
     safetensors before .bin; one variant only: never two copies of a weight.
     """
     candidates, where = _candidates(tree, folder), tree.at(folder)
-    safe = [name for name in candidates if ".bin" not in PurePosixPath(name).suffixes]
+    safe = [name for name in candidates if ".bin" not in PurePosixPath(name.lower()).suffixes]
     by_variant: dict[str, list[str]] = {}
     for name in safe or candidates:
         by_variant.setdefault(_variant_of(name), []).append(name)
@@ -176,7 +184,7 @@ def _variant_of(name: str) -> str:
     ``model-00001-of-00002.fp16.safetensors`` and ``model.safetensors.index.fp16.json``.
     """
     words = _SHARD.sub("", PurePosixPath(name).name).split(".")[1:]
-    return ".".join(word for word in words if word not in ("safetensors", "bin", "index", "json"))
+    return ".".join(word for word in words if word.lower() not in ("safetensors", "sft", "bin", "index", "json"))
 
 
 def _shards(tree: Tree, index: str) -> tuple[str, ...]:

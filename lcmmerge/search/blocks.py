@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from math import isfinite
 
 from lcmmerge.errors import OptionError
-from lcmmerge.merge.blocks import block_of, blocks
+from lcmmerge.merge.blocks import block_of, blocks, span
 from lcmmerge.merge.plan import Piece, Plan
-
-KINDS = ("BASE", "IN", "M", "OUT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +52,10 @@ def block_axes(asked: Asked, plan: Plan) -> tuple[BlockAxis, ...]:
         taken = set(plan.terms[term].weights.factors)
         reached = {block_of(piece.operand.name, plan.base) for piece in pieces(plan) if term in terms_of(piece)}
         for text, factors in spans.items():
-            first, last = _ends(text, order)
-            chosen = order[first : last + 1]
+            try:
+                chosen = span(text, order)
+            except ValueError as error:
+                raise OptionError(f"--block {name} {text}: {error}", "name them as --block-weights does") from None
             if twice := taken.intersection(chosen):
                 raise OptionError(f"--block {name} {text}: {min(twice)} has a factor already", "name a block once")
             if not reached.intersection(chosen):
@@ -63,21 +63,9 @@ def block_axes(asked: Asked, plan: Plan) -> tuple[BlockAxis, ...]:
             if not all(map(isfinite, (factors.low, factors.high, *factors.values))):
                 raise OptionError(f"--block {name} {text}: no finite factors", "write them as 0:1.5, or 0:1:0.5")
             taken |= set(chosen)
-            span = chosen[0] if len(chosen) == 1 else f"{chosen[0]}-{chosen[-1]}"
-            found.append(BlockAxis(f"{name}@{text}", term, span, frozenset(chosen), factors))
+            ends = chosen[0] if len(chosen) == 1 else f"{chosen[0]}-{chosen[-1]}"
+            found.append(BlockAxis(f"{name}@{text}", term, ends, frozenset(chosen), factors))
     return tuple(found)
-
-
-def _ends(text: str, order: tuple[str, ...]) -> tuple[int, int]:
-    """``IN`` is all of them, ``IN04`` one, ``IN00-IN05`` some."""
-    if text in KINDS:
-        alike = [number for number, block in enumerate(order) if block.rstrip("0123456789") == text]
-        return alike[0], alike[-1]
-    first, _, last = text.partition("-")
-    ends = first, last or first
-    if not all(end in order for end in ends) or order.index(ends[0]) > order.index(ends[1]):
-        raise OptionError(f"--block {text}: no such blocks", f"there are {', '.join(KINDS)}; {', '.join(order)}")
-    return order.index(ends[0]), order.index(ends[1])
 
 
 def pieces(plan: Plan) -> Iterator[Piece]:

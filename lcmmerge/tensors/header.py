@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 from lcmmerge.errors import FormatError, NotFoundError
 from lcmmerge.refs.files import open_regular
 from lcmmerge.tensors.dtypes import DTYPES, DType
+from lcmmerge.tensors.signatures import AGAIN, HEAD, LONGEST_HEADER, foreign
 
-MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
 MAX_DIMENSIONS = 64  # no tensor has more, and a product of millions of numbers would take minutes
 METADATA = "__metadata__"
-REDO = "download or export the file again"
 
 Read = Callable[[int, int], bytes]  # offset, number of bytes
 
@@ -53,9 +52,13 @@ def header_of(read: Read, size: int, path: Path) -> tuple[list[Entry], dict[str,
     head = read(0, min(8, size))
     length = int.from_bytes(head, "little")
     if len(head) < 8 or length > size - 8:
+        if error := foreign(read(0, min(HEAD, size)), path):
+            raise error
         raise _broken(path, "shorter than its header says: it is truncated, or not safetensors")
-    if length > MAX_HEADER_BYTES:
-        raise _broken(path, f"a header of {length:,} bytes is over the format's {MAX_HEADER_BYTES:,}")
+    if length > LONGEST_HEADER:
+        raise _broken(path, f"a header of {length:,} bytes is over the format's {LONGEST_HEADER:,}")
+    if length == 0 and (error := foreign(read(0, min(HEAD, size)), path)):
+        raise error
     header = parse_header(read(8, length), path)
     metadata = _metadata(header.pop(METADATA, {}), path)
     entries = [_entry(name, value, 8 + length, path) for name, value in header.items()]
@@ -127,4 +130,4 @@ def _metadata(value: object, path: Path) -> dict[str, str]:
 
 
 def _broken(path: Path, what: str) -> FormatError:
-    return FormatError(f"{path}: {what}", REDO)
+    return FormatError(f"{path}: {what}", AGAIN)

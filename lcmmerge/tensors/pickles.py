@@ -21,6 +21,7 @@ from lcmmerge.errors import FormatError, NotFoundError, UnsafePickleError
 from lcmmerge.refs.files import open_regular
 from lcmmerge.tensors.dtypes import TORCH_DTYPES
 from lcmmerge.tensors.info import TensorInfo
+from lcmmerge.tensors.signatures import ZIP, foreign, head_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +78,10 @@ def _records(path: Path) -> dict[int, int]:
     except OSError as error:
         raise NotFoundError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
     except ZIP_FAULTS:
-        what = "it is truncated, written by torch before 1.6, or no checkpoint"
+        head = head_of(path)
+        if not head.startswith(ZIP) and (known := foreign(head, path)):
+            raise known from None
+        what = "it is truncated, or no checkpoint"
         raise FormatError(f"{path}: not a zip archive: {what}", RENEW) from None
 
 
@@ -100,12 +104,14 @@ def _load(path: Path) -> object:
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
     try:
-        with safe_globals([(_Inert, name) for name in HARMLESS]):
-            if unsafe := sorted(get_unsafe_globals_in_checkpoint(path)):
+        # By an open file: of a path that ends in .safetensors torch would not believe what it is.
+        with safe_globals([(_Inert, name) for name in HARMLESS]), open_regular(path) as file:
+            if unsafe := sorted(get_unsafe_globals_in_checkpoint(file)):
                 what = f"asks for {unsafe[0]!r}, which no weights need"
                 raise UnsafePickleError(f"{path}: {what}; nothing in it was run", DISTRUST)
+            file.seek(0)
             with FakeTensorMode():
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return torch.load(file, map_location="cpu", weights_only=True)
     except UnsafePickleError:
         raise
     except pickle.UnpicklingError:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from lcmmerge import refs
 from lcmmerge.errors import FormatError
-from lcmmerge.refs.weights import SIDECAR
+from lcmmerge.refs.weights import PICKLES, SCHEDULER, SIDECAR, has_suffix
 from lcmmerge.tensors.dtypes import decode_scalar
 from lcmmerge.tensors.header import header_of
 from lcmmerge.tensors.info import TensorInfo
-from lcmmerge.tensors.source import PICKLES, Content, TensorSource, open_source, read_local, read_source
+from lcmmerge.tensors.source import Content, TensorSource, open_source, read_local, read_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def open_reference(
     repository = refs.repository(parsed, subject)
     path, choice = repository.path(parsed.path_in_repo), repository.choice(variant)
     weights = repository.missing(repository.within(file) for _, file in choice.weights)
-    pickled = [name for name in weights if name.endswith(PICKLES)]
+    pickled = [name for name in weights if has_suffix(name, PICKLES)]
     headed = [name for name in weights if name not in pickled]
     if pickled and not pickles:
         cure = f"`hf download {parsed.repo} {pickled[0]}` first, or name a .safetensors file"
@@ -54,7 +54,7 @@ def open_reference(
         refs.remember(repository)
         return open_source(path, variant)
     needed = repository.needed(variant)
-    refs.fetch(repository, [name for name in needed if name.endswith((*PICKLES, SIDECAR))])
+    refs.fetch(repository, [name for name in needed if has_suffix(name, PICKLES, (SIDECAR, SCHEDULER))])
     remote = {repository.path(name): name for name in headed}
 
     def read_file(path: Path) -> Content:

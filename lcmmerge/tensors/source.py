@@ -10,12 +10,11 @@ from types import MappingProxyType
 
 from lcmmerge.errors import FormatError, LcmMergeError
 from lcmmerge.refs import Awaited
-from lcmmerge.refs.weights import SINGLE_FILE, Choice, choose, is_index, local_tree
+from lcmmerge.refs.weights import PICKLES, SINGLE_FILE, Choice, choose, has_suffix, is_index, local_tree
 from lcmmerge.tensors.header import read_header
 from lcmmerge.tensors.info import TensorInfo
+from lcmmerge.tensors.signatures import ZIP, head_of, is_safetensors
 from lcmmerge.tensors.state import State, state_of
-
-PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +90,14 @@ def read_source(
 
 
 def read_local(file: Path) -> Content:
-    """A file's tensors and metadata. Raises NotFoundError, FormatError."""
+    """A file's tensors and metadata; its first bytes say how they are stored, and not its suffix.
+
+    Raises NotFoundError, FormatError.
+    """
     if file.is_fifo():  # opening it would wait for a writer
         raise FormatError(f"{file}: is a pipe, and weights are not read in order", "name a file")
-    if file.suffix in PICKLES:
+    head = head_of(file)
+    if head.startswith(ZIP) or (has_suffix(file.name, PICKLES) and not is_safetensors(head)):
         from lcmmerge.tensors.pickles import read_pickle
 
         return read_pickle(file), {}

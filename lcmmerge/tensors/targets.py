@@ -1,4 +1,4 @@
-"""What can be said of a target before any work is done: whether it may be written, and has room."""
+"""What can be said of a target before any work is done: its name, whether it may be written, and has room."""
 
 from __future__ import annotations
 
@@ -10,8 +10,28 @@ from contextlib import suppress
 from pathlib import Path
 
 from lcmmerge.errors import OutputError
+from lcmmerge.refs.weights import PICKLES, SAFETENSORS, has_suffix
 
 ELSEWHERE = "choose another name with -o"
+
+
+def joined(*references: str) -> str:
+    """A name for what is made of these: ``base-style-lcm``."""
+    return "-".join(Path(reference).stem for reference in references)
+
+
+def safetensors_name(target: Path | None, name: str) -> Path:
+    """The file to write: with the suffix, where it has none, and called ``name`` in a folder that is there.
+
+    Raises OutputError for a pickle's suffix.
+    """
+    if target is None or target.is_dir():
+        target = (target or Path()) / name
+    elif has_suffix(target.name, SAFETENSORS):
+        return target
+    elif has_suffix(target.name, PICKLES):
+        raise OutputError(f"{target}: {target.suffix} files can hold code and are not written", "name it .safetensors")
+    return target.with_name(target.name + SAFETENSORS[0])
 
 
 def check_target(

@@ -10,8 +10,10 @@ from lcmmerge.accelerators import OFFICIAL, Sampling, Span
 from lcmmerge.archs import Architecture, Model
 from lcmmerge.draw.presets import Preset, baseline
 from lcmmerge.errors import IncompatibleError, OptionError, OutputError
-from lcmmerge.merge.plan import SAFETENSORS, safetensors_name
+from lcmmerge.merge.spec import LCM, STYLE
+from lcmmerge.refs.weights import SAFETENSORS, has_suffix
 from lcmmerge.tensors import DTYPES, DType
+from lcmmerge.tensors.targets import joined, safetensors_name
 from lcmmerge.train.consistency import Grid
 from lcmmerge.train.data import Options
 from lcmmerge.train.data.transforms import Transform
@@ -35,7 +37,8 @@ class TrainingJob:
     ``w``: the range of guidance scales, None for the architecture's. ``skip``: k, in timesteps. ``mu``: EMA rate of a
     whole student's target. ``resolution``: None for what the U-Net is made for. ``validate``: how many examples are
     held out, None for 8 of 80 or more. ``cfg``: the guidance scale of plain diffusion's samples, None for what is usual
-    for the architecture. ``dtype``: of the product. ``work``: None for ``<output>.training``.
+    for the architecture. ``dtype``: of the product. ``prediction``: of the base, as ``--prediction`` names
+    it. ``work``: None for ``<output>.training``.
     """
 
     base: str
@@ -64,6 +67,7 @@ class TrainingJob:
     device: str | None = None
     variant: str | None = None
     config_from: str | None = None
+    prediction: str | None = None
     work: Path | None = None
     resume: bool = False
     force: bool = False
@@ -76,15 +80,16 @@ class TrainingJob:
     def target(self) -> Path:
         """Raises OutputError where a whole pipeline would have the name of a file."""
         if not self.full:
-            return safetensors_name(self.output)
-        if self.output.suffix == SAFETENSORS:
+            return safetensors_name(self.output, joined(self.base, STYLE if self.kind == DIFFUSION else LCM))
+        if has_suffix(self.output.name, SAFETENSORS):
             raise OutputError(f"{self.output}: a whole pipeline is a folder, not a file", "choose another name with -o")
         return self.output
 
     @property
     def folder(self) -> Path:
         """The work folder: checkpoints, logs, sheets."""
-        return self.work or self.target.with_name(f"{self.output.name.removesuffix(SAFETENSORS)}.training")
+        target = self.target
+        return self.work or target.with_name(f"{target.name if self.full else target.stem}.training")
 
     @property
     def scale(self) -> float:

@@ -80,7 +80,7 @@ def write_full(
     with Staging(target) as staging:
         folder = staging.folder / target.name
         folder.mkdir()
-        copy_configs(configs, folder, components)
+        copy_configs(configs, folder, components, origin.base)
         set_scheduler(folder, origin.sampling)
         config = folder / "unet" / "config.json"
         config.write_text(json.dumps(_unet_config(config, networks), indent=2) + "\n", encoding="utf-8")

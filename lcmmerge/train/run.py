@@ -63,11 +63,13 @@ def run(job: TrainingJob, output: Output) -> TrainingResult:
 
     Raises every error of the parts, and KeyboardInterrupt with a message that tells how to go on.
     """
-    model = open_model(job.base, job.variant)
+    model = open_model(job.base, job.variant, job.prediction)
     first = _check(job, model)
     accelerator = _accelerator(job)
     if not accelerator.is_main_process:
         output = Output(quiet=True)
+    if model.doubt and not job.config_from:
+        output.warn(model.doubt)
     # A whole model's changes are too small for half precision; autocast computes in it all the same.
     dtype = torch.float32 if job.full else PRECISIONS[job.settings.precision]
     base = bases.load(job.base, model, job.config_from, accelerator.device, dtype)
@@ -94,7 +96,7 @@ def encode_only(job: TrainingJob, output: Output) -> int:
     data = open_data(job.data, job.options)
     if isinstance(data, Encoded):
         raise FormatError(f"{job.data}: is encoded already", "train on it: --data names it")
-    model = open_model(job.base, job.variant)
+    model = open_model(job.base, job.variant, job.prediction)
     base = bases.load(job.base, model, job.config_from, device, PRECISIONS[job.settings.precision])
     transform = job.transform(base.unet.config.sample_size, base.pixels)
     plan = EncodingPlan(base.encoders, transform, job.settings.seed)

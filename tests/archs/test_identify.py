@@ -209,3 +209,33 @@ def test_unknown_tensors_beside_a_known_unet_are_leftovers() -> None:
     found = identify(named_source(stored, "diffusers"))
     assert list(found.leftovers) == ["unet.time_embedding.cond_proj.weight"]
     assert found.parameters.keys() == state_shapes("sd1").keys()
+
+
+VAE_SPELLINGS = {
+    "a converter's": {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"},
+    "old diffusers'": {"q": "query", "k": "key", "v": "value", "proj_out": "proj_attn", "norm": "group_norm"},
+}
+
+
+@pytest.mark.parametrize("spelling", VAE_SPELLINGS)
+def test_a_single_file_s_vae_attention_in_every_spelling(spelling: str, tmp_path: Path) -> None:
+    stored = {}
+    for name, shape in ldm_shapes(tmp_path).items():
+        head, middle, tail = name.partition(".mid.attn_1.")
+        module, dot, p = tail.rpartition(".")
+        stored[head + middle + VAE_SPELLINGS[spelling].get(module, module) + dot + p] = shape
+    found = identify(named_source(stored))
+    assert not found.leftovers and not found.missing
+    assert found.shapes == state_shapes("sd1")
+
+
+def test_clip_g_s_projection_in_both_spellings(tmp_path: Path) -> None:
+    stored = ldm_shapes(tmp_path, "sdxl")
+    name = "conditioner.embedders.1.model.text_projection"
+    inputs, outputs = stored.pop(name)
+    found = identify(named_source(stored | {f"{name}.weight": (outputs, inputs)}))
+    projection = found.parameters["text_encoder_2.text_projection.weight"]
+    assert not found.missing and not found.leftovers
+    assert (projection.slot.view, projection.shape) == (WHOLE, (outputs, inputs))
+    with pytest.raises(FormatError, match="two spellings"):
+        identify(named_source(stored | {f"{name}.weight": (outputs, inputs), name: (inputs, outputs)}))

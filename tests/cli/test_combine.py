@@ -67,3 +67,12 @@ def test_faults(
     assert (ran.code, ran.out) == (code, "")
     assert message in ran.err
     assert [path.name for path in tmp_path.iterdir()] == ["old.safetensors"]
+
+
+def test_an_existing_folder_takes_the_file(
+    files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: Path
+) -> None:
+    style, lcm = files("sd1").style, files("sd1").lcm
+    ran = cli("combine", style, 1, lcm, 1, "-o", f"{tmp_path}/")
+    assert (ran.code, ran.err) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == [f"{style.stem}-{lcm.stem}.safetensors"]

@@ -250,3 +250,31 @@ def test_old_files_keep_their_place_when_a_run_fails(inputs, target, cli, tmp_pa
     assert done.code == 1
     assert target.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_the_base_predicts_is_said(files, tmp_path, cli):
+    """In the plan; and where it is a guess, or the accelerator is for something else, as a warning."""
+    sd2, sdxl = files("sd2"), files("sdxl")
+    line = ("fuse", sd2.base(), "--lcm", sd2.lcm, "--dry-run")
+    done = cli(*line)
+    assert "The base predicts v (as usual)." in done.out
+    assert "v_prediction is assumed" in done.err and "--prediction" in done.err
+    done = cli(*line, "--prediction", "epsilon")
+    assert "The base predicts ε (as asked)." in done.out
+    assert "assumed" not in done.err
+    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    save_file(load(sdxl.base()) | marks, tmp_path / "v.safetensors")
+    line = ("fuse", tmp_path / "v.safetensors", "--lcm", sdxl.lcm, "--dry-run")
+    done = cli(*line, "--accelerator", "lcm")
+    assert "Warning: lcm is made for models that predict epsilon; the base predicts v, with zero" in done.err
+    done = cli(*line, "--json")
+    assert json.loads(done.out)["prediction"] == {
+        "type": "v_prediction", "zero_terminal_snr": True, "told_by": "by v_pred, ztsnr",
+    }  # fmt: skip
+    assert "made for" not in done.err
+
+
+def test_an_output_named_sft(inputs, tmp_path, cli):
+    done = cli("fuse", inputs.base(), inputs.style, "--lambda", 1, 0, "-o", tmp_path / "out.SFT")
+    assert done.code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.SFT"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -172,3 +173,19 @@ def test_nonsense_is_one_line(asked, cause, error, folder):
 
 def test_dmd2_takes_more_than_fifty(folder):
     assert preset(folder, accelerator="dmd2", steps=60).steps == 60
+
+
+def test_a_model_s_marks_go_before_the_configs(files, tmp_path):
+    inputs = files("sdxl")
+    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    save_file(load_file(inputs.base()) | marks, tmp_path / "v.safetensors")
+    model = identify(open_source(tmp_path / "v.safetensors"))
+    expected = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    assert presets.choose(model, inputs.folder()).settings.items() >= (expected | TRAILING).items()
+    scheduler = presets.choose(model, inputs.folder(), scheduler="ddim").build(
+        presets.own_scheduler(inputs.folder(), model).config
+    )
+    assert scheduler.config.items() >= expected.items()
+    assert int(scheduler.timesteps[0]) == scheduler.config.num_train_timesteps - 1
+    plain = presets.choose(model.predicting("epsilon"), inputs.folder())
+    assert plain.settings["prediction_type"] == "epsilon"

@@ -92,6 +92,13 @@ def test_numbers_with_and_without_base(model):
 def test_pairs_and_ranges(model):
     found = parse_block_weights("IN04=0.5, OUT00-OUT02=0,M00=-1", model("sdxl"))
     assert found.factors == {"IN04": 0.5, "OUT00": 0, "OUT01": 0, "OUT02": 0, "M00": -1}
+    kinds = parse_block_weights("IN=0.5,M=0,OUT=2,BASE=3", model("sd1"))
+    assert {name: kinds.factors[name] for name in ("IN00", "IN11", "M00", "OUT00", "OUT11", "BASE")} == {
+        "IN00": 0.5, "IN11": 0.5, "M00": 0, "OUT00": 2, "OUT11": 2, "BASE": 3,
+    }  # fmt: skip
+    assert len(kinds.factors) == 26
+    last = parse_block_weights("IN11-OUT=0", model("sd1"))
+    assert set(last.factors) == {"IN11", "M00", *(f"OUT{n:02}" for n in range(12))}
     assert found.of("unet.conv_in.weight", model("sdxl")) == 1
     assert found.of("unet.mid_block.resnets.0.conv1.weight", model("sdxl")) == -1
 
@@ -105,6 +112,8 @@ def test_pairs_and_ranges(model):
         ("IN12=1", "no block 'IN12'; the blocks are BASE, IN00"),
         ("IN00-OUT99=1", "no block 'OUT99'"),
         ("OUT03-IN02=0", "OUT03 comes after IN02"),
+        ("IN02,IN04=0.5", "'IN02' has no number"),
+        ("out=1", "and IN, M, OUT for all of a kind"),
         ("M00=strong", "'strong' is no number"),
         ("M00=nan", "'nan' is no finite number"),
         ("M00=", "'' is no number"),

@@ -102,14 +102,14 @@ LIE = key(CONV_IN, "[8,4,3,3]"), key(CONV_IN, "[9,4,3,3]")
 FAULTS = {
     "truncated base": (1, [BASE, "truncated"], cut(BASE, -1)),
     "truncated header": (1, [BASE, "truncated"], cut(BASE, 999)),
-    "empty base": (1, [BASE, "truncated"], cut(BASE, 0)),
+    "empty base": (1, [BASE, "is empty"], cut(BASE, 0)),
     "truncated adapter": (1, [STYLE, "truncated"], cut(STYLE, -1)),
     "lying header": (
         1, [BASE, CONV_IN, "contradict"],
         lambda inputs: rewritten(inputs / BASE, lambda data: with_header(data, *LIE)),
     ),
     "base is text": (
-        1, [BASE, "not safetensors"], lambda inputs: (inputs / BASE).write_text("<!doctype html>" * 99),
+        1, [BASE, "a web page"], lambda inputs: (inputs / BASE).write_text("<!doctype html>" * 99),
     ),
     "no base": (1, [BASE, "no such file"], lambda inputs: (inputs / BASE).unlink()),
     "no adapter": (1, ["lcm.safetensors", "no such file"], lambda inputs: (inputs / "lcm.safetensors").unlink()),
@@ -222,14 +222,18 @@ def test_the_configs_are_never_replaced(files, place, cli):
     assert digests(place) == before
 
 
-@pytest.mark.parametrize("layout", ["single-file", "diffusers"])
-def test_a_folder_of_other_things_is_never_replaced(layout, files, place, cli):
+def test_a_folder_of_other_things_is_never_replaced(files, place, cli):
     target = place / "out" / "home.safetensors"
     target.mkdir()
     (target / "thesis.tex").write_text("precious")
     line = arguments(place, output=target)
-    check(cli(*line, "--layout", layout, "--config-from", files("sd1").folder(), "--force"), 1, "is a folder", "-o")
+    folder = ("--layout", "diffusers", "--config-from", files("sd1").folder(), "--force")
+    check(cli(*line, *folder), 1, "is a folder", "-o")
+    assert cli(*line).code == 0  # a file goes into it, under the name that it has where none is given
+    (made,) = target.glob("*.safetensors")
+    assert made.stem == "-".join([Path(BASE).stem, Path(STYLE).stem, "lcm"])
     assert (target / "thesis.tex").read_text() == "precious"
+    check(cli(*line), 1, made.name, "exists already")
 
 
 def test_a_pipelines_folder_is_replaced_with_force(files, place, cli):

@@ -9,11 +9,13 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from fusing import assert_same, canonical, fuse, load, raw
 from pico import PIPELINES, canonical_state, pico
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiers import of_each
 from transformers import CLIPTextModel
 
-from lcmmerge.errors import FormatError, NotFoundError, OutputError, ShapeMismatchError
+from lcmmerge.errors import IncompatibleError, NotFoundError, OutputError, ShapeMismatchError
+from lcmmerge.merge.verify import verify
+from lcmmerge.tensors import open_source
 
 ARCHITECTURES = ("sd1", "sd2", "sdxl", "ssd1b")
 GIB = 1 << 30
@@ -141,8 +143,44 @@ def test_a_unet_alone(files, tmp_path):
     assert_same({f"unet.{name}": tensor for name, tensor in found.items()}, only_unet(load(tmp_path / "whole")))
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(alone))
     unet.load_state_dict(found)
-    with pytest.raises(FormatError, match="U-Net alone"):
+    with pytest.raises(IncompatibleError, match="U-Net alone"):
         fuse(alone, tmp_path / "refused", lcm=inputs.lcm, layout="diffusers", config_from=inputs.folder())
+
+
+@pytest.mark.parametrize(
+    ("begins", "said"),
+    [
+        ("first_stage_model.", "has no vae, and"),
+        ("cond_stage_model.", "has no text_encoder, and"),
+        ("cond_stage_model.transformer.text_model.encoder.layers.11.",
+         "lacks text_encoder.text_model.encoder.layers.11."),
+        ("first_stage_model.decoder.conv_out.bias",
+         "lacks vae.decoder.conv_out.bias, and makes no whole diffusers model"),
+    ],
+)
+def test_what_is_not_whole_is_not_converted(begins, said, files, tmp_path):
+    """It would be found out by who loads it. In its own layout it is merged as it is."""
+    inputs = files("sd1")
+    stored = load(inputs.base())
+    pruned = {name: tensor for name, tensor in stored.items() if not name.startswith(begins)}
+    save_file(pruned, tmp_path / "base.safetensors")
+    with pytest.raises(IncompatibleError, match=said) as caught:
+        fuse(
+            tmp_path / "base.safetensors", tmp_path / "out", lcm=inputs.lcm, layout="diffusers",
+            config_from=inputs.folder(),
+        )  # fmt: skip
+    assert "omit --layout" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+    fuse(tmp_path / "base.safetensors", tmp_path / "same.safetensors", lcm=inputs.lcm)
+    assert load(tmp_path / "same.safetensors").keys() == pruned.keys()
+
+
+def test_a_folder_without_a_part_makes_no_single_file(files, tmp_path):
+    inputs = files("sdxl")
+    shutil.copytree(inputs.folder(), tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / "text_encoder_2")
+    with pytest.raises(IncompatibleError, match="has no text_encoder_2, and makes no whole single-file model"):
+        fuse(tmp_path / "base", tmp_path / "out.safetensors", lcm=inputs.lcm, layout="single-file")
 
 
 def only_unet(tensors):
@@ -267,3 +305,64 @@ def test_configs_that_lack_what_they_promise(files, tmp_path):
     with pytest.raises(NotFoundError, match=r"has no scheduler/scheduler_config\.json"):
         fuse(configs, tmp_path / "out", files("sd1").style)
     assert not (tmp_path / "out").exists()
+
+
+def scheduler_of(folder):
+    return json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+
+
+MARKS = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+
+
+def test_what_a_model_predicts_goes_into_both_layouts(files, tmp_path):
+    """Marks of single files, schedulers of folders; with an accelerator's scheduler, too."""
+    inputs = files("sdxl")
+    marked = tmp_path / "marked.safetensors"
+    save_file(load(inputs.base()) | MARKS, marked)
+    for name, strengths in (("folder", (0, 0)), ("fast", (0, 1))):
+        lcm = {"lcm": inputs.lcm, "strengths": strengths, "accelerator": "lcm"}
+        fuse(marked, tmp_path / name, **lcm, layout="diffusers", config_from=inputs.folder())
+        config = scheduler_of(tmp_path / name)
+        assert (config["prediction_type"], config["rescale_betas_zero_snr"]) == ("v_prediction", True)
+        assert (config["_class_name"] == "LCMScheduler") == (name == "fast")
+    assert scheduler_of(tmp_path / "folder")["timestep_spacing"] == "trailing"
+    idle = {"lcm": inputs.lcm, "strengths": (0, 0)}
+    report = fuse(tmp_path / "folder", tmp_path / "back.safetensors", **idle, layout="single-file")
+    assert_same(load(tmp_path / "back.safetensors"), load(marked))
+    assert not report.dropped
+    fuse(marked, tmp_path / "same.safetensors", **idle)
+    assert_same(load(tmp_path / "same.safetensors"), load(marked))
+
+
+def test_what_a_person_says_goes_before_the_marks(files, tmp_path):
+    inputs = files("sdxl")
+    marked = tmp_path / "marked.safetensors"
+    save_file(load(inputs.base()) | MARKS, marked)
+    idle = {"lcm": inputs.lcm, "strengths": (0, 0)}
+    fuse(marked, tmp_path / "epsilon.safetensors", **idle, prediction="epsilon")
+    assert load(tmp_path / "epsilon.safetensors").keys() == load(inputs.base()).keys()
+    fuse(inputs.base(), tmp_path / "v.safetensors", **idle, prediction="v-zero-snr")
+    assert_same(load(tmp_path / "v.safetensors"), load(marked))
+    assert not verify(open_source(tmp_path / "v.safetensors"), [str(inputs.root)]).different
+
+
+def test_sd2_of_either_kind_comes_back_as_it_was(files, tmp_path):
+    """No mark says ε: the metadata do."""
+    inputs = files("sd2")
+    idle = {"lcm": inputs.lcm, "strengths": (0, 0)}
+    to_folder = {"layout": "diffusers", "config_from": inputs.folder()}
+    fuse(inputs.base(), tmp_path / "epsilon", **idle, **to_folder, prediction="epsilon")
+    assert scheduler_of(tmp_path / "epsilon")["prediction_type"] == "epsilon"
+    fuse(tmp_path / "epsilon", tmp_path / "file.safetensors", **idle, layout="single-file")
+    assert load(tmp_path / "file.safetensors").keys() == load(inputs.base()).keys()
+    fuse(tmp_path / "file.safetensors", tmp_path / "again", **idle, **to_folder)
+    assert scheduler_of(tmp_path / "again")["prediction_type"] == "epsilon"
+
+
+def test_edm_needs_its_own_scheduler(files, tmp_path):
+    inputs = files("sdxl")
+    save_file(load(inputs.base()) | {"edm_vpred.sigma_max": torch.tensor(120.0)}, tmp_path / "edm.safetensors")
+    with pytest.raises(IncompatibleError, match="predicts in EDM's scaling") as caught:
+        fuse(tmp_path / "edm.safetensors", tmp_path / "out", lcm=inputs.lcm, layout="diffusers",
+             config_from=inputs.folder())  # fmt: skip
+    assert "--config-from" in caught.value.hint

@@ -163,7 +163,7 @@ def test_a_transformer_alone_makes_no_whole_model(tmp_path: Path, cli: Cli) -> N
     base, style = qwen.single_file(tmp_path / "base.safetensors"), qwen.lora(tmp_path / "s.safetensors", "diffusers")
     done = cli("fuse", base, style, "--layout", "diffusers", "--lambda", "1", "0", "-o", tmp_path / "out",
                "--config-from", qwen.folder(tmp_path / "folder"))  # fmt: skip
-    done.assert_fault(1, "the diffusion transformer alone makes no whole model")
+    done.assert_fault(3, "the diffusion transformer alone makes no whole model")
     done = cli("fuse", tmp_path / "folder", style, "--layout", "single-file", "--lambda", "1", "0",
                "-o", tmp_path / "out.safetensors")  # fmt: skip
     done.assert_fault(1, "has no name in a single file of Qwen-Image")

@@ -531,3 +531,15 @@ def test_a_pin_of_a_file_here(tmp_path: Path) -> None:
 
 def _pinned(name: str, content: bytes) -> Answer:
     return {"path": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_a_tilde_is_the_home_folder_where_no_shell_expands_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "base.safetensors").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert refs.parse("~/base.safetensors").path == tmp_path / "base.safetensors"
+    with pytest.raises(NotFoundError, match="no such file or folder"):
+        refs.parse("~nobody-of-this-name/base.safetensors")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "base.safetensors").touch()
+    assert refs.parse("~/base.safetensors").path == Path("~/base.safetensors")  # what is there comes first

@@ -68,8 +68,8 @@ def test_a_factor_rewrites_its_blocks_alone(files):
 
 @pytest.mark.parametrize(("asked", "weights", "said"), [
     ({"stile": {"IN": RANGE}}, {}, "no such term"),
-    ({"style": {"IN99": RANGE}}, {}, "no such blocks"),
-    ({"style": {"M00-IN00": RANGE}}, {}, "no such blocks"),
+    ({"style": {"IN99": RANGE}}, {}, "no block 'IN99'"),
+    ({"style": {"M00-IN00": RANGE}}, {}, "M00 comes after IN00"),
     ({"style": {"IN": RANGE, "IN04": RANGE}}, {}, "IN04 has a factor already"),
     ({"style": {"M": RANGE}}, {"style": "M00=0.5"}, "M00 has a factor already"),
     ({"lcm": {"BASE": RANGE}}, {}, "lcm changes nothing there"),

@@ -16,7 +16,8 @@ from safetensors.torch import save, save_file
 
 from lcmmerge.errors import FormatError, NotFoundError
 from lcmmerge.tensors import DTYPES, open_source
-from lcmmerge.tensors.header import MAX_HEADER_BYTES, read_header
+from lcmmerge.tensors.header import read_header
+from lcmmerge.tensors.signatures import LONGEST_HEADER
 
 F32_PAIR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -92,7 +93,7 @@ def test_a_header_of_gigabytes_is_never_read(tmp_path: Path) -> None:
     for length, cause in (
         (2**62, "truncated"),
         (4 * 2**30, "over the format's"),
-        (MAX_HEADER_BYTES + 1, "over"),
+        (LONGEST_HEADER + 1, "over"),
     ):
         with path.open("wb") as file:
             file.write(struct.pack("<Q", length))

@@ -162,12 +162,12 @@ def test_a_pickle_that_calls_what_it_built_is_refused(tmp_path: Path) -> None:
 def test_a_plain_pickle_is_never_opened(tmp_path: Path) -> None:
     marker, path = tmp_path / "marker", tmp_path / "plain.bin"
     path.write_bytes(pickle.dumps(Calls(os.system, f"touch {marker}")))
-    with pytest.raises(FormatError, match="not a zip archive"):
+    with pytest.raises(FormatError, match="a pickle without an archive"):
         read_pickle(path)
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("keep", [0, 1, 3, 200, -1])
+@pytest.mark.parametrize("keep", [1, 3, 200, -1])
 def test_truncated_files(tmp_path: Path, keep: int) -> None:
     path = save(tmp_path / "model.ckpt", weights())
     path.write_bytes(path.read_bytes()[:keep])

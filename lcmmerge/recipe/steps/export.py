@@ -43,7 +43,8 @@ class Export(Step):
         statics = tuple(pixels(size, "export.static", "768x512") for size in self.static)
         configs = work.build.inputs.get("config_from")
         merge = Merge(
-            work.build.plan.result, output=Written(work.content), config_from=configs.path if configs else None
+            work.build.plan.result, output=Written(work.content), config_from=configs.path if configs else None,
+            prediction=work.build.plan.merge.prediction,
         )
         fields = self.model_dump(exclude={"static"})
         exported = export(prepare(ExportRequest(merge, **fields, statics=statics)), work.output)

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from lcmmerge.accelerators import Accelerator
 from lcmmerge.archs import Model, identify
+from lcmmerge.archs.prediction import CHOICES
 from lcmmerge.errors import OptionError, RecipeError
 from lcmmerge.merge.fuse import fuse
 from lcmmerge.merge.methods import parse
@@ -50,7 +51,7 @@ class RecipeTerm(Strict):
     source: str | None = Field(None, description="A name of `sources`. Default: the term's own name.")
     strength: Factor = Field(1.0, alias="lambda", description="λ.")
     block_weights: dict[str, Factor] | None = Field(
-        None, description="Factors on λ per U-Net block: {IN00-IN05: 0.5, M00: 0}. Others stay at 1."
+        None, description="Factors on λ per U-Net block: {IN00-IN05: 0.5, M: 0}. Others stay at 1."
     )
     tuned_from: str | None = Field(
         None, description="Of a whole checkpoint: what it was tuned from. Default: the base."
@@ -78,6 +79,9 @@ class Fuse(Step):
     )
     config_from: str | None = Field(
         None, description="The source with configs, scheduler and tokenizers, where the base is a single file."
+    )
+    prediction: Literal[tuple(CHOICES)] | None = Field(  # type: ignore[valid-type]
+        None, description="What the base predicts, where its files do not say it."
     )
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: int = Field(0, description="Of the stochastic rounding.")
@@ -174,6 +178,7 @@ def _build(
             fuse.rounding_seed,
         ),
         config_from=str(configs) if configs else None,
+        prediction=fuse.prediction,
         allow_unmatched=fuse.allow_unmatched,
         recipe=key,
         parameters=parameters,
@@ -223,6 +228,7 @@ def _facts(output: str, fuse: Fuse, roles: Mapping[str, Input], layout: str, set
         ],
         "options": fuse.model_dump(include={"dtype", "drop_ema", "max_shard_size", "allow_unmatched"}),
         **({"encoding": fuse.encoding} if fuse.encoding else {}),
+        **({"prediction": fuse.prediction} if fuse.prediction else {}),
         "sampling": drawn_with.sampling.as_dict() if drawn_with else None,
         "rounding_seed": fuse.rounding_seed,
         **({"method": fuse.method} if fuse.method != ADD else {}),

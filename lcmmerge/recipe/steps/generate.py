@@ -40,7 +40,7 @@ class Generate(DrawingStep):
         quiet_libraries()
         build, output = work.build, work.output
         baked = build.plan.result
-        model = identify(open_source(baked))
+        model = identify(open_source(baked)).predicting(build.plan.merge.prediction)
         drawable.check_drawable(model)
         configs = baked if (baked / "model_index.json").is_file() else _configs(build)
         device, dtype = load.pick_device(build.device, None)

@@ -121,6 +121,7 @@ class Search(DrawingStep):
             merge.method,
             config_from=configs.found.reference if configs else None,
             parameters=merge.parameters,
+            prediction=merge.prediction,
         )
         # The λs of `fuse`, and factors of 1, are on every axis, so that their own cell is scored too.
         blocks = {
