@@ -40,6 +40,7 @@ ARCHITECTURE = Architecture(
             up=((10, 10, 10), (2, 2, 2), (0, 0, 0)),
             linear_projection=True,
             added=True,
+            kohya_stored=True,
         ),
         VAE(),
         CLIP_L,

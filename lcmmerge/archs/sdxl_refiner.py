@@ -16,6 +16,7 @@ ARCHITECTURE = Architecture(
             up=((0, 0, 0), (4, 4, 4), (4, 4, 4), (0, 0, 0)),
             linear_projection=True,
             added=True,
+            # kohya-ss/sd-scripts does not train it, and diffusers mistakes LDM's input_blocks.10 for its .1.
         ),
         VAE(),
         # It keeps the second of SDXL's two, and the name with it.

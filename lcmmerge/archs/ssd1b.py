@@ -14,6 +14,7 @@ ARCHITECTURE = Architecture(
             up=((4, 4, 10), (2, 1, 1), (0, 0, 0)),
             linear_projection=True,
             added=True,
+            kohya_stored=True,
         ),
         VAE(),
         CLIP_L,

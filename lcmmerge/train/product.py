@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcmmerge.archs import Model
+from lcmmerge.archs import Model, kohya_name
 from lcmmerge.errors import NoEffectError
 from lcmmerge.lora import lorafile
 from lcmmerge.merge.configs import copy_configs, set_scheduler
@@ -27,12 +27,11 @@ from lcmmerge.train.card import card
 from lcmmerge.train.networks import FullNetworks, LoraNetworks
 from lcmmerge.train.origin import TrainingOrigin
 
-PREFIX = "lora_unet_"
 FP16 = DTYPES["F16"]
 
 
 def write_lora(target: Path, networks: LoraNetworks, origin: TrainingOrigin, *, dtype: DType = FP16) -> int:
-    """The LoRA under kohya's prefix and diffusers' names for every architecture, as the official LCM-LoRAs have them.
+    """The LoRA under kohya's names, by which programs that draw find every module of it.
 
     Writes ``target`` and its card beside it, ``card_path(target)``; the number of modules. Raises OutputError,
     NumericError (``dtype`` has no such number), NoEffectError (nothing was learnt).
@@ -41,7 +40,7 @@ def write_lora(target: Path, networks: LoraNetworks, origin: TrainingOrigin, *, 
     if not any(bool(up.any()) for up, _ in modules.values()):
         raise NoEffectError(f"{target}: would hold no change at all", "train for more --steps")
     shapes = {name: (up.shape[0], *down.shape[1:]) for name, (up, down) in modules.items()}
-    keys = {name: PREFIX + name.replace(".", "_") for name in modules}
+    keys = {name: kohya_name(f"unet.{name}", origin.base.arch) or name for name in modules}
     specs = {name: list(lorafile.low_rank_specs(keys[name], shapes[name], networks.rank, dtype)) for name in modules}
 
     def describe(sha256: str | None) -> dict[str, str]:

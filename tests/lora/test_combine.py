@@ -154,11 +154,23 @@ def test_loha_needs_the_base(files: Callable[[str], Files], tmp_path: Path) -> N
     assert_near(found.float(), products[0] * products[1])
 
 
+def test_of_sdxl_in_kohyas_names(files: Callable[[str], Files], tmp_path: Path) -> None:
+    """The LCM-LoRA has diffusers' block names, which kohya's own merge passes over, and the style kohya's."""
+    terms = [(files("sdxl").style, 1.0), (files("sdxl").lcm, 1.0)]
+    run(terms, tmp_path / "one.safetensors")
+    found = {name.partition(".")[0] for name in load_file(tmp_path / "one.safetensors")}
+    unet = {name for name in found if name.startswith("lora_unet_")}
+    assert len(unet) == 788
+    assert all(name.startswith(("lora_unet_input_", "lora_unet_middle_", "lora_unet_output_")) for name in unet)
+    styled = {name.partition(".")[0] for name in load_file(files("sdxl").style)}
+    assert styled <= found
+
+
 FACTORS = {"a": (8, 2), "b": (2, 8)}
 
 
 def test_vectors_add_up_without_a_rank(tmp_path: Path) -> None:
-    key = "lora_unet_down_blocks_0_resnets_0_norm1"
+    key = "lora_unet_down_blocks_0_attentions_0_norm"  # which SDXL and its relatives lack
     first = write(tmp_path / "a.safetensors", {f"{key}.w_norm": torch.arange(8.0), f"{key}.b_norm": torch.ones(8)})
     second = write(tmp_path / "b.safetensors", {f"{key}.w_norm": torch.ones(8)})
     run([(first.path, 0.5), (second.path, -2.0)], tmp_path / "c.safetensors")

@@ -66,7 +66,7 @@ def test_the_file_is_a_kohya_lora(files: Callable[[str], Files], tmp_path: Path)
     assert {name.partition("_")[0] for name in tensors} == {"lora"}
     assert {name.split("_")[1] for name in tensors} == {"unet", "te1", "te2"}
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
-    conv = "lora_unet_down_blocks_0_resnets_0_conv1"
+    conv = "lora_unet_input_blocks_1_0_in_layers_2"  # kohya's blocks of SDXL are LDM's
     assert tensors[f"{conv}.lora_up.weight"].shape == (8, 3, 1, 1)
     assert tensors[f"{conv}.lora_down.weight"].shape == (3, 8, 3, 3)
     assert tensors[f"{conv}.alpha"] == 3
