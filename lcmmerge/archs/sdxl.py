@@ -33,6 +33,8 @@ ARCHITECTURE = Architecture(
     title="Stable Diffusion XL",
     hub="stabilityai/stable-diffusion-xl-base-1.0",
     modelspec="stable-diffusion-xl-v1-base",
+    version="sdxl_base_v1-0",
+    size=1024,
     parts=(
         UNet(
             down=((0, 0), (2, 2), (10, 10)),

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcmmerge.archs import Model, kohya_name
+from lcmmerge.archs import Model, kohya_name, modelspec
 from lcmmerge.errors import NoEffectError
 from lcmmerge.lora import lorafile
+from lcmmerge.lora.lorafile import LoraOrigin
 from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outputs import weights_stem
-from lcmmerge.merge.provenance import IMPLEMENTATIONS
+from lcmmerge.merge.provenance import RECIPE, canonical_json
 from lcmmerge.merge.tensors import Read, stored
 from lcmmerge.refs.files import read_object
 from lcmmerge.refs.weights import DIFFUSERS
@@ -26,6 +27,7 @@ from lcmmerge.tensors.writer import TensorWriter
 from lcmmerge.train.card import card
 from lcmmerge.train.networks import FullNetworks, LoraNetworks
 from lcmmerge.train.origin import TrainingOrigin
+from lcmmerge.version import __version__
 
 FP16 = DTYPES["F16"]
 
@@ -43,8 +45,11 @@ def write_lora(target: Path, networks: LoraNetworks, origin: TrainingOrigin, *, 
     keys = {name: kohya_name(f"unet.{name}", origin.base.arch) or name for name in modules}
     specs = {name: list(lorafile.low_rank_specs(keys[name], shapes[name], networks.rank, dtype)) for name in modules}
 
+    variant = modelspec.variant_of(origin.base)
+    made = LoraOrigin(origin.base.arch, variant, target.stem, origin.recipe(), origin.metadata())
+
     def describe(sha256: str | None) -> dict[str, str]:
-        return lorafile.metadata(origin.base.arch, target.stem, origin.recipe(), sha256)
+        return made.metadata(sha256, {networks.rank: networks.alpha})
 
     with Staging(target) as staging:
         (staging.folder / card_path(target).name).write_text(card(origin, target.name), encoding="utf-8")
@@ -118,9 +123,8 @@ def _write_component(
     path = folder / component / f"{weights_stem(component)}.safetensors"
 
     def describe(sha256: str | None) -> dict[str, str]:
-        described = lorafile.metadata(origin.base.arch, folder.name, origin.recipe(), sha256)
-        architecture = {"modelspec.architecture": origin.base.arch.modelspec}
-        return described | architecture | {"modelspec.implementation": IMPLEMENTATIONS[DIFFUSERS]}
+        said = modelspec.spec_of(origin.base, DIFFUSERS, folder.name, sha256 or lorafile.UNKNOWN)
+        return said | origin.metadata() | {RECIPE: canonical_json({"version": __version__, **origin.recipe()})}
 
     with TensorWriter(path, specs, describe) as writer:
         for spec in specs:

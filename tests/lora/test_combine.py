@@ -29,6 +29,7 @@ from lcmmerge.errors import (
 from lcmmerge.lora.alignment import term_of
 from lcmmerge.lora.combine import Combined, CombineSettings, combine
 from lcmmerge.lora.lorafile import balanced
+from lcmmerge.merge.provenance import history
 from lcmmerge.tensors import DTYPES, open_source
 
 FP32 = CombineSettings(dtype=DTYPES["F32"])
@@ -253,6 +254,54 @@ def test_the_same_inputs_give_the_same_bytes_and_say_which_they_were(tmp_path: P
     recipe = metadata(tmp_path / "c.safetensors")["sd_merge_recipe"]
     assert '"lambda":0.5,"name":"a.safetensors","sha256":"' in recipe
     assert str(tmp_path) not in recipe
+
+
+def tagged(path: Path, source: Path, **said: str) -> Path:
+    save_file(load_file(source), path, {key.replace("__", "."): text for key, text in said.items()})
+    return path
+
+
+def test_what_programs_read_of_it(files: Callable[[str], Files], tmp_path: Path) -> None:
+    """Web UIs sort a LoRA by ss_base_model_version; ModelSpec's keys that must be there."""
+    a = tagged(tmp_path / "a.safetensors", files("sdxl").style, modelspec__trigger_phrase="ohwx",
+               ss_tag_frequency='{"10_cat": {"a cat": 3}}', modelspec__author="somebody")  # fmt: skip
+    b = tagged(tmp_path / "b.safetensors", files("sdxl").lcm, ss_tag_frequency="[")
+    run([(a, 0.5), (b, 1.0)], tmp_path / "c.safetensors")
+    found = metadata(tmp_path / "c.safetensors")
+    assert (found["ss_base_model_version"], found["ss_v2"]) == ("sdxl_base_v1-0", "False")
+    assert found["ss_network_module"] == "networks.lora"
+    assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("Dynamic", "Dynamic")
+    assert found["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert found["modelspec.implementation"] == "https://github.com/Stability-AI/generative-models"
+    assert (found["modelspec.resolution"], found["modelspec.title"]) == ("1024x1024", "a + b")
+    assert found["modelspec.trigger_phrase"] == "ohwx"
+    assert found["ss_tag_frequency"] == '{"a/10_cat": {"a cat": 3}}'
+    assert "modelspec.author" not in found
+    run([(tmp_path / "c.safetensors", 1.0), (a, -1.0)], tmp_path / "d.safetensors", CombineSettings(3))
+    found = metadata(tmp_path / "d.safetensors")
+    assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("3", "3")
+    assert list(history(open_source(tmp_path / "d.safetensors"))) == ["c.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ({}, None),  # SD 1 and 2 have the same names
+        ({"ss_base_model_version": "sd_v2"}, "sd_v2"),
+        ({"modelspec__architecture": "stable-diffusion-v2-768-v/lora"}, "sd_v2_v"),
+        ({"ss_base_model_version": "sdxl_base_v1-0"}, None),
+    ],
+)
+def test_a_version_is_never_guessed(
+    said: dict[str, str], version: str | None, files: Callable[[str], Files], tmp_path: Path
+) -> None:
+    a = tagged(tmp_path / "a.safetensors", files("sd1").lcm, **said)
+    run([(a, 0.5)], tmp_path / "b.safetensors")
+    found = metadata(tmp_path / "b.safetensors")
+    assert found.get("ss_base_model_version") == version
+    assert found.get("ss_v2") == ("True" if version else None)
+    run([(a, 0.5)], tmp_path / "c.safetensors", base=files("sd1").base())
+    assert metadata(tmp_path / "c.safetensors")["ss_base_model_version"] == "sd_v1"
 
 
 def test_dora_depends_on_its_base(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def test_the_file_is_a_kohya_lora(files: Callable[[str], Files], tmp_path: Path)
     assert tensors[f"{linear}.lora_up.weight"].shape == (16, 3)
     stored = metadata(tmp_path / "lora.safetensors")
     assert stored["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert (stored["ss_base_model_version"], stored["ss_network_dim"]) == ("sdxl_base_v1-0", "3")
+    assert stored["modelspec.resolution"] == "1024x1024"
     source = open_source(tmp_path / "lora.safetensors")
     data = (tmp_path / "lora.safetensors").read_bytes()[next(iter(source)).offset :]
     assert stored["modelspec.hash_sha256"] == f"0x{hashlib.sha256(data).hexdigest()}"

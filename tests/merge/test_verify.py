@@ -94,7 +94,7 @@ def merge(files: Callable[[str], Files], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def merged(merge: Path, tmp_path: Path) -> Path:
-    return shutil.copy(merge, tmp_path)
+    return Path(shutil.copy(merge, tmp_path))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
