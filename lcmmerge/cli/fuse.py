@@ -105,7 +105,7 @@ def fuse(
         allow_unmatched=allow_unmatched, method=method,
     )  # fmt: skip
     planned = plan(merge, dry_run=dry_run)
-    for doubt in planned.doubts:
+    for doubt in (*planned.doubts, *planned.scheduler_doubts):
         output.warn(doubt)
     if dry_run:
         check_output(planned, force=force)

@@ -111,6 +111,15 @@ def history(source: TensorSource) -> dict[str, Mapping[str, Any]]:
     }
 
 
+def before(sources: Iterable[TensorSource]) -> dict[str, Mapping[str, Any]]:
+    """As ``history``, of what is made of these files."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for source in sources:
+        recipe = record_of(source, RECIPE)
+        found |= history(source) | ({name_of(source.path): recipe} if recipe else {})
+    return found
+
+
 def formula(recipe: Mapping[str, Any]) -> str:
     """A recipe of ours as ``base + 0.8 × style``; of another program's, whose it is."""
     match recipe:
