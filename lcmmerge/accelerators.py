@@ -15,7 +15,7 @@ from typing import Any
 from lcmmerge.adapters import AdapterFile
 from lcmmerge.archs import Architecture, Model, lora_targets
 from lcmmerge.errors import NotFoundError
-from lcmmerge.refs.files import parse_object
+from lcmmerge.history import RECIPE, record_of
 
 # What a scheduler's config says of the model, not of the sampler: the noise it was trained on, and what it predicts.
 OF_THE_MODEL = (
@@ -285,7 +285,7 @@ def by_file(file: AdapterFile, base: Model) -> Accelerator | None:
     official LCM-LoRAs are known by their modules, too: as PCM's have the same, only where no name speaks against it.
     """
     path = file.source.path
-    if _distilled(file):
+    if record_of(file.source, RECIPE).get("type") == "lcmmerge distill":
         return OFFICIAL
     alike = [(entry, url) for entry in ENTRIES for url in entry.files.values() if url.endswith(f"/{path.name}")]
     placed = [pair for pair in alike if pair[1].split("/")[-2].lower() == path.parent.name.lower()]
@@ -298,11 +298,3 @@ def by_file(file: AdapterFile, base: Model) -> Accelerator | None:
     downs = [patch.roles.get("down") for patch in file.patches]
     official = {patch.key for patch in file.patches} == modules and all(down and down.shape[0] == 64 for down in downs)
     return OFFICIAL if official and modules else None
-
-
-def _distilled(file: AdapterFile) -> bool:
-    """Whether `lcmmerge distill` made it."""
-    try:
-        return bool(parse_object(file.source.metadata["sd_merge_recipe"].encode())["type"] == "lcmmerge distill")
-    except (KeyError, ValueError):
-        return False

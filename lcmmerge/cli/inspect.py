@@ -33,9 +33,9 @@ def inspect(ref: str, variant: str | None, output: Output) -> None:
       lcmmerge inspect style.safetensors --json
       lcmmerge inspect hf://latent-consistency/lcm-lora-sdxl/pytorch_lora_weights.safetensors
     """
+    from lcmmerge.history import formula, older
     from lcmmerge.merge.inspection import AdapterFacts, CheckpointFacts
     from lcmmerge.merge.inspection import inspect as look
-    from lcmmerge.merge.provenance import formula, history
     from lcmmerge.tensors.remote import open_reference
 
     found = look(open_reference(ref, variant=variant, scalars=True))
@@ -51,7 +51,7 @@ def inspect(ref: str, variant: str | None, output: Output) -> None:
             output.text(f"{unknown.remark}: {_size(found)}")
     if found.recipe:
         output.text(f"Recipe: {formula(found.recipe)}")
-        for name, recipe in history(found.source).items():
+        for name, recipe in older(found.source).items():
             output.text(f"where {name} = {formula(recipe)}")
     _show_metadata(found, output)
 

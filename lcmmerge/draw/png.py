@@ -24,8 +24,8 @@ from lcmmerge.draw.draw import Drawn
 from lcmmerge.draw.jobs import Job
 from lcmmerge.draw.presets import Preset
 from lcmmerge.errors import OutputError
+from lcmmerge.history import canonical_json
 from lcmmerge.merge.plan import Plan
-from lcmmerge.merge.provenance import canonical_json
 from lcmmerge.refs import name_of
 from lcmmerge.tensors.blockio import output_error
 from lcmmerge.tensors.digest import sha256_of

@@ -13,7 +13,7 @@ from lcmmerge.draw.png import Origin
 from lcmmerge.export.manifest import read_manifest
 from lcmmerge.export.pipeline import OnnxPipeline
 from lcmmerge.export.runtime import TORCH, Runtime, open_export
-from lcmmerge.merge.provenance import RECIPE
+from lcmmerge.history import RECIPE
 
 
 def model_of(folder: Path) -> Model:

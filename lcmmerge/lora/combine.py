@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lcmmerge import history
 from lcmmerge.adapters import Dense, Dependent, Factored
 from lcmmerge.archs import Model, modelspec
 from lcmmerge.errors import IncompatibleError, NoEffectError, NumericError
@@ -22,7 +23,6 @@ from lcmmerge.lora import lorafile
 from lcmmerge.lora.alignment import AlignedParameter, Share, WeightedAdapter, align, common_architectures
 from lcmmerge.lora.lorafile import LoraLayer, LoraOrigin, Made
 from lcmmerge.lora.lowrank import product_spectrum, spectrum, squared_norm
-from lcmmerge.merge import provenance
 from lcmmerge.merge.arithmetic import factored_square, read_roles
 from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType
@@ -98,7 +98,7 @@ def combine(
             "modelspec.merged_from": ", ".join(names),
             **modelspec.triggers(said),
             **modelspec.tags({Path(name).stem: metadata for name, metadata in zip(names, said, strict=True)}),
-            provenance.MODELS: provenance.canonical_json(_models(terms, hashes)),
+            history.MODELS: history.canonical_json(_models(terms, hashes)),
         },
     )
     make = partial(_make, settings.rank, dtype)
@@ -198,5 +198,5 @@ def _models(terms: Sequence[WeightedAdapter], hashes: Sequence[str]) -> dict[str
     found: dict[str, Any] = {}
     for term, sha256 in zip(terms, hashes, strict=True):
         source = term.file.source
-        found |= provenance.recorded_models(source) | provenance.model_entry(source, sha256)
+        found |= history.recorded_models(source) | history.model_entry(source, sha256)
     return found

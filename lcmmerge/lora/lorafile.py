@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lcmmerge.archs import Architecture, Variant, modelspec
 from lcmmerge.errors import NoEffectError, NumericError
+from lcmmerge.history import RECIPE, canonical_json
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.pipeline import in_order, one_thread_each
-from lcmmerge.merge.provenance import RECIPE, canonical_json
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import DType, TensorSource
 from lcmmerge.tensors.layout import TensorSpec

@@ -6,7 +6,6 @@ ModelSpec: https://github.com/Stability-AI/ModelSpec; ``sd_merge_*`` as Stable D
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from lcmmerge.archs import modelspec
 from lcmmerge.errors import AlreadyFusedError
+from lcmmerge.history import MODELS, RECIPE, canonical_json, model_entry, recorded_models
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.spec import Source
 from lcmmerge.merge.terms import Checkpoint
@@ -21,8 +21,6 @@ from lcmmerge.refs import name_of
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.version import __version__
-
-RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
 
 
 def placeholders(sources: Iterable[str]) -> dict[str, str]:
@@ -91,63 +89,6 @@ def _models(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def model_entry(source: TensorSource, sha256: str | None) -> dict[str, Any]:
-    """sha256, or the name → what is known of a model: its name and, as web UIs have it, what it was merged by."""
-    name, recipe = name_of(source.path), record_of(source, RECIPE)
-    return {sha256 or name: {"name": name, **({RECIPE: recipe} if recipe else {})}}
-
-
-def recorded_models(source: TensorSource) -> dict[str, Any]:
-    """The models that a file's metadata say it was made of."""
-    return record_of(source, MODELS)
-
-
-def history(source: TensorSource) -> dict[str, Mapping[str, Any]]:
-    """The name of each model in a file that is a merge itself → what it was merged by."""
-    return {
-        str(entry.get("name")): entry[RECIPE]
-        for entry in recorded_models(source).values()
-        if isinstance(entry, dict) and isinstance(entry.get(RECIPE), dict)
-    }
-
-
-def before(sources: Iterable[TensorSource]) -> dict[str, Mapping[str, Any]]:
-    """As ``history``, of what is made of these files."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for source in sources:
-        recipe = record_of(source, RECIPE)
-        found |= history(source) | ({name_of(source.path): recipe} if recipe else {})
-    return found
-
-
-def formula(recipe: Mapping[str, Any]) -> str:
-    """A recipe of ours as ``base + 0.8 × style``; of another program's, whose it is."""
-    match recipe:
-        case {"type": "lcmmerge extract", "base": {"name": base}, "tuned": {"name": tuned}, "rank": rank}:
-            return f"{tuned} − {base}, rank {rank}"
-        case {"type": "lcmmerge" | "lcmmerge combine", "terms": [*terms]}:
-            base = recipe.get("base")
-            first = [base["name"]] if isinstance(base, dict) and isinstance(base.get("name"), str) else []
-            return " + ".join([*first, *(_weighed(term) for term in terms)])
-        case {"type": str(kind)}:
-            return f"merged by {kind}"
-        case _:
-            return "of an unknown program"
-
-
-def _weighed(term: object) -> str:
-    return f"{term.get('lambda')} × {term.get('name')}" if isinstance(term, dict) else "?"
-
-
-def record_of(source: TensorSource, key: str) -> dict[str, Any]:
-    """The JSON object that a file's metadata hold under ``key``; empty where they hold nothing readable."""
-    try:
-        recorded = json.loads(source.metadata.get(key, "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return recorded if isinstance(recorded, dict) else {}
-
-
 def refuse_fused(plan: Plan) -> None:
     """An adapter that the base already holds would count twice. Raises AlreadyFusedError."""
     recorded = recorded_models(plan.base.source)
@@ -159,8 +100,3 @@ def refuse_fused(plan: Plan) -> None:
                 f"{term.path}: {plan.base.source.path.name} already holds it, by its own metadata",
                 "start from the unmerged base, or fuse it once more with --force",
             )
-
-
-def canonical_json(value: object) -> str:
-    """The same value is the same text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lcmmerge.merge.provenance import canonical_json
+from lcmmerge.history import canonical_json
 from lcmmerge.search.drawing import Sampled
 from lcmmerge.search.objectives import Samples
 from lcmmerge.search.order import Cell

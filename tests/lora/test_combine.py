@@ -26,10 +26,10 @@ from lcmmerge.errors import (
     ShapeMismatchError,
     UnmatchedKeysError,
 )
+from lcmmerge.history import older
 from lcmmerge.lora.alignment import term_of
 from lcmmerge.lora.combine import Combined, CombineSettings, combine
 from lcmmerge.lora.lorafile import balanced
-from lcmmerge.merge.provenance import history
 from lcmmerge.tensors import DTYPES, open_source
 
 FP32 = CombineSettings(dtype=DTYPES["F32"])
@@ -280,7 +280,7 @@ def test_what_programs_read_of_it(files: Callable[[str], Files], tmp_path: Path)
     run([(tmp_path / "c.safetensors", 1.0), (a, -1.0)], tmp_path / "d.safetensors", CombineSettings(3))
     found = metadata(tmp_path / "d.safetensors")
     assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("3", "3")
-    assert list(history(open_source(tmp_path / "d.safetensors"))) == ["c.safetensors"]
+    assert list(older(open_source(tmp_path / "d.safetensors"))) == ["c.safetensors"]
 
 
 @pytest.mark.parametrize(

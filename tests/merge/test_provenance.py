@@ -12,8 +12,8 @@ from pico import pico
 from safetensors.torch import load_file, save_file
 
 from lcmmerge.errors import AlreadyFusedError
+from lcmmerge.history import older
 from lcmmerge.merge.outcome import Settings
-from lcmmerge.merge.provenance import history
 from lcmmerge.tensors import open_source
 
 
@@ -183,7 +183,7 @@ def test_the_recipe_of_a_merged_base_stays(files, tmp_path):
         second = json.loads(metadata(two)["sd_merge_recipe"])
         models = json.loads(metadata(three)["sd_merge_models"])
         assert models[sha256(one) if hashed else one.name] == {"name": one.name, "sd_merge_recipe": first}
-        assert history(open_source(three)) == {one.name: first, two.name: second}
+        assert older(open_source(three)) == {one.name: first, two.name: second}
 
 
 def test_a_term_of_lambda_zero_was_not_fused(files, tmp_path):
