@@ -105,7 +105,7 @@ def fuse(
         allow_unmatched=allow_unmatched, method=method,
     )  # fmt: skip
     planned = plan(merge, dry_run=dry_run)
-    for doubt in (*planned.doubts, *planned.scheduler_doubts):
+    for doubt in planned.doubts:
         output.warn(doubt)
     if dry_run:
         check_output(planned, force=force)
@@ -180,6 +180,8 @@ def _show_report(report: Report, output: Output) -> None:
 
 
 def _show_sampling(plan: Plan, output: Output) -> None:
+    for doubt in plan.scheduler_doubts:
+        output.warn(doubt)
     if plan.accelerator:
         output.note(f"Draw with {plan.accelerator.sampling}.")
         if plan.accelerator.restriction:

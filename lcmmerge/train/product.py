@@ -18,6 +18,7 @@ from lcmmerge.lora.lorafile import LoraOrigin
 from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outputs import weights_stem
 from lcmmerge.merge.tensors import Read, stored
+from lcmmerge.merge.tokenizers import complete
 from lcmmerge.refs.files import read_object
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DTYPES, DType
@@ -86,6 +87,7 @@ def write_full(
         folder = staging.folder / target.name
         folder.mkdir()
         copy_configs(configs, folder, components)
+        complete(folder)
         set_scheduler(folder, origin.sampling)
         config = folder / "unet" / "config.json"
         config.write_text(json.dumps(_unet_config(config, networks), indent=2) + "\n", encoding="utf-8")
