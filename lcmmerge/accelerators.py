@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from lcmmerge.archs import Architecture
+from lcmmerge.adapters import AdapterFile
+from lcmmerge.archs import Architecture, Model, lora_targets
 from lcmmerge.errors import NotFoundError
+from lcmmerge.history import RECIPE, record_of
 
 # What a scheduler's config says of the model, not of the sampler: the noise it was trained on, and what it predicts.
 OF_THE_MODEL = (
@@ -253,6 +255,7 @@ ENTRIES = (
 )
 ACCELERATORS: Mapping[str, Accelerator] = {entry.name: entry for entry in ENTRIES}
 OFFICIAL = ACCELERATORS["lcm"]
+COMMON = "pytorch_lora_weights.safetensors"  # diffusers' own name for a LoRA's file
 NAME = re.compile(r"[\w-]+")  # what could be one's name
 
 
@@ -273,3 +276,25 @@ def accelerator(name: str) -> Accelerator:
 def by_reference(reference: str) -> Accelerator | None:
     """The accelerator whose file this is."""
     return next((entry for entry in ENTRIES if reference in entry.files.values()), None)
+
+
+def by_file(file: AdapterFile, base: Model) -> Accelerator | None:
+    """The accelerator that an adapter's file is, where its name, its modules or its metadata leave no doubt.
+
+    A name does where only one accelerator has such a file, or the folder around it is called as its repository. The
+    official LCM-LoRAs are known by their modules, too: as PCM's have the same, only where no name speaks against it.
+    """
+    path = file.source.path
+    if record_of(file.source, RECIPE).get("type") == "lcmmerge distill":
+        return OFFICIAL
+    alike = [(entry, url) for entry in ENTRIES for url in entry.files.values() if url.endswith(f"/{path.name}")]
+    placed = [pair for pair in alike if pair[1].split("/")[-2].lower() == path.parent.name.lower()]
+    if len(named := {entry.name for entry, _ in placed or alike}) == 1:
+        return ACCELERATORS[named.pop()]
+    name = path.name.lower()
+    if name != COMMON and ("lcm" not in name or "pcm" in name):
+        return None
+    modules = {f"lora_unet_{module.removeprefix('unet.').replace('.', '_')}" for module in lora_targets(base.shapes)}
+    downs = [patch.roles.get("down") for patch in file.patches]
+    official = {patch.key for patch in file.patches} == modules and all(down and down.shape[0] == 64 for down in downs)
+    return OFFICIAL if official and modules else None

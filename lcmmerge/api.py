@@ -106,7 +106,7 @@ class Merge(spec.Merge):
         place = None if path is None else Path(path)
         output = spec.Written(place, layout, spec.stored_as(dtype, encoding), max_shard_size, drop_ema, rounding_seed)
         planned = replace(self, output=output).plan()
-        _warn(planned.doubts)
+        _warn((*planned.doubts, *planned.scheduler_doubts))
         return fuse(planned, settings=Settings(threads, device, hash_base), force=force)
 
     def search(

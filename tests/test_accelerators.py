@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import diffusers
 import pytest
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler
 from huggingface_hub import parse_hf_uri
+from named import named_source
+from pico import pico
 
 from lcmmerge.accelerators import (
     ACCELERATORS,
@@ -18,11 +21,14 @@ from lcmmerge.accelerators import (
     Accelerator,
     Span,
     accelerator,
+    by_file,
     by_reference,
     names,
 )
-from lcmmerge.archs import architectures
+from lcmmerge.adapters import AdapterFile, read_adapter
+from lcmmerge.archs import architectures, identify, lora_targets
 from lcmmerge.errors import NotFoundError
+from lcmmerge.tensors import DTYPES, TensorInfo, TensorSource
 
 each = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 # The configs that the publishers' own pipelines have: Stable Diffusion 1.5's, XL's, and 2.1's with v-prediction.
@@ -134,3 +140,40 @@ def test_a_mistyped_name() -> None:
         accelerator("hyper-8step")
     assert "did you mean hyper-8steps" in caught.value.hint
     assert by_reference("hf://somebody/else/file.safetensors") is None
+
+
+def made(name: str, folder: str = "", rank: int = 64, said: str = "", arch: str = "sd1") -> AdapterFile:
+    """An adapter with the modules of an official LCM-LoRA, which is nowhere."""
+    shapes = {parameter: tuple(tensor.shape) for parameter, tensor in pico(arch).state().items()}
+    key = "lora_unet_{}.lora_{}.weight".format
+    names = [module.removeprefix("unet.").replace(".", "_") for module in lora_targets(shapes)]
+    half, path = DTYPES["F16"], Path(folder, name)
+    infos = [TensorInfo(key(name, "down"), half, (rank, 8), path, 0, 0) for name in names]
+    infos += [TensorInfo(key(name, "up"), half, (8, rank), path, 0, 0) for name in names]
+    metadata = {"sd_merge_recipe": said} if said else {}
+    return read_adapter(TensorSource(path, "single-file", {info.name: info for info in infos}, (path,), metadata))
+
+
+@pytest.mark.parametrize(
+    ("file", "known"),
+    [
+        (made("pytorch_lora_weights.safetensors"), "lcm"),
+        (made("LCM_LoRA_SDv15.safetensors"), "lcm"),
+        (made("LCM_LoRA_SDv15.safetensors", rank=32), None),
+        (made("style.safetensors"), None),
+        (made("pcm_lcmlike.safetensors"), None),
+        (made("pcm_sd15_lcmlike_lora_converted.safetensors"), "pcm-lcm"),
+        (made("Hyper-SD15-8steps-lora.safetensors", rank=8), "hyper-8steps"),
+        (made("pytorch_lora_weights.safetensors", "TCD-SD15-LoRA"), "tcd"),
+        (made("pytorch_lora_weights.safetensors", "flash-sd"), "flash-sd"),
+        (made("pytorch_lora_weights.safetensors", rank=16), None),
+        (made("mine.safetensors", rank=4, said='{"type": "lcmmerge distill"}'), "lcm"),
+        (made("mine.safetensors", said='{"type": "lcmmerge train-style"}'), None),
+        (made("mine.safetensors", said="["), None),
+    ],
+    ids=lambda value: value.source.path.as_posix() if isinstance(value, AdapterFile) else str(value),
+)
+def test_a_file_is_known_by_names_modules_and_metadata(file: AdapterFile, known: str | None) -> None:
+    shapes = {parameter: tuple(tensor.shape) for parameter, tensor in pico("sd1").state().items()}
+    found = by_file(file, identify(named_source(shapes, "diffusers")))
+    assert (found.name if found else None) == known

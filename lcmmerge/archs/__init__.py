@@ -1,6 +1,6 @@
 """Architectures, one file each: how to recognise one, its components, and its names, canonical ↔ stored."""
 
-from lcmmerge.archs.base import Architecture, Family, Model, Parameter, architectures, is_ema
+from lcmmerge.archs.base import Architecture, Family, Model, Parameter, Variant, architectures, is_ema
 from lcmmerge.archs.component import Component
 from lcmmerge.archs.foreign import supported
 from lcmmerge.archs.identify import identify
@@ -18,6 +18,7 @@ __all__ = [
     "Model",
     "Parameter",
     "Slot",
+    "Variant",
     "View",
     "architectures",
     "guess_architecture",

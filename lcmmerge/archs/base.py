@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from types import MappingProxyType
-from typing import cast
+from typing import NamedTuple, cast
 
 from lcmmerge.archs.component import Component
 from lcmmerge.archs.prediction import EPSILON, Prediction
@@ -40,13 +40,27 @@ class Family:
     from_image: bool = False
 
 
+class Variant(NamedTuple):
+    """What other programs call some models of an architecture.
+
+    ``kind``: those that predict so (``epsilon``), or are for such a purpose (``inpainting``). ``modelspec``: their id
+    in the metadata of https://github.com/Stability-AI/ModelSpec. ``version``: kohya-ss/sd-scripts'
+    ss_base_model_version, by which web UIs sort LoRAs. ``size``: what they were trained at, in pixels.
+    """
+
+    kind: str
+    modelspec: str
+    version: str
+    size: int
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A family of checkpoints with the same names.
 
     ``parts``: its components, the denoiser first. ``name`` is the registered one (the module's). ``hub`` is the
-    repository whose configs, tokenizers and scheduler are its reference, ``modelspec`` its id in the metadata of
-    https://github.com/Stability-AI/ModelSpec.
+    repository whose configs, tokenizers and scheduler are its reference. ``modelspec``, ``version`` and ``size`` are as
+    in Variant; ``variants`` are the models for which they are others.
     """
 
     title: str
@@ -55,6 +69,9 @@ class Architecture:
     parts: tuple[Component, ...]
     family: Family = Family()
     name: str = ""
+    version: str = ""
+    size: int = 512
+    variants: tuple[Variant, ...] = ()
 
     @property
     def denoiser(self) -> Component:

@@ -18,15 +18,16 @@ class Component:
     """A part of a model, by the name of its folder in diffusers' layout, whose tensors keep their names.
 
     ``stored``: what stands before its names in a single file. ``module``: the class of diffusers or transformers that
-    computes it. ``kohya``: how kohya-ss/sd-scripts begins its modules' names in adapter files, empty where it has none.
-    ``kind``: what messages call it. ``sentinel``: a parameter that tells it
-    from others, where it is what a checkpoint is recognised by.
+    computes it. ``kohya``: how kohya-ss/sd-scripts begins its modules' names in adapter files, empty where it has none;
+    ``kohya_stored``: a single file's names follow, and not the canonical ones. ``kind``: what messages call it.
+    ``sentinel``: a parameter that tells it from others, where it is what a checkpoint is recognised by.
     """
 
     name: str
     stored: str = ""
     module: str = ""
     kohya: str = ""
+    kohya_stored: bool = False
     kind: str = "component"
     sentinel: str = ""
 

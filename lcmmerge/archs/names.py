@@ -137,10 +137,18 @@ def names_of(arch: Architecture) -> ModuleNames:
 
 
 def kohya_name(module: str, arch: Architecture) -> str | None:
-    """``unet.down_blocks.0.…`` → ``lora_unet_down_blocks_0_…``; None in a component without a prefix, the VAE."""
+    """What kohya-ss/sd-scripts calls a module in adapter files; None in a component without a prefix, the VAE.
+
+    ``unet.mid_block.resnets.0.conv1`` is ``lora_unet_mid_block_resnets_0_conv1``, and of SDXL's U-Net
+    ``lora_unet_middle_block_0_in_layers_2``, which Stable Diffusion web UIs, ComfyUI and diffusers know too.
+    """
     component, _, name = module.partition(".")
-    begin = next((part.kohya for part in arch.parts if part.name == component), "")
-    return begin + squash(name) if begin else None
+    part = next((part for part in arch.parts if part.name == component), None)
+    if part is None or not part.kohya:
+        return None
+    if part.kohya_stored and (slot := arch.keymap(SINGLE_FILE).slots.get(f"{module}.weight")):
+        name = module_of(slot.stored.removeprefix(part.stored))
+    return part.kohya + squash(name)
 
 
 def guess_architecture(keys: Iterable[str]) -> str | None:

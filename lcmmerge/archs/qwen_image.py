@@ -42,6 +42,8 @@ ARCHITECTURE = Architecture(
     title="Qwen-Image",
     hub="Qwen/Qwen-Image",
     modelspec="qwen-image",
+    version="qwen_image",  # kohya-ss/musubi-tuner's
+    size=1328,
     parts=(
         Transformer(
             module="QwenImageTransformer2DModel",

@@ -33,6 +33,8 @@ ARCHITECTURE = Architecture(
     title="Stable Diffusion XL",
     hub="stabilityai/stable-diffusion-xl-base-1.0",
     modelspec="stable-diffusion-xl-v1-base",
+    version="sdxl_base_v1-0",
+    size=1024,
     parts=(
         UNet(
             down=((0, 0), (2, 2), (10, 10)),
@@ -40,6 +42,7 @@ ARCHITECTURE = Architecture(
             up=((10, 10, 10), (2, 2, 2), (0, 0, 0)),
             linear_projection=True,
             added=True,
+            kohya_stored=True,
         ),
         VAE(),
         CLIP_L,

@@ -9,6 +9,8 @@ ARCHITECTURE = Architecture(
     title="Stable Diffusion XL refiner",
     hub="stabilityai/stable-diffusion-xl-refiner-1.0",
     modelspec="stable-diffusion-xl-v1-refiner",
+    version="sdxl_refiner_v1-0",
+    size=1024,
     parts=(
         UNet(
             down=((0, 0), (4, 4), (4, 4), (0, 0)),
@@ -16,6 +18,7 @@ ARCHITECTURE = Architecture(
             up=((0, 0, 0), (4, 4, 4), (4, 4, 4), (0, 0, 0)),
             linear_projection=True,
             added=True,
+            # kohya-ss/sd-scripts does not train it, and diffusers mistakes LDM's input_blocks.10 for its .1.
         ),
         VAE(),
         # It keeps the second of SDXL's two, and the name with it.

@@ -7,6 +7,8 @@ ARCHITECTURE = Architecture(
     title="SSD-1B",
     hub="segmind/SSD-1B",
     modelspec="segmind-stable-diffusion-1b",
+    version="sdxl_base_v1-0",  # as programs sort what SDXL may draw with
+    size=1024,
     parts=(
         UNet(
             down=((0, 0), (2, 2), (4, 4)),
@@ -14,6 +16,7 @@ ARCHITECTURE = Architecture(
             up=((4, 4, 10), (2, 1, 1), (0, 0, 0)),
             linear_projection=True,
             added=True,
+            kohya_stored=True,
         ),
         VAE(),
         CLIP_L,

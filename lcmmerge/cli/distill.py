@@ -52,8 +52,8 @@ def distill(
 ) -> None:  # fmt: skip
     """Distil BASE into a few-step model: Algorithm 1 of LCM-LoRA, https://arxiv.org/abs/2311.05556.
 
-    The output is a LoRA in the official LCM-LoRA's format, for `lcmmerge fuse`, diffusers and others; with --full it is
-    a diffusers folder. Beside it stands a work folder with checkpoints, log.csv and sheets of samples.
+    The output is a LoRA under kohya's names, for `lcmmerge fuse`, diffusers, web UIs and others; with --full it is a
+    diffusers folder. Beside it stands a work folder with checkpoints, log.csv and sheets of samples.
     Several GPUs: `accelerate launch -m lcmmerge distill …`.
 
     \b

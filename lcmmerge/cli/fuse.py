@@ -187,6 +187,8 @@ def _show_report(report: Report, output: Output) -> None:
 
 
 def _show_sampling(plan: Plan, output: Output) -> None:
+    for doubt in plan.scheduler_doubts:
+        output.warn(doubt)
     if plan.accelerator:
         output.note(f"Draw with {plan.accelerator.sampling}.")
         if plan.accelerator.restriction:

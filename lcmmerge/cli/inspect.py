@@ -33,6 +33,7 @@ def inspect(ref: str, variant: str | None, output: Output) -> None:
       lcmmerge inspect style.safetensors --json
       lcmmerge inspect hf://latent-consistency/lcm-lora-sdxl/pytorch_lora_weights.safetensors
     """
+    from lcmmerge.history import formula, older
     from lcmmerge.merge.inspection import AdapterFacts, CheckpointFacts
     from lcmmerge.merge.inspection import inspect as look
     from lcmmerge.tensors.remote import open_reference
@@ -49,7 +50,9 @@ def inspect(ref: str, variant: str | None, output: Output) -> None:
         case unknown:
             output.text(f"{unknown.remark}: {_size(found)}")
     if found.recipe:
-        output.text(_formula(found.recipe))
+        output.text(f"Recipe: {formula(found.recipe)}")
+        for name, recipe in older(found.source).items():
+            output.text(f"where {name} = {formula(recipe)}")
     _show_metadata(found, output)
 
 
@@ -106,28 +109,6 @@ def _show_metadata(found: Inspection, output: Output) -> None:
     rows = sorted(found.source.metadata.items())
     if rows:
         output.table("Metadata", ("key", "value"), [(key, _shortened(value, output)) for key, value in rows])
-
-
-def _formula(recipe: Mapping[str, Any]) -> str:
-    """A recipe of ours as its formula; of another program's, whose it is."""
-    match recipe:
-        case {"type": "lcmmerge extract", "base": {"name": base}, "tuned": {"name": tuned}, "rank": rank}:
-            return f"Recipe: {tuned} − {base}, rank {rank}"
-        case {"type": "lcmmerge" | "lcmmerge combine", "terms": [*terms]}:
-            parts = [f"{term.get('lambda')} × {term.get('name')}" for term in terms]
-            return f"Recipe: {' + '.join([*_base(recipe), *parts])}"
-        case {"type": str(kind)}:
-            return f"Recipe: merged by {kind}"
-        case _:
-            return "Recipe: of an unknown program"
-
-
-def _base(recipe: Mapping[str, Any]) -> list[str]:
-    match recipe:
-        case {"base": {"name": str(name)}}:
-            return [name]
-        case _:
-            return []
 
 
 def _size(found: Inspection) -> str:

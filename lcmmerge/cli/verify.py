@@ -21,7 +21,8 @@ def verify(file: str, sources: tuple[str, ...], lock: Path | None, device: str, 
     """Recompute FILE, which `lcmmerge fuse` wrote, from the sources that it records, and compare tensor by tensor.
 
     FILE may be a diffusers folder. Sources are looked for beside FILE, in this folder, and in every --source; their
-    sha256 must be the recorded ones. Nothing is written. The exit code is 1 where anything differs.
+    sha256 must be the recorded ones. A source that is a merge itself is verified, too, where its own sources are
+    there. Nothing is written. The exit code is 1 where anything differs.
 
     Of the folder of a `lcmmerge run`, the outputs are compared with run.json instead, and the sources that they
     record with the lock; where those differ the exit code is 5.
@@ -31,6 +32,7 @@ def verify(file: str, sources: tuple[str, ...], lock: Path | None, device: str, 
       lcmmerge verify papercut --lock recipes/sdxl-papercut.yaml.lock
     """
     from lcmmerge.merge.outcome import Settings
+    from lcmmerge.merge.verify import Verified, verify_sources
     from lcmmerge.merge.verify import verify as run
     from lcmmerge.recipe.verify import is_run, verify_run
     from lcmmerge.tensors.remote import open_reference
@@ -44,13 +46,22 @@ def verify(file: str, sources: tuple[str, ...], lock: Path | None, device: str, 
     source = open_reference(file, "merge")
     around = (source.path.resolve().parent, Path.cwd())
     places = [*sources, *(str(folder) for folder in around if folder.is_dir())]
+    settings = Settings(threads, device)
     with output.progress("verify", source.nbytes) as progress:
-        found = run(source, places, Settings(threads, device), progress)
+        found = run(source, places, settings, progress)
+    before = list(verify_sources(found, places, settings))
     if output.as_json:
-        output.json(found.as_dict())
+        done = [item.as_dict() for item in before if isinstance(item, Verified)]
+        output.json(found.as_dict() | ({"sources": done} if done else {}))
     elif found.different:
         rows = [(item.name, item.reason, "–" if item.largest is None else ratio(item.largest))
                 for item in found.different[: None if output.verbose else 10]]  # fmt: skip
         output.table("Different", ("tensor", "what", "max |Δ|"), rows, numbers=1)
     found.check()
     output.text(f"{source.path}: all {found.tensors} tensors are what its recipe gives.")
+    for item in before:
+        if isinstance(item, Verified):
+            item.check()
+            output.text(f"{item.path}, of which it was made: all {item.tensors} tensors are what its recipe gives.")
+        else:
+            output.note(f"{item.path} is a merge itself, and not verified: its sources are not here; name --source.")

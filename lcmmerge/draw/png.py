@@ -19,12 +19,13 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 
 from lcmmerge.archs import Model
+from lcmmerge.archs.modelspec import HASH
 from lcmmerge.draw.draw import Drawn
 from lcmmerge.draw.jobs import Job
 from lcmmerge.draw.presets import Preset
 from lcmmerge.errors import OutputError
+from lcmmerge.history import canonical_json
 from lcmmerge.merge.plan import Plan
-from lcmmerge.merge.provenance import HASH, canonical_json
 from lcmmerge.refs import name_of
 from lcmmerge.tensors.blockio import output_error
 from lcmmerge.tensors.digest import sha256_of

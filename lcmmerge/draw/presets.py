@@ -17,8 +17,8 @@ from lcmmerge import accelerators
 from lcmmerge.accelerators import ACCELERATORS, OF_THE_MODEL, OFFICIAL, SCHEDULERS, TRAILING, Sampling, Span
 from lcmmerge.archs import Model
 from lcmmerge.errors import FormatError, LcmMergeError
+from lcmmerge.history import RECIPE
 from lcmmerge.merge.configs import CURE, scheduler_config
-from lcmmerge.merge.provenance import RECIPE
 from lcmmerge.refs.weights import SCHEDULER, local_tree, read_json
 from lcmmerge.tensors import TensorSource
 

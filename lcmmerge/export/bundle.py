@@ -20,11 +20,12 @@ from lcmmerge.graphs.components import PipelinePart
 from lcmmerge.graphs.graph import opset_of
 from lcmmerge.graphs.link import check_link, link
 from lcmmerge.graphs.profiles import as_dict, whole_shapes
+from lcmmerge.history import RECIPE
 from lcmmerge.merge.configs import OPTIONAL, scheduler_config, set_scheduler
 from lcmmerge.merge.execute import execute
 from lcmmerge.merge.fuse import check_output
 from lcmmerge.merge.plan import Plan
-from lcmmerge.merge.provenance import RECIPE, metadata
+from lcmmerge.merge.provenance import metadata
 from lcmmerge.merge.report import ReportRow, rows
 from lcmmerge.output import Output
 from lcmmerge.refs import name_of

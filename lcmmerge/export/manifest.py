@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lcmmerge.errors import FormatError, NotFoundError
-from lcmmerge.merge.provenance import RECIPE
+from lcmmerge.history import RECIPE
 from lcmmerge.merge.recorded import read_merge
 from lcmmerge.merge.spec import Merge
 from lcmmerge.refs.files import read_object

@@ -27,7 +27,7 @@ from lcmmerge.draw.presets import is_guided, own_scheduler
 from lcmmerge.draw.sampling import guidance_embedding, guided, loop, token_ids
 from lcmmerge.export.manifest import read_manifest
 from lcmmerge.export.runtime import TORCH, Runtime, open_export
-from lcmmerge.merge.provenance import RECIPE
+from lcmmerge.history import RECIPE
 from lcmmerge.refs.weights import MODEL_INDEX, local_tree, read_json
 
 AfterStep = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]

@@ -16,10 +16,10 @@ from lcmmerge.export.weights import check_fit, plan_weights, source_of
 from lcmmerge.graphs.cache import once, parameters
 from lcmmerge.graphs.components import PipelinePart, components_of
 from lcmmerge.graphs.profiles import Facts, Profile, profiles
+from lcmmerge.history import RECIPE
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.plan import plan as plan_merge
-from lcmmerge.merge.provenance import RECIPE
 from lcmmerge.merge.spec import Merge
 from lcmmerge.refs.weights import SCHEDULER, local_tree, read_json
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES

@@ -6,18 +6,17 @@ transformers 5 saves ``tokenizer.json`` alone, older ones and C++ tokenizers wan
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from lcmmerge.errors import FormatError, NotFoundError
+from lcmmerge.errors import NotFoundError
 from lcmmerge.graphs.cache import once
 from lcmmerge.merge.configs import CURE
+from lcmmerge.merge.tokenizers import as_text, older_files
 from lcmmerge.refs.files import inside, read_text
 from lcmmerge.tensors.digest import sha256_of
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
-MERGES_HEAD = "#version: 0.2"
 
 
 def write_tokenizer(source: Path, target: Path, cache: Path | None = None) -> None:
@@ -39,19 +38,12 @@ def _texts(source: Path) -> dict[str, str]:
     tokenizer = _load(source)
     whole = source / "tokenizer.json"
     text = read_text(whole) if whole.is_file() else str(tokenizer.backend_tokenizer.to_str(pretty=True))
-    content = _parsed(text, source)
-    vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
     special = {name: str(value) for name in SPECIAL if (value := getattr(tokenizer, name, None)) is not None}
-    added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
-    beyond = {word: number for word, number in added.items() if word not in vocabulary}
-    pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in merges)
     return {
         "tokenizer.json": text,
-        "vocab.json": _json(dict(sorted(vocabulary.items(), key=lambda item: item[1]))),
-        "merges.txt": "\n".join([MERGES_HEAD, *pairs]) + "\n",
-        **({"added_tokens.json": _json(beyond)} if beyond else {}),  # a textual inversion's
-        "special_tokens_map.json": _json(special),
-        "tokenizer_config.json": _json(_config(tokenizer, special)),
+        **older_files(text, str(whole)),
+        "special_tokens_map.json": as_text(special),
+        "tokenizer_config.json": as_text(_config(tokenizer, special)),
     }
 
 
@@ -64,16 +56,6 @@ def _load(source: Path) -> Any:
         raise NotFoundError(f"{source}: holds no CLIP tokenizer", CURE) from None
 
 
-def _parsed(text: str, source: Path) -> Any:
-    try:
-        content = json.loads(text)
-        if not isinstance(content["model"]["vocab"], dict) or not isinstance(content["model"]["merges"], list):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise FormatError(f"{source}/tokenizer.json: is no byte-pair encoding", CURE) from None
-    return content
-
-
 def _config(tokenizer: Any, special: dict[str, str]) -> dict[str, Any]:
     return {
         "add_prefix_space": False,
@@ -84,7 +66,3 @@ def _config(tokenizer: Any, special: dict[str, str]) -> dict[str, Any]:
         "tokenizer_class": "CLIPTokenizer",
         **special,
     }
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

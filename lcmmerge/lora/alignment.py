@@ -76,8 +76,8 @@ def term_of(source: TensorSource, strength: float) -> WeightedAdapter:
     return WeightedAdapter(file, strength)
 
 
-def common_architecture(terms: Sequence[WeightedAdapter]) -> Architecture:
-    """One that all terms may be made for. Raises IncompatibleError."""
+def common_architectures(terms: Sequence[WeightedAdapter]) -> Sequence[Architecture]:
+    """Those that all terms may be made for. Raises IncompatibleError."""
     common: list[Architecture] = []
     for term in terms:
         keys = [patch.key for patch in term.file.patches]
@@ -93,7 +93,7 @@ def common_architecture(terms: Sequence[WeightedAdapter]) -> Architecture:
                 f"they belong to different models; if not, {NAME_BASE}",
             )
         common = [arch for arch in common or found if arch in found]
-    return common[0]
+    return common
 
 
 def align(terms: Sequence[WeightedAdapter], arch: Architecture, base: Model | None) -> Iterator[AlignedParameter]:

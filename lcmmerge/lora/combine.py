@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lcmmerge import history
 from lcmmerge.adapters import Dense, Dependent, Factored
-from lcmmerge.archs import Model
+from lcmmerge.archs import Model, modelspec
 from lcmmerge.errors import IncompatibleError, NoEffectError, NumericError
 from lcmmerge.lora import lorafile
-from lcmmerge.lora.alignment import AlignedParameter, Share, WeightedAdapter, align, common_architecture
-from lcmmerge.lora.lorafile import LoraLayer, Made
+from lcmmerge.lora.alignment import AlignedParameter, Share, WeightedAdapter, align, common_architectures
+from lcmmerge.lora.lorafile import LoraLayer, LoraOrigin, Made
 from lcmmerge.lora.lowrank import product_spectrum, spectrum, squared_norm
 from lcmmerge.merge.arithmetic import factored_square, read_roles
 from lcmmerge.refs import name_of
@@ -76,7 +77,8 @@ def combine(
     terms = [term for term in terms if term.strength]
     if not terms:
         raise NoEffectError("every λ is 0, so nothing would be left", "give at least one other λ")
-    arch = base.arch if base else common_architecture(terms)
+    archs = (base.arch,) if base else common_architectures(terms)
+    arch = archs[0]
     dtype = settings.dtype or _widest(terms)
     targets = list(align(terms, arch, base))
     specs = [spec for target in targets for spec in _specs(target, settings.rank, dtype)]
@@ -84,12 +86,24 @@ def combine(
     check_target(target, force=force, needed=sum(spec.nbytes for spec in specs) + HEADROOM, inputs=files)
     for term in terms:
         term.file.source.fetch()
-    recipe = _recipe(terms, settings.rank, dtype)
-    title = " + ".join(Path(name_of(term.path)).stem for term in terms)
-    describe = partial(lorafile.metadata, arch, title, recipe)
+    names = [name_of(term.path) for term in terms]
+    said = [term.file.source.metadata for term in terms]
+    hashes = [sha256_of(term.file.source.files, known=term.file.source.sha256) for term in terms]
+    origin = LoraOrigin(
+        arch,
+        modelspec.variant_of(base) if base else modelspec.told_variant(archs, said),
+        " + ".join(Path(name).stem for name in names),
+        _recipe(terms, hashes, settings.rank, dtype),
+        {
+            "modelspec.merged_from": ", ".join(names),
+            **modelspec.triggers(said),
+            **modelspec.tags({Path(name).stem: metadata for name, metadata in zip(names, said, strict=True)}),
+            history.MODELS: history.canonical_json(_models(terms, hashes)),
+        },
+    )
     make = partial(_make, settings.rank, dtype)
     sources = [term.file.source for term in terms]
-    layers = lorafile.write_adapter(target, targets, make, specs, describe, sources=sources, force=force)
+    layers = lorafile.write_adapter(target, targets, make, specs, lambda final: origin, sources=sources, force=force)
     return Combined(str(target), layers)
 
 
@@ -170,11 +184,19 @@ def _approximate(
     return Factored(*found.factors(rank)), LoraLayer(target.name, found.square, kept, rank)
 
 
-def _recipe(terms: Sequence[WeightedAdapter], rank: int | None, dtype: DType) -> Mapping[str, Any]:
-    sources = (term.file.source for term in terms)
-    hashes = [sha256_of(source.files, known=source.sha256) for source in sources]
+def _recipe(
+    terms: Sequence[WeightedAdapter], hashes: Sequence[str], rank: int | None, dtype: DType
+) -> Mapping[str, Any]:
     named = [
         {"name": name_of(term.path), "sha256": sha256, "lambda": term.strength}
         for term, sha256 in zip(terms, hashes, strict=True)
     ]
     return {"type": "lcmmerge combine", "terms": named, "rank": rank, "dtype": dtype.name}
+
+
+def _models(terms: Sequence[WeightedAdapter], hashes: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for term, sha256 in zip(terms, hashes, strict=True):
+        source = term.file.source
+        found |= history.recorded_models(source) | history.model_entry(source, sha256)
+    return found

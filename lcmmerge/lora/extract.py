@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lcmmerge.archs import Model, kohya_name
+from lcmmerge.archs import Model, kohya_name, modelspec
 from lcmmerge.errors import IncompatibleError, NumericError, UnmatchedKeysError
 from lcmmerge.lora import lorafile
-from lcmmerge.lora.lorafile import LoraLayer, Made
+from lcmmerge.lora.lorafile import LoraLayer, LoraOrigin, Made
 from lcmmerge.lora.lowrank import spectrum, squared_norm
 from lcmmerge.merge.arithmetic import precision
 from lcmmerge.merge.terms import Checkpoint, Difference, TaskVector, likely_cause, match, task_vector
@@ -113,16 +113,17 @@ def extract(
     title = " - ".join(Path(name_of(path)).stem for path in (tuned.path, base.source.path))
     with hashing(sources) as hashes:
 
-        def describe(sha256: str | None) -> dict[str, str]:
-            known = hashes() if sha256 else dict.fromkeys(sources, lorafile.UNKNOWN)
+        def origin(final: bool) -> LoraOrigin:
+            known = hashes() if final else dict.fromkeys(sources, lorafile.UNKNOWN)
+            words = modelspec.triggers([sources["tuned"].metadata])
             recipe = _recipe(sources, known, settings)
-            return lorafile.metadata(base.arch, title, recipe, sha256)
+            return LoraOrigin(base.arch, modelspec.variant_of(base), title, recipe, words)
 
         def done(item: ExtractedParameter) -> None:
             progress(item.difference.tuned.nbytes)
 
         make, read = partial(_make, settings), sources.values()
-        layers = lorafile.write_adapter(target, targets, make, specs, describe, done, sources=read, force=force)
+        layers = lorafile.write_adapter(target, targets, make, specs, origin, done, sources=read, force=force)
     return _extracted(target, targets, layers)
 
 

@@ -13,16 +13,17 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from lcmmerge.archs import Architecture
+from lcmmerge.archs import Architecture, Variant, modelspec
 from lcmmerge.errors import NoEffectError, NumericError
+from lcmmerge.history import RECIPE, canonical_json
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.pipeline import in_order, one_thread_each
-from lcmmerge.merge.provenance import HASH, RECIPE, canonical_json
+from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import DType, TensorSource
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.source import unchanged
 from lcmmerge.tensors.staging import Staging
-from lcmmerge.tensors.writer import Describe, TensorWriter
+from lcmmerge.tensors.writer import TensorWriter
 from lcmmerge.version import __version__
 
 Item = TypeVar("Item")
@@ -61,7 +62,7 @@ def write_adapter(
     items: Sequence[Item],
     make: Callable[[Made[Item]], None],
     at_most: Iterable[TensorSpec],
-    describe: Describe,
+    origin: Callable[[bool], LoraOrigin],
     done: Callable[[Item], None] = lambda item: None,
     *,
     sources: Iterable[TensorSource],
@@ -69,10 +70,17 @@ def write_adapter(
 ) -> tuple[LoraLayer, ...]:
     """``make`` each item's tensors, of the ``sources``, in parallel, and write them in the items' order.
 
-    ``done`` is called with each item that is. Raises NoEffectError where nothing at all changes, OutputError, and what
-    ``make`` does.
+    ``origin`` is asked first with False and at last with True, when it knows all, and is no longer than at first;
+    ``done`` is called with each item that is written. Raises NoEffectError where nothing at all changes, OutputError,
+    and what ``make`` does.
     """
     layers: list[LoraLayer] = []
+
+    def describe(sha256: str | None) -> dict[str, str]:
+        ranks = {float(layer.rank): float(layer.rank) for layer in layers if layer.rank}
+        whole = any(layer.kept and not layer.rank for layer in layers)
+        return origin(sha256 is not None).metadata(sha256, ranks, whole=whole)
+
     with Staging(target, force=force) as staging:
         path = staging.folder / target.name
         with unchanged(sources), TensorWriter(path, at_most, describe) as writer:
@@ -131,14 +139,25 @@ def rounded(spec: TensorSpec, tensor: Tensor) -> Tensor:
     return final
 
 
-def metadata(arch: Architecture, title: str, recipe: Mapping[str, Any], sha256: str | None) -> dict[str, str]:
-    """ModelSpec 1.0.1 and the recipe, as in merged checkpoints."""
-    return {
-        "format": "pt",
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{arch.modelspec}/lora",
-        "modelspec.implementation": "https://github.com/kohya-ss/sd-scripts",
-        "modelspec.title": title,
-        HASH: f"0x{sha256 or UNKNOWN}",
-        RECIPE: canonical_json({"version": __version__, **recipe}),
-    }
+@dataclass(frozen=True, slots=True)
+class LoraOrigin:
+    """What a LoRA is for, and how it came about. ``variant``: None where nobody knows; ``more``: further metadata."""
+
+    arch: Architecture
+    variant: Variant | None
+    title: str
+    recipe: Mapping[str, Any]
+    more: Mapping[str, str] = field(default_factory=dict)
+
+    def metadata(self, sha256: str | None, ranks: Mapping[float, float], *, whole: bool = False) -> dict[str, str]:
+        """ModelSpec, kohya's keys and the recipe. ``ranks``: rank → alpha; ``whole``: there are plain differences."""
+        variant = self.variant or modelspec.usual(self.arch)
+        layout = SINGLE_FILE if self.arch.denoiser.kohya_stored else DIFFUSERS  # whose names the modules have
+        return {
+            **modelspec.spec(
+                f"{variant.modelspec}/lora", layout, self.title, modelspec.pixels(variant), sha256 or UNKNOWN
+            ),
+            **modelspec.network(self.variant, ranks, whole=whole),
+            RECIPE: canonical_json({"version": __version__, **self.recipe}),
+            **self.more,
+        }

@@ -11,6 +11,7 @@ from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outcome import Outcome, Settings
 from lcmmerge.merge.plan import Plan, PlannedFile
 from lcmmerge.merge.report import Report, rows
+from lcmmerge.merge.tokenizers import complete
 from lcmmerge.output import Output
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors.digest import hashing
@@ -82,6 +83,7 @@ def _prepare_folder(plan: Plan, folder: Path) -> None:
     for component in components:
         (folder / component).mkdir()
     copy_configs(plan.configs or plan.base.source.path, folder, components, plan.base)
+    complete(folder)
     if plan.accelerator:
         set_scheduler(folder, plan.accelerator.sampling)
 

@@ -21,7 +21,7 @@ from lcmmerge.archs import (
     names_of,
 )
 from lcmmerge.errors import IncompatibleError
-from lcmmerge.merge.provenance import RECIPE, record_of
+from lcmmerge.history import RECIPE, record_of
 from lcmmerge.tensors import TensorInfo, TensorSource
 
 LCM_RANK = 64  # of the official LCM-LoRAs

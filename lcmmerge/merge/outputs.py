@@ -101,6 +101,8 @@ def _as_it_is(base: Model, *, drop_ema: bool) -> tuple[list[Draft], tuple[str, .
                 chosen.append(Draft.of(folder, inner, Operand.of_tensor(info), converts=ema))
             continue
         parameters = stored[info.name]
+        if folder:  # by the canonical names: transformers 4 does not read those of 5, without text_model.
+            inner = parameters[0].name.removeprefix(f"{folder}.")
         views = [parameter.slot.view for parameter in parameters]
         draft = Draft.through(folder, inner, views, parameters)
         assert draft  # they were cut from it

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lcmmerge import refs
-from lcmmerge.accelerators import Accelerator
+from lcmmerge.accelerators import Accelerator, by_file
 from lcmmerge.archs import Model, identify
 from lcmmerge.archs.prediction import EPSILON, FLOW
 from lcmmerge.errors import FormatError, NoEffectError
@@ -189,6 +189,16 @@ class Plan:
         return tuple(found)
 
     @property
+    def scheduler_doubts(self) -> tuple[str, ...]:
+        """An accelerator that nobody named, with whose scheduler a folder would be drawn."""
+        fast = self.merge.accelerated
+        if self.layout != DIFFUSERS or self.accelerator or not (fast and fast.strength and fast.source):
+            return ()
+        what = f"which accelerator {Path(fast.source.reference).name} is cannot be told"
+        cure = "name it by --accelerator, or `accelerator:` of a recipe's source; `lcmmerge accelerators` has the names"
+        return (f"{what}, so the output keeps the base's scheduler: {cure}",)
+
+    @property
     def sources(self) -> Mapping[str, TensorSource]:
         """Every input, by the name under which a recipe records it."""
         found = {"base": self.base.source}
@@ -283,12 +293,19 @@ def plan(
         _by_parameter(matches),
         tuple(_coverage(matches)),
         {index: matched.unmatched for index, matched in enumerate(matches) if matched.unmatched},
-        next((kind for term, kind in zip(merge.terms, kinds, strict=True) if kind and term.strength), None),
+        next(filter(None, map(partial(_known, base), kinds, vectors)), None),
         configs,
         _target(merge, layout),
         layout,
     )
     return lay_out(planned, drop_ema=merge.output.drop_ema)
+
+
+def _known(base: Model, kind: Accelerator | None, vector: TaskVector) -> Accelerator | None:
+    """Which accelerator a term that counts is: as it is called, else by its file."""
+    if not vector.strength or kind or isinstance(vector.content, Checkpoint):
+        return kind if vector.strength else None
+    return by_file(vector.content, base)
 
 
 def _open(source: Source, what: str, *, pickles: bool) -> TensorSource:

@@ -6,30 +6,21 @@ ModelSpec: https://github.com/Stability-AI/ModelSpec; ``sd_merge_*`` as Stable D
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lcmmerge.archs import Model
+from lcmmerge.archs import modelspec
 from lcmmerge.errors import AlreadyFusedError
+from lcmmerge.history import MODELS, RECIPE, canonical_json, model_entry, recorded_models
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.spec import Source
 from lcmmerge.merge.terms import Checkpoint
 from lcmmerge.refs import name_of
-from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.version import __version__
-
-RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"
-HASH = "modelspec.hash_sha256"
-IMPLEMENTATIONS = {
-    SINGLE_FILE: "https://github.com/Stability-AI/generative-models",
-    DIFFUSERS: "https://github.com/huggingface/diffusers",
-    "component": "https://github.com/huggingface/diffusers",
-}
 
 
 def placeholders(sources: Iterable[str]) -> dict[str, str]:
@@ -40,22 +31,22 @@ def placeholders(sources: Iterable[str]) -> dict[str, str]:
 def metadata(plan: Plan, hashes: Mapping[str, str], sha256: str) -> dict[str, str]:
     """A file's metadata. ``hashes``: of the plan's sources, as far as known; ``sha256``: of the file's tensor bytes."""
     names = [name_of(plan.base.source.path), *(name_of(term.path) for term in plan.terms)]
-    inherited = {key: value for key, value in plan.base.source.metadata.items() if key != HASH}
-    return inherited | {
-        "format": "pt",
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": _architecture(plan.base),
-        "modelspec.implementation": IMPLEMENTATIONS[plan.layout],
-        "modelspec.title": " + ".join(Path(name).stem for name in names),
+    merged = [plan.sources[key].metadata for key in _merged(plan)]
+    title = " + ".join(Path(name).stem for name in names)
+    return {
+        **modelspec.inherited(plan.base.source.metadata),
+        **modelspec.triggers(merged),
+        **modelspec.spec_of(plan.base, plan.layout, title, sha256),
         "modelspec.merged_from": ", ".join(names),
-        HASH: f"0x{sha256}",
         RECIPE: canonical_json(recorded(plan, hashes)),
         MODELS: canonical_json(_models(plan, hashes)),
     }
 
 
-def _architecture(base: Model) -> str:
-    return base.arch.modelspec + ("" if base.purpose == "base" else f"/{base.purpose}")
+def _merged(plan: Plan) -> list[str]:
+    """The names of the sources that the merge holds something of: λ = 0 brings nothing in."""
+    idle = {f"terms.{index}" for index, term in enumerate(plan.terms) if not term.strength}
+    return [key for key in plan.sources if key not in idle]
 
 
 def recorded(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -86,24 +77,16 @@ def _named(source: TensorSource, sha256: str | None) -> Source:
 
 
 def _models(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """sha256 → what is known of a model, with those that went into the base before; λ = 0 brings nothing in."""
-    idle = {f"terms.{index}" for index, term in enumerate(plan.terms) if not term.strength}
-    now = {hashes[key]: {"name": name_of(plan.sources[key].path)} for key in hashes if key not in idle}
-    return recorded_models(plan.base.source) | now
-
-
-def recorded_models(source: TensorSource) -> dict[str, Any]:
-    """The models that a checkpoint's metadata says it was made of."""
-    return record_of(source, MODELS)
-
-
-def record_of(source: TensorSource, key: str) -> dict[str, Any]:
-    """The JSON object that a file's metadata hold under ``key``; empty where they hold nothing readable."""
-    try:
-        recorded = json.loads(source.metadata.get(key, "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return recorded if isinstance(recorded, dict) else {}
+    """What a merge holds something of. A base whose sha256 nobody knows is there where it is a merge itself."""
+    found: dict[str, Any] = {}
+    for key in _merged(plan):
+        source = plan.sources[key]
+        if key in hashes or RECIPE in source.metadata:
+            # Of a checkpoint's own models only a difference is added, which may be none of them.
+            dense = key != "base" and isinstance(plan.terms[int(key.split(".")[1])].content, Checkpoint)
+            found |= {} if dense else recorded_models(source)
+            found |= model_entry(source, hashes.get(key))
+    return found
 
 
 def refuse_fused(plan: Plan) -> None:
@@ -117,8 +100,3 @@ def refuse_fused(plan: Plan) -> None:
                 f"{term.path}: {plan.base.source.path.name} already holds it, by its own metadata",
                 "start from the unmerged base, or fuse it once more with --force",
             )
-
-
-def canonical_json(value: object) -> str:
-    """The same value is the same text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

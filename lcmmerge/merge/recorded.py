@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lcmmerge import refs
 from lcmmerge.errors import FormatError, NotFoundError, VerificationError
+from lcmmerge.history import RECIPE
 from lcmmerge.merge.methods import methods
 from lcmmerge.merge.plan import Plan, plan
-from lcmmerge.merge.provenance import RECIPE
 from lcmmerge.merge.spec import ADD, Merge, Source
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of

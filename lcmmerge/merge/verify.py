@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import isfinite
@@ -14,11 +14,12 @@ from typing import Any, Self
 
 import torch
 
-from lcmmerge.errors import VerificationError
+from lcmmerge.archs.modelspec import HASH
+from lcmmerge.errors import NotFoundError, VerificationError
+from lcmmerge.history import RECIPE, record_of
 from lcmmerge.merge.execute import execute
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan, PlannedFile, PlannedTensor
-from lcmmerge.merge.provenance import HASH
 from lcmmerge.merge.recorded import read_merge, replan
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DType, TensorInfo, TensorSource
@@ -45,13 +46,15 @@ class Different:
 class Verified:
     """What a recomputed merge says of a file.
 
-    ``stale``: files whose recorded hash is not that of the recomputed tensors, in the file's order.
+    ``stale``: files whose recorded hash is not that of the recomputed tensors, in the file's order. ``merges``: the
+    sources that are merges of ours themselves.
     """
 
     path: Path
     tensors: int
     different: tuple[Different, ...]
     stale: tuple[str, ...]
+    merges: tuple[TensorSource, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -175,7 +178,25 @@ def verify(
     stale = [
         path.name for path, sha256 in zip(files, outcome.sha256, strict=True) if recorded[path] != f"0x{sha256}"
     ]
-    return Verified(source.path, len(source.tensors), tuple(different), tuple(stale))
+    merges = [item for item in plan.sources.values() if record_of(item, RECIPE).get("type") == "lcmmerge"]
+    return Verified(source.path, len(source.tensors), tuple(different), tuple(stale), tuple(merges))
+
+
+def verify_sources(
+    merge: Verified, places: Sequence[str], settings: Settings = Settings()  # noqa: B008 - frozen
+) -> Iterator[Verified | TensorSource]:
+    """The merges that a merge was made of, and those that these were; one whose own sources are not here as it is.
+
+    Raises what ``verify`` does, but for NotFoundError.
+    """
+    for source in merge.merges:
+        try:
+            found = verify(source, places, settings)
+        except NotFoundError:
+            yield source
+            continue
+        yield found
+        yield from verify_sources(found, places, settings)
 
 
 def _as_stored(plan: Plan, source: TensorSource) -> tuple[dict[Path, dict[str, PlannedTensor]], list[Different]]:

@@ -17,7 +17,7 @@ from lcmmerge.draw.encode import Encoder
 from lcmmerge.draw.jobs import Job
 from lcmmerge.draw.presets import Preset
 from lcmmerge.errors import NumericError
-from lcmmerge.merge.provenance import canonical_json
+from lcmmerge.history import canonical_json
 from lcmmerge.search.field import Field
 from lcmmerge.search.objectives import Samples
 from lcmmerge.search.order import Cell

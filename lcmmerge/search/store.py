@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lcmmerge.errors import FormatError
-from lcmmerge.merge.provenance import canonical_json
+from lcmmerge.history import canonical_json
 from lcmmerge.search.database import Database
 from lcmmerge.search.drawing import Drawing
 from lcmmerge.tensors.blockio import output_error

@@ -16,7 +16,7 @@ from lcmmerge.accelerators import OFFICIAL
 from lcmmerge.archs import Model
 from lcmmerge.draw.drawable import configs_of
 from lcmmerge.draw.load import assembled, load_components
-from lcmmerge.merge.provenance import RECIPE, record_of
+from lcmmerge.history import RECIPE, record_of
 from lcmmerge.merge.tensors import stored
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of

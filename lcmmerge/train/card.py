@@ -10,7 +10,7 @@ from typing import Any
 
 from lcmmerge import markdown, refs
 from lcmmerge.accelerators import Sampling
-from lcmmerge.archs import Model
+from lcmmerge.archs import Model, modelspec
 from lcmmerge.version import __version__
 
 TAGS = {"lcd": ["lcm"], "lcf": ["lcm"], "diffusion": []}
@@ -35,6 +35,16 @@ class TrainingOrigin:
         named = {"name": refs.name_of(self.base.source.path), "sha256": self.base_sha256}
         named |= {"variant": self.base.source.variant} if self.base.source.variant else {}
         return {"type": self.command, "base": named, **self.facts}
+
+    def metadata(self) -> dict[str, str]:
+        """What the data tell: their size, and the caption that all images of a style have."""
+        data = self.facts["data"]
+        size, caption = data.get("resolution"), data.get("caption")
+        styled = self.facts["objective"]["objective"] == "diffusion"
+        return {
+            **({modelspec.RESOLUTION: f"{size}x{size}"} if size else {}),
+            **({modelspec.TRIGGER: caption} if caption and styled else {}),
+        }
 
 
 def card(origin: TrainingOrigin, name: str) -> str:

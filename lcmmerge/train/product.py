@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcmmerge.archs import Model
+from lcmmerge.archs import Model, kohya_name, modelspec
 from lcmmerge.errors import NoEffectError
+from lcmmerge.history import RECIPE, canonical_json
 from lcmmerge.lora import lorafile
+from lcmmerge.lora.lorafile import LoraOrigin
 from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outputs import weights_stem
-from lcmmerge.merge.provenance import IMPLEMENTATIONS
 from lcmmerge.merge.tensors import Read, stored
+from lcmmerge.merge.tokenizers import complete
 from lcmmerge.refs.files import read_object
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DTYPES, DType
@@ -25,13 +27,13 @@ from lcmmerge.tensors.staging import Staging
 from lcmmerge.tensors.writer import TensorWriter
 from lcmmerge.train.card import TrainingOrigin, card
 from lcmmerge.train.networks import FullNetworks, LoraNetworks
+from lcmmerge.version import __version__
 
-PREFIX = "lora_unet_"
 FP16 = DTYPES["F16"]
 
 
 def write_lora(target: Path, networks: LoraNetworks, origin: TrainingOrigin, *, dtype: DType = FP16) -> int:
-    """The LoRA under kohya's prefix and diffusers' names for every architecture, as the official LCM-LoRAs have them.
+    """The LoRA under kohya's names, by which programs that draw find every module of it.
 
     Writes ``target`` and its card beside it, ``card_path(target)``; the number of modules. Raises OutputError,
     NumericError (``dtype`` has no such number), NoEffectError (nothing was learnt).
@@ -40,11 +42,14 @@ def write_lora(target: Path, networks: LoraNetworks, origin: TrainingOrigin, *, 
     if not any(bool(up.any()) for up, _ in modules.values()):
         raise NoEffectError(f"{target}: would hold no change at all", "train for more --steps")
     shapes = {name: (up.shape[0], *down.shape[1:]) for name, (up, down) in modules.items()}
-    keys = {name: PREFIX + name.replace(".", "_") for name in modules}
+    keys = {name: kohya_name(f"unet.{name}", origin.base.arch) or name for name in modules}
     specs = {name: list(lorafile.low_rank_specs(keys[name], shapes[name], networks.rank, dtype)) for name in modules}
 
+    variant = modelspec.variant_of(origin.base)
+    made = LoraOrigin(origin.base.arch, variant, target.stem, origin.recipe(), origin.metadata())
+
     def describe(sha256: str | None) -> dict[str, str]:
-        return lorafile.metadata(origin.base.arch, target.stem, origin.recipe(), sha256)
+        return made.metadata(sha256, {networks.rank: networks.alpha})
 
     with Staging(target) as staging:
         (staging.folder / card_path(target).name).write_text(card(origin, target.name), encoding="utf-8")
@@ -81,6 +86,7 @@ def write_full(
         folder = staging.folder / target.name
         folder.mkdir()
         copy_configs(configs, folder, components, origin.base)
+        complete(folder)
         set_scheduler(folder, origin.sampling)
         config = folder / "unet" / "config.json"
         config.write_text(json.dumps(_unet_config(config, networks), indent=2) + "\n", encoding="utf-8")
@@ -118,9 +124,8 @@ def _write_component(
     path = folder / component / f"{weights_stem(component)}.safetensors"
 
     def describe(sha256: str | None) -> dict[str, str]:
-        described = lorafile.metadata(origin.base.arch, folder.name, origin.recipe(), sha256)
-        architecture = {"modelspec.architecture": origin.base.arch.modelspec}
-        return described | architecture | {"modelspec.implementation": IMPLEMENTATIONS[DIFFUSERS]}
+        said = modelspec.spec_of(origin.base, DIFFUSERS, folder.name, sha256 or lorafile.UNKNOWN)
+        return said | origin.metadata() | {RECIPE: canonical_json({"version": __version__, **origin.recipe()})}
 
     with TensorWriter(path, specs, describe) as writer:
         for spec in specs:

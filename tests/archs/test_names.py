@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from diffusers.utils import convert_unet_state_dict_to_peft
 from hypothesis import given
 from hypothesis import strategies as st
 from named import named_source
@@ -16,6 +19,7 @@ from lcmmerge.archs import (
     identify,
     kohya_name,
     likely_architectures,
+    lora_targets,
     names_of,
 )
 from lcmmerge.archs.names import Home
@@ -171,6 +175,45 @@ def test_kohya_names_are_names_of_their_module(name: str) -> None:
     for module in [module for module in modules if not module.startswith("vae.")]:
         home = names_of(arch).find(kohya_name(module, arch) or "")
         assert home and home.module == module
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "ssd1b", "sdxl_refiner"])
+def test_diffusers_finds_every_module_by_its_kohya_name(name: str) -> None:
+    """Oracle: diffusers' own conversion; each module's factors hold the module's number."""
+    shapes = {parameter: tuple(tensor.shape) for parameter, tensor in pico(name).state().items()}
+    wanted, stored = list(lora_targets(shapes)), {}
+    for number, module in enumerate(wanted):
+        out, *rest = shapes[f"{module}.weight"]
+        key = kohya_name(module, architectures()[name])
+        stored[f"{key}.lora_down.weight"] = torch.full((1, *rest), float(number))
+        stored[f"{key}.lora_up.weight"] = torch.zeros(out, 1, *(1 for _ in rest[1:]))
+        stored[f"{key}.alpha"] = torch.tensor(1.0)
+    found, _ = StableDiffusionXLPipeline.lora_state_dict(stored, unet_config=pico(name).pipeline.unet.config)
+    inner = {key.removeprefix("unet."): tensor for key, tensor in found.items()}
+    numbers = {
+        f"unet.{key.removesuffix('.lora_A.weight')}": int(tensor.flatten()[0])
+        for key, tensor in convert_unet_state_dict_to_peft(inner).items()
+        if key.endswith(".lora_A.weight")
+    }
+    assert numbers == {module: number for number, module in enumerate(wanted)}
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "key"),
+    [
+        ("sd1", "unet.up_blocks.0.upsamplers.0.conv", "lora_unet_up_blocks_0_upsamplers_0_conv"),
+        ("sdxl", "unet.up_blocks.0.upsamplers.0.conv", "lora_unet_output_blocks_2_2_conv"),
+        ("sdxl", "unet.down_blocks.0.resnets.1.time_emb_proj", "lora_unet_input_blocks_2_0_emb_layers_1"),
+        ("sdxl", "unet.mid_block.attentions.0.proj_in", "lora_unet_middle_block_1_proj_in"),
+        ("sdxl", "unet.add_embedding.linear_2", "lora_unet_label_emb_0_2"),
+        ("ssd1b", "unet.conv_out", "lora_unet_out_2"),
+        ("sdxl", "text_encoder_2.text_model.encoder.layers.0.mlp.fc1",
+         "lora_te2_text_model_encoder_layers_0_mlp_fc1"),
+        ("sdxl", "vae.encoder.conv_in", None),
+    ],
+)  # fmt: skip
+def test_kohya_names_have_ldms_blocks_in_sdxl_alone(name: str, module: str, key: str | None) -> None:
+    assert kohya_name(module, architectures()[name]) == key
 
 
 def test_an_ssd_1b_lora_is_told_from_sdxl_though_it_fits_both(tmp_path: Path) -> None:

@@ -129,13 +129,6 @@ def test_a_local_file_is_what_it_is_said_to_be(
     assert index["scheduler"] == ["diffusers", sampling.scheduler]
 
 
-def test_a_local_file_is_not_guessed(files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: Path) -> None:
-    base, out = files("sd1").folder(), tmp_path / "baked"
-    ran = cli("fuse", base, "--lcm", files("sd1").lcm, "-o", out)
-    assert (ran.code, "Draw with" in ran.err) == (0, False)
-    assert config(out) == config(base)
-
-
 def test_an_existing_path_wins_over_a_name(
     files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +136,25 @@ def test_an_existing_path_wins_over_a_name(
     Path("lcm").symlink_to(files("sd1").lcm)
     ran = cli("fuse", files("sd1").base(), "--lcm", "lcm", "-o", "fused", "--dry-run", "--json")
     assert json.loads(ran.out)["sampling"] is None
+
+
+def test_a_folder_says_whose_scheduler_it_keeps(
+    files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: Path
+) -> None:
+    """A file that nobody named is known where its name, modules or metadata tell it."""
+    sd1, official = files("sd1"), tmp_path / "official" / "pytorch_lora_weights.safetensors"
+    official.parent.mkdir()
+    lcm_lora(official, "sd1", rank=64)
+    ran = cli("fuse", sd1.folder(), "--lcm", sd1.lcm, "-o", tmp_path / "untold")
+    assert ran.err.startswith("Warning: which accelerator sd1-lcm.safetensors is cannot be told, so the output keeps")
+    assert "--accelerator" in ran.err
+    assert (ran.code, "Draw with" in ran.err) == (0, False)
+    assert config(tmp_path / "untold") == config(sd1.folder())
+    ran = cli("fuse", sd1.folder(), "--lcm", official, "-o", tmp_path / "told")
+    assert "Warning" not in ran.err
+    assert config(tmp_path / "told")["_class_name"] == "LCMScheduler"
+    quiet = cli("fuse", sd1.base(), "--lcm", sd1.lcm, "-o", tmp_path / "file.safetensors")
+    assert (quiet.code, quiet.err) == (0, "")
 
 
 def test_without_strength_there_is_no_accelerator(

@@ -86,3 +86,27 @@ def test_faults(merged: Path, files: Callable[[str], Files], cli: Callable[..., 
         assert (ran.code, ran.out) == (1, "")
         assert message in ran.err
         assert ran.err.count("\n") == 2  # the cause, the cure
+
+
+def test_the_merges_that_a_merge_was_made_of(
+    merged: Path, files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: Path
+) -> None:
+    again, other = tmp_path / "again.safetensors", tmp_path / "one" / "detail.safetensors"
+    other.parent.mkdir()
+    shutil.copy(files("sd1").style, other)
+    fuse(merged, again, other, strengths=(0.1, 0), force=True)
+    ran = cli("verify", again, "--source", files("sd1").root, "--source", other.parent)
+    assert (ran.code, ran.err) == (0, "")
+    assert f"{merged}, of which it was made: all" in ran.out
+    facts = json.loads(cli("verify", again, "--json", "--source", files("sd1").root, "--source", other.parent).out)
+    assert [item["path"] for item in facts["sources"]] == [str(merged)]
+    ran = cli("verify", again, "--source", other.parent)
+    assert (ran.code, ran.out.count("its recipe gives")) == (0, 1)
+    assert f"{merged} is a merge itself, and not verified" in ran.err
+    tampered = load_file(merged)
+    name = next(name for name in tampered if name.endswith("to_q.weight"))
+    changed = edited(merged, tmp_path / "changed.safetensors", **{name: tampered[name] + 1})
+    assert cli("inspect", again).out.count("where merged.safetensors = sd1-fp16.safetensors + 0.8 ×") == 1
+    changed.replace(merged)
+    ran = cli("verify", again, "--source", files("sd1").root, "--source", other.parent)
+    assert ran.code == 1

@@ -26,6 +26,7 @@ from lcmmerge.errors import (
     ShapeMismatchError,
     UnmatchedKeysError,
 )
+from lcmmerge.history import older
 from lcmmerge.lora.alignment import term_of
 from lcmmerge.lora.combine import Combined, CombineSettings, combine
 from lcmmerge.lora.lorafile import balanced
@@ -154,11 +155,23 @@ def test_loha_needs_the_base(files: Callable[[str], Files], tmp_path: Path) -> N
     assert_near(found.float(), products[0] * products[1])
 
 
+def test_of_sdxl_in_kohyas_names(files: Callable[[str], Files], tmp_path: Path) -> None:
+    """The LCM-LoRA has diffusers' block names, which kohya's own merge passes over, and the style kohya's."""
+    terms = [(files("sdxl").style, 1.0), (files("sdxl").lcm, 1.0)]
+    run(terms, tmp_path / "one.safetensors")
+    found = {name.partition(".")[0] for name in load_file(tmp_path / "one.safetensors")}
+    unet = {name for name in found if name.startswith("lora_unet_")}
+    assert len(unet) == 788
+    assert all(name.startswith(("lora_unet_input_", "lora_unet_middle_", "lora_unet_output_")) for name in unet)
+    styled = {name.partition(".")[0] for name in load_file(files("sdxl").style)}
+    assert styled <= found
+
+
 FACTORS = {"a": (8, 2), "b": (2, 8)}
 
 
 def test_vectors_add_up_without_a_rank(tmp_path: Path) -> None:
-    key = "lora_unet_down_blocks_0_resnets_0_norm1"
+    key = "lora_unet_down_blocks_0_attentions_0_norm"  # which SDXL and its relatives lack
     first = write(tmp_path / "a.safetensors", {f"{key}.w_norm": torch.arange(8.0), f"{key}.b_norm": torch.ones(8)})
     second = write(tmp_path / "b.safetensors", {f"{key}.w_norm": torch.ones(8)})
     run([(first.path, 0.5), (second.path, -2.0)], tmp_path / "c.safetensors")
@@ -241,6 +254,54 @@ def test_the_same_inputs_give_the_same_bytes_and_say_which_they_were(tmp_path: P
     recipe = metadata(tmp_path / "c.safetensors")["sd_merge_recipe"]
     assert '"lambda":0.5,"name":"a.safetensors","sha256":"' in recipe
     assert str(tmp_path) not in recipe
+
+
+def tagged(path: Path, source: Path, **said: str) -> Path:
+    save_file(load_file(source), path, {key.replace("__", "."): text for key, text in said.items()})
+    return path
+
+
+def test_what_programs_read_of_it(files: Callable[[str], Files], tmp_path: Path) -> None:
+    """Web UIs sort a LoRA by ss_base_model_version; ModelSpec's keys that must be there."""
+    a = tagged(tmp_path / "a.safetensors", files("sdxl").style, modelspec__trigger_phrase="ohwx",
+               ss_tag_frequency='{"10_cat": {"a cat": 3}}', modelspec__author="somebody")  # fmt: skip
+    b = tagged(tmp_path / "b.safetensors", files("sdxl").lcm, ss_tag_frequency="[")
+    run([(a, 0.5), (b, 1.0)], tmp_path / "c.safetensors")
+    found = metadata(tmp_path / "c.safetensors")
+    assert (found["ss_base_model_version"], found["ss_v2"]) == ("sdxl_base_v1-0", "False")
+    assert found["ss_network_module"] == "networks.lora"
+    assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("Dynamic", "Dynamic")
+    assert found["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert found["modelspec.implementation"] == "https://github.com/Stability-AI/generative-models"
+    assert (found["modelspec.resolution"], found["modelspec.title"]) == ("1024x1024", "a + b")
+    assert found["modelspec.trigger_phrase"] == "ohwx"
+    assert found["ss_tag_frequency"] == '{"a/10_cat": {"a cat": 3}}'
+    assert "modelspec.author" not in found
+    run([(tmp_path / "c.safetensors", 1.0), (a, -1.0)], tmp_path / "d.safetensors", CombineSettings(3))
+    found = metadata(tmp_path / "d.safetensors")
+    assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("3", "3")
+    assert list(older(open_source(tmp_path / "d.safetensors"))) == ["c.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ({}, None),  # SD 1 and 2 have the same names
+        ({"ss_base_model_version": "sd_v2"}, "sd_v2"),
+        ({"modelspec__architecture": "stable-diffusion-v2-768-v/lora"}, "sd_v2_v"),
+        ({"ss_base_model_version": "sdxl_base_v1-0"}, None),
+    ],
+)
+def test_a_version_is_never_guessed(
+    said: dict[str, str], version: str | None, files: Callable[[str], Files], tmp_path: Path
+) -> None:
+    a = tagged(tmp_path / "a.safetensors", files("sd1").lcm, **said)
+    run([(a, 0.5)], tmp_path / "b.safetensors")
+    found = metadata(tmp_path / "b.safetensors")
+    assert found.get("ss_base_model_version") == version
+    assert found.get("ss_v2") == ("True" if version else None)
+    run([(a, 0.5)], tmp_path / "c.safetensors", base=files("sd1").base())
+    assert metadata(tmp_path / "c.safetensors")["ss_base_model_version"] == "sd_v1"
 
 
 def test_dora_depends_on_its_base(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_file_is_a_kohya_lora(files: Callable[[str], Files], tmp_path: Path)
     assert {name.partition("_")[0] for name in tensors} == {"lora"}
     assert {name.split("_")[1] for name in tensors} == {"unet", "te1", "te2"}
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
-    conv = "lora_unet_down_blocks_0_resnets_0_conv1"
+    conv = "lora_unet_input_blocks_1_0_in_layers_2"  # kohya's blocks of SDXL are LDM's
     assert tensors[f"{conv}.lora_up.weight"].shape == (8, 3, 1, 1)
     assert tensors[f"{conv}.lora_down.weight"].shape == (3, 8, 3, 3)
     assert tensors[f"{conv}.alpha"] == 3
@@ -74,6 +74,8 @@ def test_the_file_is_a_kohya_lora(files: Callable[[str], Files], tmp_path: Path)
     assert tensors[f"{linear}.lora_up.weight"].shape == (16, 3)
     stored = metadata(tmp_path / "lora.safetensors")
     assert stored["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert (stored["ss_base_model_version"], stored["ss_network_dim"]) == ("sdxl_base_v1-0", "3")
+    assert stored["modelspec.resolution"] == "1024x1024"
     source = open_source(tmp_path / "lora.safetensors")
     data = (tmp_path / "lora.safetensors").read_bytes()[next(iter(source)).offset :]
     assert stored["modelspec.hash_sha256"] == f"0x{hashlib.sha256(data).hexdigest()}"

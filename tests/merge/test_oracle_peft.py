@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers.utils import convert_state_dict_to_diffusers
-from fusing import fuse, load
+from fusing import canonical, fuse, load
 from peft import LoraConfig, get_peft_model_state_dict
 from pico import TORCH, PicoModel, pico
 from tiers import of_each
@@ -40,7 +40,7 @@ def test_float32_equals_peft_in_both_layouts(name, files, tmp_path):
     folder = fused.folder(tmp_path / "peft", "fp32"), tmp_path / "ours"
     for base, (theirs, ours) in ((inputs.base("fp32"), single_file), (inputs.folder("fp32"), folder)):
         fuse(base, ours, inputs.style, inputs.lcm, LAMBDAS)
-        found, expected, untouched = load(ours), load(theirs), load(base)
+        found, expected, untouched = canonical(ours), canonical(theirs), canonical(base)
         assert found.keys() == expected.keys() == untouched.keys()
         changed = [key for key in found if not torch.equal(found[key], untouched[key])]
         assert changed == [key for key in found if not torch.equal(expected[key], untouched[key])]

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from fusing import fuse, load, metadata
@@ -10,6 +12,9 @@ from pico import pico
 from safetensors.torch import load_file, save_file
 
 from lcmmerge.errors import AlreadyFusedError
+from lcmmerge.history import older
+from lcmmerge.merge.outcome import Settings
+from lcmmerge.tensors import open_source
 
 
 def sha256(path):
@@ -65,16 +70,58 @@ def test_the_bases_metadata_stay(files, tmp_path):
     save_file(
         load_file(files("sd1").base()),
         tmp_path / "base.safetensors",
-        {"modelspec.author": "somebody", "note": "ünïcode"},
+        {"modelspec.license": "somebody's", "note": "ünïcode"},
     )
     fuse(tmp_path / "base.safetensors", tmp_path / "fused.safetensors", lcm=files("sd1").lcm)
     found = metadata(tmp_path / "fused.safetensors")
-    assert (found["modelspec.author"], found["note"]) == ("somebody", "ünïcode")
+    assert (found["modelspec.license"], found["note"]) == ("somebody's", "ünïcode")
 
 
-def test_inpainting_is_an_architecture_of_its_own(files, tmp_path):
-    fuse(files("sd1-inpainting").base(), tmp_path / "fused.safetensors", lcm=files("sd1").lcm)
-    assert metadata(tmp_path / "fused.safetensors")["modelspec.architecture"] == "stable-diffusion-v1/inpainting"
+def test_what_is_said_of_the_base_alone_goes(files, tmp_path):
+    alone = ("author", "date", "thumbnail", "hash_md5", "implementation_version", "unet_dtype")
+    said = dict.fromkeys([f"modelspec.{key}" for key in alone] + ["sshs_model_hash", "sshs_legacy_hash"], "the base's")
+    save_file(load_file(files("sd1").base()), tmp_path / "base.safetensors", said)
+    fuse(tmp_path / "base.safetensors", tmp_path / "fused.safetensors", lcm=files("sd1").lcm)
+    assert "the base's" not in metadata(tmp_path / "fused.safetensors").values()
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "architecture", "resolution"),
+    [
+        ("sd1", {}, "stable-diffusion-v1", "512x512"),
+        ("sd1-inpainting", {}, "stable-diffusion-v1-inpainting", "512x512"),
+        ("sd1", {"modelspec.architecture": "of its own", "modelspec.resolution": "640x640"}, "of its own", "640x640"),
+        ("sd2", {}, "stable-diffusion-v2-768-v", "768x768"),
+        ("sd2", {"modelspec.architecture": "stable-diffusion-v2-512"}, "stable-diffusion-v2-512", "512x512"),
+        ("sd2", {"modelspec.prediction_type": "epsilon"}, "stable-diffusion-v2-512", "512x512"),
+        ("sdxl", {}, "stable-diffusion-xl-v1-base", "1024x1024"),
+    ],
+)
+def test_architecture_and_resolution(name, said, architecture, resolution, files, tmp_path):
+    save_file(load_file(files(name).base()), tmp_path / "base.safetensors", said)
+    fuse(tmp_path / "base.safetensors", tmp_path / "fused.safetensors", lcm=files(name.partition("-")[0]).lcm)
+    found = metadata(tmp_path / "fused.safetensors")
+    assert (found["modelspec.architecture"], found["modelspec.resolution"]) == (architecture, resolution)
+
+
+def test_a_folders_scheduler_tells_an_epsilon_model(files, tmp_path):
+    folder = Path(shutil.copytree(files("sd2").folder(), tmp_path / "base"))
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "epsilon"}))
+    fuse(folder, tmp_path / "fused", lcm=files("sd2").lcm)
+    unet = tmp_path / "fused" / "unet" / "diffusion_pytorch_model.safetensors"
+    assert metadata(unet)["modelspec.architecture"] == "stable-diffusion-v2-512"
+
+
+def test_the_words_that_prompts_need(files, tmp_path):
+    for name in ("style", "detail", "idle"):
+        said = {"modelspec.trigger_phrase": f"in the {name}'s manner"}
+        save_file(load_file(files("sd1").style), tmp_path / f"{name}.safetensors", said)
+    style, adapters = tmp_path / "style.safetensors", ((tmp_path / "detail.safetensors", 0.5),)
+    adapters += ((tmp_path / "idle.safetensors", 0.0),)
+    fuse(files("sd1").base(), tmp_path / "fused.safetensors", style, adapters=adapters, strengths=(1.0, 0.0))
+    said = metadata(tmp_path / "fused.safetensors")["modelspec.trigger_phrase"]
+    assert said == "in the style's manner, in the detail's manner"
 
 
 def test_seed_and_dtype_are_recorded(files, tmp_path):
@@ -122,6 +169,21 @@ def test_what_went_in_before_is_remembered(files, tmp_path):
     fuse(tmp_path / "two.safetensors", tmp_path / "three.safetensors", other, strengths=(0.1, 0))
     with pytest.raises(AlreadyFusedError, match=r"sd1-style\.safetensors"):
         fuse(tmp_path / "three.safetensors", tmp_path / "four.safetensors", inputs.style)
+
+
+def test_the_recipe_of_a_merged_base_stays(files, tmp_path):
+    """Where web UIs have it: with the model, in sd_merge_models; also where nobody hashed the base."""
+    inputs, one = files("sd1"), tmp_path / "one.safetensors"
+    fuse(inputs.base(), one, inputs.style, strengths=(0.7345, 0))
+    first = json.loads(metadata(one)["sd_merge_recipe"])
+    for hashed in (True, False):
+        two, three = tmp_path / f"two-{hashed}.safetensors", tmp_path / f"three-{hashed}.safetensors"
+        fuse(one, two, lcm=inputs.lcm, settings=Settings(hash_base=hashed))
+        fuse(two, three, inputs.style, strengths=(0.1, 0), force=True)
+        second = json.loads(metadata(two)["sd_merge_recipe"])
+        models = json.loads(metadata(three)["sd_merge_models"])
+        assert models[sha256(one) if hashed else one.name] == {"name": one.name, "sd_merge_recipe": first}
+        assert older(open_source(three)) == {one.name: first, two.name: second}
 
 
 def test_a_term_of_lambda_zero_was_not_fused(files, tmp_path):

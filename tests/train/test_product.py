@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tiers import of_each
 from torch import Tensor
 from training import batch_of
 
+from lcmmerge.archs import architectures, names_of
 from lcmmerge.errors import NoEffectError, OutputError
 from lcmmerge.tensors import DTYPES
 from lcmmerge.train.networks import FullNetworks, LoraNetworks
@@ -70,15 +72,19 @@ def test_fuse_takes_the_lora_whole(name: str, files: Callable[[str], Files], tmp
 
 
 @pytest.mark.parametrize("name", of_each(NAMES))
-def test_the_official_grammar(name: str, files: Callable[[str], Files], tmp_path: Path) -> None:
-    """Names, shapes and dtypes of the published files (of rank 3 here), and alpha."""
-    target = tmp_path / "lcm.safetensors"
+def test_the_published_files_shapes(name: str, files: Callable[[str], Files], tmp_path: Path) -> None:
+    """Modules, shapes and dtypes of the published files (of rank 3 here), and alpha; of SD 1 the names, too."""
+    target, published = tmp_path / "lcm.safetensors", tmp_path / "official.safetensors"
     write_lora(target, trained(name), origin(name, files(name).folder("fp32")))
-    official = load(lcm_lora(tmp_path / "official.safetensors", name, rank=3))
-    found = load(target)
-    assert {key: (value.shape, value.dtype) for key, value in found.items()} == {
-        key: (value.shape, value.dtype) for key, value in official.items()
-    }
+    official, found = load(lcm_lora(published, name, rank=3)), load(target)
+    find = names_of(architectures()[name]).find
+
+    def content(file: dict[str, Tensor]) -> dict[tuple[object, str], tuple[object, ...]]:
+        named = {key: key.partition(".") for key in file}
+        return {(find(named[key][0]), named[key][2]): (file[key].shape, file[key].dtype) for key in file}
+
+    assert content(found) == content(official)
+    assert (found.keys() == official.keys()) == (name in ("sd1", "sd2"))
     assert {float(value) for key, value in found.items() if key.endswith(".alpha")} == {2.0}
 
 
@@ -92,7 +98,9 @@ def test_metadata_and_bytes(files: Callable[[str], Files], tmp_path: Path) -> No
     assert first.with_suffix(".md").read_bytes() == second.with_suffix(".md").read_bytes()
     found = metadata(first)
     assert found["modelspec.architecture"] == "stable-diffusion-v1/lora"
-    assert not [key for key in found if key.startswith("ss_")]
+    assert (found["ss_base_model_version"], found["ss_v2"]) == ("sd_v1", "False")
+    assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("3", "2")
+    assert "modelspec.trigger_phrase" not in found
     recipe = json.loads(found["sd_merge_recipe"])
     assert recipe["type"] == "lcmmerge distill"
     assert recipe["base"] == {"name": "sd1-fp32", "sha256": "0" * 64}
@@ -115,6 +123,14 @@ def test_the_card(kind: str, tags: list[str], scheduler: str, files: Callable[[s
     assert str(tmp_path) not in body
 
 
+def test_the_one_caption_of_a_style_is_its_trigger(files: Callable[[str], Files], tmp_path: Path) -> None:
+    said = origin("sd1", files("sd1").folder("fp32"), "diffusion")
+    data = {"caption": "a drawing in chalk", "resolution": 320}
+    write_lora(tmp_path / "chalk.safetensors", trained("sd1"), replace(said, facts={**said.facts, "data": data}))
+    found = metadata(tmp_path / "chalk.safetensors")
+    assert (found["modelspec.trigger_phrase"], found["modelspec.resolution"]) == ("a drawing in chalk", "320x320")
+
+
 def test_an_alpha_that_the_dtype_lacks(files: Callable[[str], Files], tmp_path: Path) -> None:
     """bfloat16 has no 257: the product up @ down · alpha / rank is right all the same."""
     target = tmp_path / "lcm.safetensors"
@@ -122,7 +138,7 @@ def test_an_alpha_that_the_dtype_lacks(files: Callable[[str], Files], tmp_path: 
     write_lora(target, found, origin("sd1", files("sd1").folder("fp32")), dtype=DTYPES["BF16"])
     module, up, down = next(iter(found.factors()))
     stored = load(target)
-    key = "lora_unet_" + module.replace(".", "_")
+    key = f"lora_unet_{module.replace('.', '_')}"
     parts = (stored[f"{key}.{role}"].float() for role in ("lora_up.weight", "lora_down.weight", "alpha"))
     read_up, read_down, alpha = parts
     assert torch.allclose(

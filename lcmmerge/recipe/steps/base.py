@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from lcmmerge import history
 from lcmmerge.draw.jobs import MOST_IMAGES, MOST_STEPS
-from lcmmerge.merge import provenance
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan
 from lcmmerge.output import Output
@@ -101,7 +101,7 @@ class Step(Strict):
 
 def step_key(name: str, version: int, facts: Mapping[str, Any]) -> str:
     """sha256 of a step's inputs and parameters, and of our version of it."""
-    text = provenance.canonical_json({"step": name, "version": f"{__version__}/{version}", **facts})
+    text = history.canonical_json({"step": name, "version": f"{__version__}/{version}", **facts})
     return hashlib.sha256(text.encode()).hexdigest()
 
 

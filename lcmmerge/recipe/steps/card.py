@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from lcmmerge import markdown
 from lcmmerge.accelerators import Sampling
+from lcmmerge.history import before, formula
 from lcmmerge.output import size
 from lcmmerge.recipe.lock import Locked
 from lcmmerge.recipe.manifest import Record
@@ -77,6 +78,9 @@ def _body(build: Build, fused: Record) -> Iterator[str]:
     yield "## Sources\n"
     yield "| role | λ | source | licence | sha256 |\n| --- | --- | --- | --- | --- |"
     yield "\n".join(_rows(build)) + "\n"
+    if merges := before(plan.sources.values()):
+        yield "Of these, merges themselves:\n"
+        yield "\n".join(f"- {markdown.text(f'{name} = {formula(recipe)}')}" for name, recipe in merges.items()) + "\n"
     for doubt in Card().doubts(build):
         yield f"**{markdown.text(doubt)}.**\n"
     yield "## Files\n"

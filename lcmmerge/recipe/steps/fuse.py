@@ -105,6 +105,9 @@ class Fuse(Step):
     def rounding_seed(self) -> int | None:
         return self.seed if self.rounding == "stochastic" else None
 
+    def doubts(self, build: Build) -> Iterable[str]:
+        return build.plan.scheduler_doubts
+
     def costs(self, build: Build) -> tuple[int, int, int]:
         return sum(source.nbytes for source in build.plan.sources.values()), build.plan.download, build.plan.nbytes
 
