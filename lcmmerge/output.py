@@ -315,7 +315,7 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?)B?", text.strip().upper())
     nbytes = float(match[1]) * UNITS.get(match[2], 0) if match else 0
     if not 1 <= nbytes < LARGEST:
-        raise ValueError(f"{text!r} is no size: write 5GB, 500MB or 2GiB")
+        raise ValueError(f"{text!r} is not a size: write 5GB, 500MB or 2GiB")
     return int(nbytes)
 
 

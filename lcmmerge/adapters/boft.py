@@ -47,7 +47,7 @@ def _blocks_misfit(patch: Patch, role: str, size: int) -> str:
     stages, _, block, _ = found
     butterfly = block % 2 == 0 and stages > 0 and size % (block * 2 ** (stages - 1)) == 0
     unpermuted = role == "boft_R" and stages == 1
-    return "" if butterfly or unpermuted else f"{role} of {dims(found)} is no butterfly over {size}"
+    return "" if butterfly or unpermuted else f"{role} of {dims(found)} is not a butterfly over {size}"
 
 
 def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Dependent:

@@ -90,7 +90,7 @@ def _by_pattern(patterns: Config | None, module: str, default: Any) -> Any:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error as error:
-            raise FormatError(f"the pattern {pattern!r} is no regex: {error}", f"mend {SIDECAR}") from None
+            raise FormatError(f"the pattern {pattern!r} is not a regex: {error}", f"mend {SIDECAR}") from None
     return default
 
 

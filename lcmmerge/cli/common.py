@@ -50,7 +50,7 @@ class Number(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(value, param, ctx)
         if not isfinite(number):
-            self.fail(f"{value!r} is no finite number.", param, ctx)
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
 
 
@@ -62,7 +62,7 @@ class Strength(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = click.FLOAT.convert(value, param, ctx)
         if not abs(number) <= LARGEST:
-            self.fail(f"{value!r} is no finite number of float32: give a λ such as 0.8.", param, ctx)
+            self.fail(f"{value!r} is not a finite number of float32: give a λ such as 0.8.", param, ctx)
         return number
 
 

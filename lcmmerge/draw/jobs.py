@@ -57,7 +57,7 @@ def read_prompts(path: Path) -> list[str]:
     except OSError as error:
         raise NotFoundError(f"prompts {path}: cannot be read ({error.strerror})", "check the path") from None
     except UnicodeDecodeError:
-        raise FormatError(f"prompts {path}: is no text in UTF-8", "one prompt a line") from None
+        raise FormatError(f"prompts {path}: is not text in UTF-8", "one prompt a line") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise FormatError(f"prompts {path}: holds no prompt", "one prompt a line")
@@ -68,7 +68,7 @@ def parse_size(text: str) -> Size:
     """``768x512`` is width × height. Raises ValueError."""
     width, _, height = text.lower().partition("x")
     if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
-        raise ValueError(f"{text!r} is no size: write WIDTHxHEIGHT, such as 768x512")
+        raise ValueError(f"{text!r} is not a size: write WIDTHxHEIGHT, such as 768x512")
     size = int(width[:DIGITS]), int(height[:DIGITS])
     if any(side < 1 or side % MULTIPLE or side > LONGEST for side in size):
         raise ValueError(f"{text!r}: width and height must be multiples of {MULTIPLE}, up to {LONGEST}")

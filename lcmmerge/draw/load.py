@@ -50,7 +50,7 @@ def pick_device(device: str | None, dtype: str | None) -> tuple[torch.device, to
     try:
         place = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
-        raise LcmMergeError(f"device {name!r}: there is none here", "leave --device away to use the CPU") from None
+        raise LcmMergeError(f"device {name!r}: there is none here", "omit --device to use the CPU") from None
     return place, DTYPES[dtype or ("fp32" if place.type == "cpu" else "fp16")]
 
 

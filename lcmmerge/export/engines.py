@@ -32,7 +32,7 @@ def check_engines(names: Sequence[str], profiles: Sequence[str], target: str) ->
     """Refuse before an export what could not be built after it. Raises NotFoundError, OptionError."""
     for name in names:
         if target != FOLDER:
-            raise OptionError(f"an export to {target} has no engines", f"export --to {FOLDER}, or leave --build away")
+            raise OptionError(f"an export to {target} has no engines", f"export --to {FOLDER}, or omit --build")
         if name not in profiles:
             raise NotFoundError(f"{name!r}: no such profile", f"the profiles are {', '.join(profiles)}")
         library()

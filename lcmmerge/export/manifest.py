@@ -84,7 +84,7 @@ def read_manifest(folder: Path, *, unfinished: bool = False) -> ExportManifest:
 
     path = folder / NAME
     if not path.is_file():
-        raise NotFoundError(f"{folder}: has no {NAME}, so it is no export", "`lcmmerge export` makes one")
+        raise NotFoundError(f"{folder}: has no {NAME}, so it is not an export", "`lcmmerge export` makes one")
     try:
         content = read_object(path)
         if content.pop("version") != VERSION:
@@ -93,7 +93,7 @@ def read_manifest(folder: Path, *, unfinished: bool = False) -> ExportManifest:
         manifest = ExportManifest(**content)
         Content.model_validate(asdict(manifest))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise FormatError(f"{path}: is no manifest of this version, or damaged", "export the model again") from None
+        raise FormatError(f"{path}: is not a manifest of this version, or damaged", "export the model again") from None
     if manifest.unfinished and not unfinished:
         cure = "run `lcmmerge relambda` again, which writes them all"
         raise FormatError(f"{folder}: a change of λ was cut off, so its weights may be of two λs", cure)

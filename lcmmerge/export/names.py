@@ -42,9 +42,9 @@ class Renamed:
 def check_names(target: str, components: Iterable[PipelinePart]) -> None:
     """Raises OptionError, IncompatibleError (a full LCM, whose guidance embedding the demo does not give)."""
     if target != "tensorrt":
-        raise OptionError("names of NVIDIA's demo are for TensorRT", "export --to tensorrt, or leave --names away")
+        raise OptionError("names of NVIDIA's demo are for TensorRT", "export --to tensorrt, or omit --names")
     if any(port.name == "timestep_cond" for component in components for port in component.inputs):
-        raise IncompatibleError("NVIDIA's demo draws with no full LCM", "leave --names away, or merge an LCM-LoRA")
+        raise IncompatibleError("NVIDIA's demo draws with no full LCM", "omit --names, or merge an LCM-LoRA")
 
 
 def renamed(components: Iterable[PipelinePart]) -> Iterator[Renamed]:

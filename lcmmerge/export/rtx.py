@@ -43,7 +43,7 @@ def bindings() -> Any:
         importlib.import_module("tensorrt_rtx_libs")  # finds the libraries that the next one is linked with
         return importlib.import_module("tensorrt_rtx_bindings")
     except (ImportError, OSError):
-        raise LcmMergeError("TensorRT-RTX is not for this platform", "leave --tensorrt away") from None
+        raise LcmMergeError("TensorRT-RTX is not for this platform", "omit --tensorrt") from None
 
 
 def build(graph: Path, profile: Shapes | None) -> Built:

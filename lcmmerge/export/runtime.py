@@ -38,7 +38,7 @@ TORCH = "torch"  # the interpreter
 ORT = {"tensorrt": "TensorrtExecutionProvider", "cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 PROVIDERS = (*ORT, TORCH)
 VARIANTS = ("fused", "plain")
-INSTALL = "install onnxruntime-gpu with its CUDA and TensorRT libraries, or leave --provider away"
+INSTALL = "install onnxruntime-gpu with its CUDA and TensorRT libraries, or omit --provider"
 # Of ONNX Runtime's TensorRT provider, those that an export writes; others load libraries, or write where they are told.
 OPTIONS = {
     "trt_profile_(min|opt|max)_shapes": r"[\w.]+:\d+(x\d+)*(,[\w.]+:\d+(x\d+)*)*",

@@ -77,7 +77,7 @@ def places(graph: Graph) -> Iterator[str]:
         elif not file.is_file():
             yield f"the data of {name} are in {location!r}, which is not there"
         elif not all(entries.get(key, "0").isdecimal() for key in ("offset", "length")):
-            yield f"the data of {name} have an offset or a length that is no number"
+            yield f"the data of {name} have an offset or a length that is not a number"
         elif int(entries.get("offset", 0)) + int(entries.get("length", 0)) > file.stat().st_size:
             yield f"the data of {name} end beyond the end of {location!r}: it is truncated"
         else:

@@ -67,7 +67,7 @@ def term_of(source: TensorSource, strength: float) -> WeightedAdapter:
     check_strength(source.path.name, strength)
     file = read_adapter(source)
     if not file.patches:
-        raise FormatError(f"{source.path}: is no adapter that we know", "look at it with `lcmmerge inspect`")
+        raise FormatError(f"{source.path}: is not an adapter that we know", "look at it with `lcmmerge inspect`")
     if strangers := (*file.embeddings, *file.unknown):
         raise UnmatchedKeysError(
             f"{source.path}: {len(strangers)} of its tensors patch no weight and would be lost, such as {strangers[0]}",
@@ -120,7 +120,7 @@ def _shares(
     home = names_of(base.arch if base else arch).find(patch.key)
     parameters = home_parameters(home, patch, base) if home and base else None
     if home is None or (base and parameters is None):
-        raise UnmatchedKeysError(f"{term.path}: {patch.key} is no module of {arch.title}", NAME_BASE)
+        raise UnmatchedKeysError(f"{term.path}: {patch.key} is not a module of {arch.title}", NAME_BASE)
     adapter, views = algorithm(patch)[1], views_of(home, patch)
     found: Sequence[Place | None] | None
     if parameters is None:

@@ -93,7 +93,7 @@ def _number(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"{text.strip()!r} is no number") from None
+        raise ValueError(f"{text.strip()!r} is not a number") from None
     if not abs(number) <= LARGEST:
-        raise ValueError(f"{text.strip()!r} is no finite number of float32")
+        raise ValueError(f"{text.strip()!r} is not a finite number of float32")
     return number

@@ -28,7 +28,7 @@ def check_configs(configs: Path, base: Model) -> None:
     Raises NotFoundError, FormatError, IncompatibleError.
     """
     if not (configs / MODEL_INDEX).is_file():
-        raise NotFoundError(f"{configs}: has no model_index.json, so it is no diffusers folder", CURE)
+        raise NotFoundError(f"{configs}: has no model_index.json, so it is not a diffusers folder", CURE)
     for component in base.components:
         if not (configs / component / "config.json").is_file():
             raise NotFoundError(f"{configs}: has no {component}/config.json, which the model needs", CURE)

@@ -95,7 +95,7 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise LcmMergeError(f"device {device!r}: there is none here", "leave --device away to use the CPU") from None
+        raise LcmMergeError(f"device {device!r}: there is none here", "omit --device to use the CPU") from None
 
 
 class _Execution:

@@ -25,7 +25,7 @@ def older_files(text: str, name: str) -> dict[str, str]:
         pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
         ordered = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise FormatError(f"{name}: is no byte-pair encoding", "name another with --config-from") from None
+        raise FormatError(f"{name}: is not a byte-pair encoding", "name another with --config-from") from None
     beyond = {word: number for word, number in added.items() if word not in vocabulary}
     return {
         "vocab.json": as_text(ordered),

@@ -79,7 +79,7 @@ def parse_sources(sources: Any, path: Path) -> Lock:
 
 
 def _damaged(path: Path) -> LockError:
-    return LockError(f"{path}: is no lock of lcmmerge, or damaged", RELOCK)
+    return LockError(f"{path}: is not a lock of lcmmerge, or damaged", RELOCK)
 
 
 def check_lock(lock: Lock, found: Lock, subject: Path) -> None:

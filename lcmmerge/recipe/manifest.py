@@ -117,7 +117,7 @@ def read_manifest(out: Path) -> RunManifest:
         earlier = checked(content.get("earlier", {}))
         return RunManifest(recipe, folders, steps, tuple(content["check"]), sources, earlier)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, FormatError):
-        raise FormatError(f"{path}: is no record of a run, or damaged", "choose another -o") from None
+        raise FormatError(f"{path}: is not a record of a run, or damaged", "choose another -o") from None
 
 
 def _record(key: str, outputs: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Any]) -> Record:

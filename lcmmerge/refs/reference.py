@@ -98,7 +98,7 @@ def check_endpoint() -> None:
     try:
         _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
     except ValueError:  # its text has a piece of the URL, maybe of a password
-        raise NotFoundError("HF_ENDPOINT is no URL", "unset it, or write it as https://host") from None
+        raise NotFoundError("HF_ENDPOINT is not a URL", "unset it, or write it as https://host") from None
 
 
 def _hub(reference: str, what: str) -> Reference:

@@ -59,7 +59,7 @@ def block_axes(asked: Asked, plan: Plan) -> tuple[BlockAxis, ...]:
             if twice := taken.intersection(chosen):
                 raise OptionError(f"--block {name} {text}: {min(twice)} has a factor already", "name a block once")
             if not reached.intersection(chosen):
-                raise OptionError(f"--block {name} {text}: {name} changes nothing there", "leave it away")
+                raise OptionError(f"--block {name} {text}: {name} changes nothing there", "omit it")
             if not all(map(isfinite, (factors.low, factors.high, *factors.values))):
                 raise OptionError(f"--block {name} {text}: no finite factors", "write them as 0:1.5, or 0:1:0.5")
             taken |= set(chosen)

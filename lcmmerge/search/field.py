@@ -41,7 +41,7 @@ class LiveParameter:
 
     @classmethod
     def of(cls, piece: Piece, module: nn.Parameter, factors: Mapping[int, int]) -> LiveParameter:
-        """Only what is no product of two factors is formed. Raises NumericError, FormatError."""
+        """Only what is not a product of two factors is formed. Raises NumericError, FormatError."""
         pristine = _pristine(piece.operand, module.device)
         found = {term: Change.of(piece, term, module.device) for term in terms_of(piece)}
         changes: dict[int, Tensor | Change] = {

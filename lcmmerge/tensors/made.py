@@ -112,7 +112,7 @@ def checked(value: object) -> Made:
         shas = list(value.values())
         if all(isinstance(item, list) and all(isinstance(sha256, str) for sha256 in item) for item in shas):
             return value
-    raise FormatError("is no record of files in a folder", "do not trust what it is of")
+    raise FormatError("is not a record of files in a folder", "do not trust what it is of")
 
 
 def _lies(path: Path) -> bool:

@@ -105,7 +105,7 @@ class TrainingJob:
             return Diffusion(self.snr_gamma)
         low, high = self.guidance_range(arch)
         if not (isfinite(low) and isfinite(high) and low <= high):
-            raise OptionError(f"--w {low:g} {high:g}: is no range", "such as --w 5 15")
+            raise OptionError(f"--w {low:g} {high:g}: is not a range", "such as --w 5 15")
         if self.skip < 1 or timesteps % self.skip:
             raise OptionError(f"--skip {self.skip}: does not divide {timesteps} timesteps", "such as --skip 20")
         grid = Grid(timesteps // self.skip, timesteps)
@@ -116,7 +116,7 @@ class TrainingJob:
         """``made_for``: the U-Net's ``sample_size``; ``factor``: pixels per latent and side. Raises OptionError."""
         resolution = self.resolution or made_for * factor
         if resolution < factor or resolution % factor:
-            raise OptionError(f"--resolution {resolution}: is no multiple of {factor}", "such as 512")
+            raise OptionError(f"--resolution {resolution}: is not a multiple of {factor}", "such as 512")
         return Transform(resolution, self.crop, self.flip)
 
     def guidance(self, model: Model) -> float:
@@ -149,4 +149,4 @@ def refuse(job: TrainingJob, model: Model) -> None:
             f"{path}: is a latent consistency model already, and no teacher", "tune it on your data with --finetune"
         )
     if not (isfinite(job.scale) and job.scale > 0):
-        raise OptionError(f"--alpha {job.scale:g}: must be above 0", "leave it away: it is then the rank")
+        raise OptionError(f"--alpha {job.scale:g}: must be above 0", "omit it: it is then the rank")

@@ -36,7 +36,7 @@ def test_report(files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path
         (("{style}", "1", "{lcm}", "1", "-o", "{style}", "--force"), 1, "is an input of this run"),
         (("{style}", "1", "{lcm}", "1", "-o", "{old}"), 1, "exists already"),
         (("{style}", "1", "{xl}", "1", "-o", "{new}"), 3, "looks made for Stable Diffusion XL"),
-        (("{style}", "1", "-o", "{new}", "--base", "{xlbase}"), 3, "is no module of Stable Diffusion XL"),
+        (("{style}", "1", "-o", "{new}", "--base", "{xlbase}"), 3, "is not a module of Stable Diffusion XL"),
         (("{style}", "0", "-o", "{new}"), 3, "every λ is 0"),
         (("{style}", "nan", "-o", "{new}"), 2, "no finite number"),
         (("{style}", "{lcm}", "1", "-o", "{new}"), 2, "each adapter with its λ"),

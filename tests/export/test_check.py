@@ -216,7 +216,7 @@ def test_an_offset_that_is_no_number(tmp_path):
     model = onnx.load(path, load_external_data=False)
     model.graph.initializer[0].external_data.add(key="offset", value="-4x")
     path.write_bytes(model.SerializeToString())
-    assert "an offset or a length that is no number" in broken(path)[0][2]
+    assert "an offset or a length that is not a number" in broken(path)[0][2]
 
 
 def test_fewer_numbers_than_the_shape_says(tmp_path):

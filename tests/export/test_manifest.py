@@ -53,7 +53,7 @@ def test_the_merge_is_told_as_a_merged_file_tells_it(files: Callable[[str], File
 @pytest.mark.parametrize("damage", ["{", "[]", '{"version": 2}', '{"version": 1, "lcmmerge": "0"}'])
 def test_what_is_no_manifest(damage: str, tmp_path: Path) -> None:
     (tmp_path / NAME).write_text(damage)
-    with pytest.raises(FormatError, match="is no manifest of this version, or damaged"):
+    with pytest.raises(FormatError, match="is not a manifest of this version, or damaged"):
         read_manifest(tmp_path)
 
 

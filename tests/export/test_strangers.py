@@ -89,7 +89,7 @@ def test_a_manifest_that_is_none(name: str, strange: Path, tmp_path: Path) -> No
         lambda: check(strange, QUIET),
         lambda: relambda(strange, {"lcm": 0.5}, [str(tmp_path)], QUIET),
     ):
-        with pytest.raises(FormatError, match="is no manifest of this version, or damaged"):
+        with pytest.raises(FormatError, match="is not a manifest of this version, or damaged"):
             act()
     assert contents(tmp_path) == before
 

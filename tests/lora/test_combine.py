@@ -324,7 +324,7 @@ def test_a_base_decides_what_names_leave_open(files: Callable[[str], Files], tmp
     run([(path, 1.0)], tmp_path / "one.safetensors")
     with pytest.raises(ShapeMismatchError, match="9"):
         run([(path, 1.0)], tmp_path / "two.safetensors", base=files("sd1").base())
-    with pytest.raises(UnmatchedKeysError, match="is no module of Stable Diffusion XL"):
+    with pytest.raises(UnmatchedKeysError, match="is not a module of Stable Diffusion XL"):
         run([(path, 1.0)], tmp_path / "two.safetensors", base=files("sdxl").base())
 
 

@@ -114,9 +114,9 @@ def test_pairs_and_ranges(model):
         ("OUT03-IN02=0", "OUT03 comes after IN02"),
         ("IN02,IN04=0.5", "'IN02' has no number"),
         ("out=1", "and IN, M, OUT for all of a kind"),
-        ("M00=strong", "'strong' is no number"),
-        ("M00=nan", "'nan' is no finite number"),
-        ("M00=", "'' is no number"),
+        ("M00=strong", "'strong' is not a number"),
+        ("M00=nan", "'nan' is not a finite number"),
+        ("M00=", "'' is not a number"),
     ],
 )
 def test_what_cannot_be_read_is_explained(text, reason, model):

@@ -299,7 +299,7 @@ def test_no_such_device(device, place, cli):
 def test_lambda_must_be_finite(strengths, place, cli):
     ran = cli(*arguments(place), "--lambda", *strengths)
     assert ran.code == 2
-    assert "is no finite number of float32: give a λ such as 0.8" in ran.err
+    assert "is not a finite number of float32: give a λ such as 0.8" in ran.err
 
 
 # The disk

@@ -41,7 +41,7 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     complete(tmp_path)
     assert (tmp_path / "tokenizer" / "vocab.json").read_text() == "its own"
     (tmp_path / "tokenizer" / "vocab.json").unlink()
-    with pytest.raises(FormatError, match=r"tokenizer/tokenizer\.json: is no byte-pair encoding"):
+    with pytest.raises(FormatError, match=r"tokenizer/tokenizer\.json: is not a byte-pair encoding"):
         complete(tmp_path)
 
 

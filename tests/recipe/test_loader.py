@@ -68,7 +68,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         "line 12: fuse.dtype: is 'f16', and must be 'fp32', 'fp16', 'bf16', 'fp8_e4m3fn' or 'fp8_e5m2'; "
         "did you mean 'fp16'?",
         "line 13: fuse.drop_ema: wants true or false (YAML has no other words for them), not 'yes'",
-        "line 14: fuse.max_shard_size: 'huge' is no size: write 5GB, 500MB or 2GiB",
+        "line 14: fuse.max_shard_size: 'huge' is not a size: write 5GB, 500MB or 2GiB",
         "line 15: fuse.seed: wants a whole number, not 1.5",
         "line 16: matrx: unknown key; did you mean 'matrix'?",
         "line 17: export.to: is 'coreml', and must be 'onnx' or 'tensorrt'",

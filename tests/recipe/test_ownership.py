@@ -161,7 +161,7 @@ def test_a_record_of_what_is_not_in_the_folder_is_damaged(
         forged["earlier"] = {name: ["0" * 64]}
     (out / "run.json").write_text(json.dumps(forged))
     for act in (lambda: run(path, out, "lambda.style=0.7"), lambda: verify_run(out), lambda: read_manifest(out)):
-        with pytest.raises(FormatError, match="is no record of a run, or damaged"):
+        with pytest.raises(FormatError, match="is not a record of a run, or damaged"):
             act()
     assert contents(victim) == {"thesis.txt": b"mine"}
 

@@ -333,6 +333,6 @@ def test_credentials_in_a_reference_are_not_told(url: str) -> None:
 @pytest.mark.parametrize("endpoint", ["http://u:HUN#TER2@host", "http://u:p@[bad", "http://host:HUNTER2"])
 def test_an_endpoint_that_is_no_url(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    with pytest.raises(NotFoundError, match="HF_ENDPOINT is no URL") as caught:
+    with pytest.raises(NotFoundError, match="HF_ENDPOINT is not a URL") as caught:
         refs.parse("hf://a/b")
     assert not any(piece in caught.value.message for piece in ("HUN", "TER2"))

@@ -51,7 +51,7 @@ def parse(text: str) -> tuple[str, dict[str, float]]:
             given[key.strip()] = float(value)
         except ValueError:
             cure = "write a parameter as NAME=NUMBER, such as ties:density=0.3"
-            raise OptionError(f"method {text!r}: {pair!r} is no parameter", cure) from None
+            raise OptionError(f"method {text!r}: {pair!r} is not a parameter", cure) from None
     return name, complete(name, given)
 
 

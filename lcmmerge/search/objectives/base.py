@@ -74,7 +74,7 @@ class Objective:
     def looking_with(self, weights: str) -> Objective:
         """With another network of its kind. Raises OptionError where there is none."""
         if not self.weights:
-            raise OptionError(f"the {self.title} needs no weights", "leave what follows its name away")
+            raise OptionError(f"the {self.title} needs no weights", "omit what follows its name")
         return replace(self, weights=weights, measure=partial(self.measure, weights=weights))
 
 
