@@ -124,7 +124,7 @@ def test_what_is_no_patch(tmp_path):
     names = (
         "conv_in.weight",
         "x.alpha",
-        "x.oft_diag",
+        "x.oft_r",
         "x.bias_indices",
         "y.lora_A",
         "z.lora_embedding_A",
