@@ -21,7 +21,7 @@ from lcmmerge.output import Warnings
 
 if TYPE_CHECKING:
     from lcmmerge.export.bundle import Exported
-    from lcmmerge.merge.inspection import Inspection
+    from lcmmerge.inspection import Inspection
     from lcmmerge.merge.plan import Plan
     from lcmmerge.merge.report import Report
     from lcmmerge.search.result import Result
@@ -236,7 +236,7 @@ def inspect(reference: Reference, *, variant: str | None = None) -> Inspection:
     >>> lcmmerge.inspect("zoo:digits/neon.safetensors").as_dict()["kind"]
     'adapter'
     """
-    from lcmmerge.merge.inspection import inspect as look
+    from lcmmerge.inspection import inspect as look
     from lcmmerge.tensors.remote import open_reference
 
     return look(open_reference(os.fspath(reference), variant=variant, scalars=True))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lcmmerge.adapters.base import SHARED, Patch, algorithms
+from lcmmerge.adapters.base import SHARED, Patch, Shape, algorithms
 from lcmmerge.adapters.names import PEFT, Name, parse_name
 from lcmmerge.adapters.peft_config import Config, module_config, read_configs, scales_input
 from lcmmerge.errors import FormatError
 from lcmmerge.refs.weights import SIDECAR
 from lcmmerge.tensors import TensorInfo, TensorSource
 
-EMBEDDING_PREFIX = "bundle_emb."
+EMBEDDING = re.compile(r"bundle_emb\.|emb_params$|string_to_param\.|<|clip_[lg]$")
 
 OFT_SETTINGS = ("coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms")
 
@@ -22,7 +23,7 @@ OFT_SETTINGS = ("coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms")
 class AdapterFile:
     """An adapter file that was read: what it patches, module by module.
 
-    ``patches`` in the file's order. ``embeddings``: a bundle's textual inversions, which patch nothing.
+    ``patches`` in the file's order. ``embeddings``: textual inversions, which patch nothing.
     ``unknown``: names of no grammar. ``grammars``: those met, sorted.
     """
 
@@ -31,6 +32,11 @@ class AdapterFile:
     embeddings: tuple[str, ...]
     unknown: tuple[str, ...]
     grammars: tuple[str, ...]
+
+    @property
+    def modules(self) -> dict[str, Shape]:
+        """Each module's name, and the shape that it was made for; () where that is not told."""
+        return {patch.key: patch.told_shape or () for patch in reversed(self.patches)}
 
 
 @dataclass(slots=True)
@@ -63,7 +69,7 @@ def _group(source: TensorSource) -> tuple[dict[str, _Module], list[str], list[st
     unknown: list[str] = []
     for info in source:
         name = _parse(source, info.name)
-        if info.name.startswith(EMBEDDING_PREFIX):
+        if EMBEDDING.match(info.name):
             embeddings.append(info.name)
         elif name is None:
             unknown.append(info.name)

@@ -1,8 +1,8 @@
 """W′ = R·W with a block-diagonal rotation R.
 
-LyCORIS and kohya (``oft_blocks``, at first ``oft_diag``: [k, b, b], k·b = out) rotate the output: q = x − xᵀ, W′ = rescale · RᵀW; a
-stored alpha is the constraint ‖q‖ ≤ alpha·out. PEFT (``oft_R`` [k, b(b−1)/2], k·b = in·kh·kw, or k = 1 for
-shared blocks) rotates the input: q is skew with that upper triangle, W′ = W·Rᵀ, and its config says how R is
+LyCORIS and kohya (``oft_blocks``, at first ``oft_diag``: [k, b, b], k·b = out) rotate the output: q = x − xᵀ,
+W′ = rescale · RᵀW; a stored alpha is the constraint ‖q‖ ≤ alpha·out. PEFT (``oft_R`` [k, b(b−1)/2], k·b = in·kh·kw, or
+k = 1 for shared blocks) rotates the input: q is skew with that upper triangle, W′ = W·Rᵀ, and its config says how R is
 made from q and whether COFT bounds each block. PEFT's older ``oft_r`` is not supported.
 """
 

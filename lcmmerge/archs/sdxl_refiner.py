@@ -15,6 +15,7 @@ ARCHITECTURE = Architecture(
             mid=4,
             up=((0, 0, 0), (4, 4, 4), (4, 4, 4), (0, 0, 0)),
             linear_projection=True,
+            context=1280,
             added=True,
         ),
         VAE(),

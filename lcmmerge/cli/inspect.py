@@ -12,7 +12,7 @@ from lcmmerge.cli.options import variant_option
 from lcmmerge.output import Output, count, size
 
 if TYPE_CHECKING:
-    from lcmmerge.merge.inspection import AdapterFacts, CheckpointFacts, Inspection
+    from lcmmerge.inspection import AdapterFacts, CheckpointFacts, Inspection
 
 SHOWN = 72  # characters of a metadata value
 FEW = 4  # ranks or alphas of a row
@@ -33,8 +33,8 @@ def inspect(ref: str, variant: str | None, output: Output) -> None:
       lcmmerge inspect style.safetensors --json
       lcmmerge inspect hf://latent-consistency/lcm-lora-sdxl/pytorch_lora_weights.safetensors
     """
-    from lcmmerge.merge.inspection import AdapterFacts, CheckpointFacts
-    from lcmmerge.merge.inspection import inspect as look
+    from lcmmerge.inspection import AdapterFacts, CheckpointFacts
+    from lcmmerge.inspection import inspect as look
     from lcmmerge.tensors.remote import open_reference
 
     found = look(open_reference(ref, variant=variant, scalars=True))

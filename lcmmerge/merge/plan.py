@@ -28,6 +28,7 @@ from lcmmerge.merge.terms import (
     Contribution,
     Matched,
     TaskVector,
+    limits,
     made_elsewhere,
     match,
     task_vector,
@@ -171,12 +172,18 @@ class Plan:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Adapters that fit by name and look made for another architecture: SSD-1B's all fit SDXL."""
-        return tuple(
+        """Adapters that fit by name and look made for another architecture: SSD-1B's all fit SDXL. And what is said of
+        terms that are merged in part, or by a scale that nothing states.
+        """
+        found = [
             f"{term.name} looks made for {made_for}, by its modules; the base is {self.base.arch.title}"
             for term in self.terms
             if (made_for := made_elsewhere(term, self.base))
-        )
+        ]
+        every = [item for items in self.contributions.values() for item in items]
+        for index, term in enumerate(self.terms):
+            found += limits(term, (item for item in every if item.term == index))
+        return tuple(found)
 
     @property
     def sources(self) -> Mapping[str, TensorSource]:

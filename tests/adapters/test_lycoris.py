@@ -129,7 +129,7 @@ def test_linear_and_1x1_convolution_take_each_others_loras(stored, base, tmp_pat
     [
         ("oft", {"oft_blocks": "oft_diag"}),
         ("oft constrained", {"oft_blocks": "oft_diag"}),
-        ("glora", {"a1.weight": "a2.weight", "a2.weight": "a1.weight", "b1.weight": "b2.weight", "b2.weight": "b1.weight"}),
+        ("glora", {f"{x}{i}.weight": f"{x}{3 - i}.weight" for x in "ab" for i in (1, 2)}),
         ("dora", {"dora_scale": "magnitude"}),  # as ai-toolkit calls it, [out]
     ],
 )  # fmt: skip

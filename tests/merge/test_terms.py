@@ -10,9 +10,9 @@ from tiers import of_each
 
 from lcmmerge.adapters import read_adapter
 from lcmmerge.errors import (
-    FormatError,
     LcmMergeError,
     ShapeMismatchError,
+    UnknownArchitectureError,
     UnmatchedKeysError,
 )
 
@@ -275,7 +275,7 @@ def test_textual_inversion_in_a_bundle(files, tmp_path):
 
 def test_neither_adapter_nor_checkpoint(files, tmp_path):
     save_file({"something": drawn(3)}, tmp_path / "style.safetensors")
-    with pytest.raises(FormatError, match="neither an adapter nor a checkpoint"):
+    with pytest.raises(UnknownArchitectureError, match=r"no architecture and no adapter has .* 'something'"):
         fuse(files("sd1").base(), tmp_path / "fused.safetensors", tmp_path / "style.safetensors")
 
 

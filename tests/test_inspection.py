@@ -15,7 +15,7 @@ from pico import PICOS, pico
 from published import shapes
 
 from lcmmerge.archs import kohya_name, lora_targets
-from lcmmerge.merge.inspection import AdapterFacts, CheckpointFacts, Unknown, inspect
+from lcmmerge.inspection import AdapterFacts, CheckpointFacts, Unknown, inspect
 from lcmmerge.tensors import open_source
 
 
