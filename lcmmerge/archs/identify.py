@@ -50,9 +50,9 @@ def identify(source: TensorSource) -> Model:
     readings = list(_readings(source))
     complete = [reading for reading in readings if not reading.missing]
     if not complete:
-        nearest = min(readings, key=lambda reading: len(reading.missing), default=None)
+        nearest = min(readings, key=lambda reading: (len(reading.missing), -_size(reading)), default=None)
         raise explain_unknown(source, nearest.arch, nearest.missing) if nearest else explain_unknown(source)
-    reading = max(complete, key=lambda reading: len(_needed(reading.arch, reading.keymap)))  # SSD-1B is a part of SDXL
+    reading = max(complete, key=_size)  # SSD-1B is a part of SDXL, Segmind-Vega of both
     arch, spelled = reading.arch, {reading.spell(info.name): info for info in source}
     if len(spelled) < len(source.tensors):
         raise FormatError(f"{source.path}: some parameters are there in two spellings", "keep one of them")
@@ -116,6 +116,10 @@ def _needed(arch: Architecture, keymap: str) -> list[str]:
     slots = arch.keymap(keymap).slots.values()
     begin = f"{arch.denoiser.name}."
     return [slot.stored for slot in slots if slot.parameter.startswith(begin) and not slot.optional]
+
+
+def _size(reading: Reading) -> int:
+    return len(_needed(reading.arch, reading.keymap))
 
 
 def _read(

@@ -92,7 +92,7 @@ class Channels:
 
 
 def channels_of(patch: Patch, parameter: Parameter, base: Model) -> Channels | None:
-    """Where a patch is for the base's first layer with other channels; with more than the base's, only a plain ΔW is."""
+    """Where a patch is for the base's first layer with other channels; with more of them, only where ΔW is plain."""
     denoiser, (out, inputs, *kernel) = base.arch.denoiser, (*parameter.shape, 0, 0)
     if parameter.name != f"{denoiser.name}.{denoiser.inputs}" or len(parameter.shape) != 4:
         return None

@@ -229,8 +229,10 @@ def _strangers(model: Model) -> list[str]:
 
 
 def limits(term: TaskVector, contributions: Iterable[Contribution]) -> list[str]:
-    """What of a term's contributions is for other input channels than the base's, to be told."""
-    return [f"{term.name}: {item.place}" for item in contributions if isinstance(item.place, Channels)]
+    """What is to be told of a term: a scale that nothing states, and other input channels than the base's."""
+    assumed = () if isinstance(term.content, Checkpoint) else term.content.doubts
+    partly = [str(item.place) for item in contributions if isinstance(item.place, Channels)]
+    return [f"{term.name}: {text}" for text in (*assumed, *partly)]
 
 
 def made_elsewhere(term: TaskVector, base: Model) -> str:

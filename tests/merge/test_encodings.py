@@ -14,8 +14,8 @@ from merging import merge_of
 from safetensors.torch import load_file, save_file
 
 from lcmmerge.errors import FormatError, NumericError, OptionError
-from lcmmerge.merge import block, execute
 from lcmmerge.inspection import inspect
+from lcmmerge.merge import block, execute
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import plan
 from lcmmerge.merge.spec import Merge, Written, stored_as

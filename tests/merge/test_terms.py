@@ -289,6 +289,6 @@ def test_an_architecture_without_an_official_lcm_lora(files, tmp_path, cli):
     done = cli("fuse", files("sd2").base(), files("sd2").style, "-o", tmp_path / "fused")
     assert done.code == 1
     assert done.err.splitlines() == [
-        "Error: Stable Diffusion 2: the accelerator lcm has no file for it, only for sd1, sdxl, ssd1b",
+        "Error: Stable Diffusion 2: the accelerator lcm has no file for it, only for sd1, sdxl, ssd1b, segmind_vega",
         "Hint: --lcm takes any of tcd, or a file",
     ]  # fmt: skip
