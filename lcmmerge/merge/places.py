@@ -86,10 +86,6 @@ class Channels:
         fitted[:, :shared] = delta[:, :shared]
         return fitted
 
-    def __str__(self) -> str:
-        few = min(self.made_for[1], self.base[1])
-        return f"made for {self.made_for[1]} input channels, the base has {self.base[1]}: only the first {few} change"
-
 
 def channels_of(patch: Patch, parameter: Parameter, base: Model) -> Channels | None:
     """Where a patch is for the base's first layer with other channels; with more of them, only where ΔW is plain."""

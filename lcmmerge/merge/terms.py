@@ -231,8 +231,14 @@ def _strangers(model: Model) -> list[str]:
 def limits(term: TaskVector, contributions: Iterable[Contribution]) -> list[str]:
     """What is to be told of a term: a scale that nothing states, and other input channels than the base's."""
     assumed = () if isinstance(term.content, Checkpoint) else term.content.doubts
-    partly = [str(item.place) for item in contributions if isinstance(item.place, Channels)]
+    partly = [_limit(item, item.place) for item in contributions if isinstance(item.place, Channels)]
     return [f"{term.name}: {text}" for text in (*assumed, *partly)]
+
+
+def _limit(item: Contribution, place: Channels) -> str:
+    made_for, base = (item.tuned.shape if isinstance(item, Difference) else place.made_for)[1], place.base[1]
+    few = min(place.made_for[1], base)
+    return f"made for {made_for} input channels, the base has {base}: only the first {few} change"
 
 
 def made_elsewhere(term: TaskVector, base: Model) -> str:

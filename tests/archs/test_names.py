@@ -202,8 +202,9 @@ def test_an_ssd_1b_lora_is_told_from_sdxl_though_it_fits_both(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
 def test_lora_diffusion_numbers_the_linears_in_the_order_of_diffusers_own_modules(name: str) -> None:
-    """Oracle: the pico's modules, in which lora_diffusion looks for linears below these classes' objects. In diffusers of
-    2022 a block's MLP stood before its attn2.
+    """Oracle: the pico's modules, in which lora_diffusion looks for linears below these classes' objects.
+
+    In diffusers of 2022 a block's MLP stood before its attn2.
     """
     pipeline, names = pico(name).pipeline, names_of(architectures()[name])
     for component, classes in (("unet", {"Attention", "GEGLU"}), ("text_encoder", {"CLIPAttention"})):
@@ -219,7 +220,8 @@ def test_lora_diffusion_numbers_the_linears_in_the_order_of_diffusers_own_module
             blocks = [found[begin : begin + 9] for begin in range(0, len(found), 9)]
             found = [path for block in blocks for path in (*block[:4], block[8], *block[4:8])]
         homes = [names.find(f"{component}:{number}") for number in range(len(found))]
-        assert [home.module.removeprefix(f"{component}.").removeprefix("text_model.") for home in homes if home] == found
+        modules = [home.module.removeprefix(f"{component}.") for home in homes if home]
+        assert [module.removeprefix("text_model.") for module in modules] == found
         assert names.find(f"{component}:{len(found)}") is None
 
 
