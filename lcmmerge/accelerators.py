@@ -140,9 +140,19 @@ def _lcm() -> Accelerator:
     hub = "hf://latent-consistency/lcm-lora-{}/pytorch_lora_weights.safetensors"
     return Accelerator(
         "lcm",
-        {"sd1": hub.format("sdv1-5"), "sdxl": hub.format("sdxl"), "ssd1b": hub.format("ssd-1b")},
+        {
+            "sd1": hub.format("sdv1-5"),
+            "sdxl": hub.format("sdxl"),
+            "ssd1b": hub.format("ssd-1b"),
+            "segmind_vega": "hf://segmind/Segmind-VegaRT/pytorch_lora_weights.safetensors",
+        },
         Sampling("LCMScheduler", Span(4, 2, 8), Span(1, 0, 2)),
-        ("https://arxiv.org/abs/2311.05556", "https://huggingface.co/latent-consistency/lcm-lora-sdxl"),
+        (
+            "https://arxiv.org/abs/2311.05556",
+            "https://huggingface.co/latent-consistency/lcm-lora-sdxl",
+            "https://huggingface.co/segmind/Segmind-VegaRT",
+        ),
+        remark="its file for segmind_vega is Segmind-VegaRT, under apache-2.0",
     )
 
 

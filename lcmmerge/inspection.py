@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lcmmerge.accelerators import OFFICIAL
-from lcmmerge.adapters import AdapterFile, Patch, algorithm, read_adapter
+from lcmmerge.adapters import AdapterFile, Patch, algorithm
 from lcmmerge.archs import (
     Architecture,
     Model,
     guess_architecture,
-    identify,
     is_ema,
     likely_architectures,
     lora_parameters,
@@ -22,6 +21,7 @@ from lcmmerge.archs import (
 )
 from lcmmerge.errors import IncompatibleError
 from lcmmerge.history import RECIPE, record_of
+from lcmmerge.merge.terms import read_content
 from lcmmerge.tensors import TensorInfo, TensorSource
 
 LCM_RANK = 64  # of the official LCM-LoRAs
@@ -171,15 +171,12 @@ class Inspection:
 
 def inspect(source: TensorSource) -> Inspection:
     """Raises FormatError for an adapter that lacks some of its tensors."""
-    adapter = read_adapter(source)
     content: CheckpointFacts | AdapterFacts | Unknown
-    if adapter.patches:
-        content = _adapter(adapter)
-    else:
-        try:
-            content = _checkpoint(identify(source))
-        except IncompatibleError as error:
-            content = Unknown(error.message.removeprefix(f"{source.path}: "))
+    try:
+        found = read_content(source)
+        content = _checkpoint(found) if isinstance(found, Model) else _adapter(found)
+    except IncompatibleError as error:
+        content = Unknown(error.message.removeprefix(f"{source.path}: "))
     return Inspection(source, Part.of("all", source), content)
 
 
@@ -200,14 +197,13 @@ def _checkpoint(model: Model) -> CheckpointFacts:
 
 
 def _adapter(file: AdapterFile) -> AdapterFacts:
-    keys = {patch.key for patch in file.patches}
-    candidates = likely_architectures(keys)
+    candidates = likely_architectures(file.modules)
     groups: dict[tuple[str, str], list[Patch]] = {}
     for patch in file.patches:
         name, _ = algorithm(patch)
         groups.setdefault((_component(patch, candidates), name), []).append(patch)
     parts = tuple(_adapter_part(*key, patches) for key, patches in sorted(groups.items()))
-    return AdapterFacts(file, guess_architecture(keys), parts, _trainable(file.patches))
+    return AdapterFacts(file, guess_architecture(file.modules), parts, _trainable(file.patches))
 
 
 def _component(patch: Patch, candidates: tuple[Architecture, ...]) -> str:

@@ -228,7 +228,7 @@ def pico(name: str, seed: int = 0) -> PicoModel:
 
 def short_unet(name: str, **config: object) -> UNet2DConditionModel:
     """A U-Net of two levels, a layer each, with every kind of block that its pico has: for what needs no names."""
-    short = {"sdxl": SHORT_XL, "ssd1b": SHORT_XL | ASYMMETRIC}.get(name, SHORT_SD)
+    short = {"sdxl": SHORT_XL, "ssd1b": SHORT_XL | ASYMMETRIC, "segmind_vega": SHORT_XL}.get(name, SHORT_SD)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(**(TINY | UNETS[name] | short | config))

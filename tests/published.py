@@ -45,6 +45,12 @@ UNETS = {
         "reverse_transformer_layers_per_block": ((4, 4, 10), (2, 1, 1), 1),
         "mid_block_type": "UNetMidBlock2D",
     },
+    "segmind_vega": XL
+    | {
+        "transformer_layers_per_block": (1, 1, 2),
+        "reverse_transformer_layers_per_block": ((2, 2, 2), (1, 1, 1), 1),
+        "mid_block_type": "UNetMidBlock2D",
+    },
 }
 PUBLISHED = tuple(UNETS)
 # hidden size, heads

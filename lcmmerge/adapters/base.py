@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lcmmerge.registry import entries
@@ -43,8 +44,31 @@ class Patch:
         """A stored one is read here: a file of the Hub has hundreds, scattered, which a plan need not know."""
         return self.given_alpha.scalar() if isinstance(self.given_alpha, TensorInfo) else self.given_alpha
 
+    @property
+    def path(self) -> Path:
+        return next(iter(self.roles.values())).path
+
     def shape(self, role: str) -> Shape:
         return self.roles[role].shape
+
+    def is_zero(self) -> bool:
+        """Whether it is a difference of zero, by its tensors where they are on this disk."""
+        whole = [self.roles[role] for role in ("up", "diff", "diff_b", "w_norm", "b_norm") if role in self.roles]
+        alone = self.roles.keys() <= {"up", "down", "mid", "diff", "diff_b", "w_norm", "b_norm"}
+        return alone and any(info.path.is_file() and not info.read().any() for info in whole)
+
+    @property
+    def told_shape(self) -> Shape | None:
+        """The shape of the parameter that it was made for, where its tensors tell."""
+        match dict(self.roles):
+            case {"up": up, "down": down, "mid": mid}:
+                return (up.shape[0], down.shape[1], *mid.shape[2:]) if up.shape and len(down.shape) > 1 else None
+            case {"up": up, "down": down}:
+                return (up.shape[0], *down.shape[1:]) if up.shape and len(down.shape) > 1 else None
+            case {"up_bias": whole} | {"diff": whole} | {"diff_b": whole} | {"w_norm": whole} | {"b_norm": whole}:
+                return whole.shape
+            case _:
+                return None
 
 
 @dataclass(frozen=True, slots=True)

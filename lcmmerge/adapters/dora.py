@@ -2,7 +2,8 @@
 
 The norm is taken per output row (PEFT, LyCORIS) or per input column (LyCORIS with ``wd_on_out=False``).
 LyCORIS' ``dora_scale`` tells which by its shape: [out, 1, …] or [out] is rows, [1, in, 1, …] is columns.
-PEFT's ``lora_magnitude_vector`` ([out], or [1, out, 1, 1] for a convolution) is always rows.
+PEFT's ``lora_magnitude_vector`` ([out], or [1, out, 1, 1] for a convolution), ``magnitude`` in ai-toolkit's files, is
+always rows.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ LOHA = {"hada_w1_a": (8, 3), "hada_w1_b": (3, 12), "hada_w2_a": (8, 3), "hada_w2
 ADAPTER = Adapter(
     "DoRA", "https://arxiv.org/abs/2402.09353", claims, rank, fit, update,
     names={
-        SHARED: {"dora_scale": "dora_scale"},
+        SHARED: {"dora_scale": "dora_scale", "magnitude": "magnitude"},
         "peft": {"lora_magnitude_vector": "magnitude", "lora_magnitude_vector.weight": "magnitude"},
     },
     examples=(

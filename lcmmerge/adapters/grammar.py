@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lcmmerge.adapters.base import SHARED, Patch, algorithms
-from lcmmerge.adapters.names import PEFT, Name, parse_name
+from lcmmerge.adapters.base import SHARED, Patch, Shape, algorithms
+from lcmmerge.adapters.names import PEFT, PEFT_PREFIX, Name, parse_name
 from lcmmerge.adapters.peft_config import Config, module_config, read_configs, scales_input
 from lcmmerge.errors import FormatError
 from lcmmerge.refs.weights import SIDECAR
 from lcmmerge.tensors import TensorInfo, TensorSource
 
-EMBEDDING_PREFIX = "bundle_emb."
+EMBEDDING = re.compile(r"bundle_emb\.|emb_params$|string_to_param\.|<|clip_[lg]$")
 
+NAMED = re.compile(r"\.lora_[AB]\.(?!(?:weight|bias)$)")
+SCALED = ("up", "hada_w1_a", "lokr_w1_a", "lokr_w2_a")
 OFT_SETTINGS = ("coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms")
 
 
@@ -22,7 +25,7 @@ OFT_SETTINGS = ("coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms")
 class AdapterFile:
     """An adapter file that was read: what it patches, module by module.
 
-    ``patches`` in the file's order. ``embeddings``: a bundle's textual inversions, which patch nothing.
+    ``patches`` in the file's order. ``embeddings``: textual inversions, which patch nothing.
     ``unknown``: names of no grammar. ``grammars``: those met, sorted.
     """
 
@@ -31,6 +34,25 @@ class AdapterFile:
     embeddings: tuple[str, ...]
     unknown: tuple[str, ...]
     grammars: tuple[str, ...]
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """PEFT keeps alpha outside the tensors: what is assumed where its configuration is not there."""
+        count = len({patch.key for patch in self.patches if _is_unscaled(patch)})
+        assumed = f"{count} of its modules have no alpha, and no {SIDECAR} is beside it: taken as alpha = rank"
+        return (assumed,) if count else ()
+
+    @property
+    def modules(self) -> dict[str, Shape]:
+        """Each module's name, and the shape that it was made for; () where that is not told."""
+        return {patch.key: patch.told_shape or () for patch in reversed(self.patches)}
+
+
+def _is_unscaled(patch: Patch) -> bool:
+    """As PEFT saves it, with its wrapper or the adapter's name; what others save without alpha has alpha = rank."""
+    if patch.config or patch.given_alpha is not None or patch.roles.keys().isdisjoint(SCALED):
+        return False
+    return any(PEFT_PREFIX in info.name or NAMED.search(info.name) for info in patch.roles.values())
 
 
 @dataclass(slots=True)
@@ -63,7 +85,7 @@ def _group(source: TensorSource) -> tuple[dict[str, _Module], list[str], list[st
     unknown: list[str] = []
     for info in source:
         name = _parse(source, info.name)
-        if info.name.startswith(EMBEDDING_PREFIX):
+        if EMBEDDING.match(info.name):
             embeddings.append(info.name)
         elif name is None:
             unknown.append(info.name)
@@ -100,6 +122,9 @@ def _patches(key: str, module: _Module, configs: Mapping[str, Config]) -> Iterat
     def patch(parameter: str, roles: Mapping[str, TensorInfo], optional: bool = False) -> Patch:
         return Patch(key, parameter, roles, alpha, rank_stabilized, config, optional)
 
+    if config.get("use_dora") and "up" in roles and "magnitude" not in roles:
+        where = f"{roles['up'].path}: {key}"
+        raise FormatError(f"{where}: a DoRA without its magnitude", "the file is incomplete: export it again")
     roles = _by_meaning(key, roles, config)
     biases = {role: roles.pop(role) for role in ("up_bias", "diff_b", "b_norm") if role in roles}
     if roles:

@@ -1,6 +1,7 @@
 """ΔW = alpha/rank · w1 ⊗ w2, where w1 and w2 may themselves be products w_a @ w_b, and w2 a Tucker product.
 
-With both halves whole there is no rank: LyCORIS then scales by 1, PEFT by its config's alpha / r.
+With both halves whole there is no rank: LyCORIS then scales by 1, PEFT by its config's alpha / r. Before its release in
+April 2023 LyCORIS factorised a convolution as its flat matrix: the same product, of halves with other shapes.
 """
 
 from __future__ import annotations
@@ -42,6 +43,13 @@ def fit(patch: Patch, shape: Shape) -> str:
     r = rank(patch)
     if problem := ill_shaped(patch, shape, 1 if r is None else r):
         return problem
+    problem = _product_misfit(patch, shape)
+    if problem and len(shape) > 2 and "lokr_t2" not in patch.roles:
+        return problem if _product_misfit(patch, (shape[0], columns(shape))) else ""
+    return problem
+
+
+def _product_misfit(patch: Patch, shape: Shape) -> str:
     rows, cols = leading(patch, "lokr_w1" if "lokr_w1" in patch.roles else "lokr_w1_a"), _left_columns(patch)
     if not rows or not cols or shape[0] % rows or shape[1] % cols:
         return f"lokr_w1 of {rows}×{cols} does not divide the parameter's {shape[0]}×{shape[1]}"
@@ -96,6 +104,7 @@ ADAPTER = Adapter(
         Example((8, 12), {"lokr_w1": (2, 3), "lokr_w2": (4, 4)}),
         Example((8, 12, 3, 3), {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 3), "lokr_w2": (4, 4, 3, 3)}),
         Example((8, 12, 3, 3), {"lokr_w1": (2, 3), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 36)}),
+        Example((8, 12, 3, 3), {"lokr_w1": (2, 9), "lokr_w2": (4, 12)}),
         Example((8, 12, 3, 3), {
             "lokr_w1": (2, 3), "lokr_w2_a": (2, 4), "lokr_w2_b": (2, 4), "lokr_t2": (2, 2, 3, 3),
         }),

@@ -3,7 +3,8 @@
     kohya      lora_unet_…_to_q.lora_down.weight              also .alpha and .dora_scale
     peft       base_model.model.….to_q.lora_A.default.weight  with or without the adapter's name
     diffusers  unet.….to_q.lora.down.weight, ….q_proj.lora_linear_layer.down.weight
-    processor  ….attn1.processor.to_q_lora.down.weight        older diffusers
+    processor  ….attn1.processor.to_q_lora.down.weight        older diffusers, also behind kohya's names
+    cloneofsimo  unet:0:down                                  lora_diffusion, which numbers the modules
     lycoris    ….hada_w1_a, ….lokr_w1, ….oft_blocks, ….diff
 
 Each algorithm says which endings are its own; here is what they have in common.
@@ -23,7 +24,8 @@ from lcmmerge.adapters.base import SHARED, algorithms
 
 SCALES = {"alpha": (SHARED, "alpha"), "scalar": (SHARED, "scalar")}  # of every algorithm
 PEFT = "peft"
-PROCESSOR = re.compile(r"(?P<attention>.+?)(?:\.processor)?\.to_(?P<name>q|k|v|out)_lora\.(?P<role>up|down)\.weight")
+PROCESSOR = re.compile(r"(?P<key>.+)_lora\.(?P<role>up|down)\.weight")
+NUMBERED = re.compile(r"(?P<key>(?:unet|text_encoder):\d+):(?P<role>up|down)")
 PEFT_PREFIX = "base_model.model."
 
 
@@ -43,7 +45,8 @@ def parse_name(name: str) -> Name | None:
         if found := _endings().get(".".join(parts[-length:])):
             grammar = PEFT if name.startswith(PEFT_PREFIX) else found[0]
             return Name(grammar, ".".join(parts[:-length]), found[1])
-    return _peft(name) or _processor(name)
+    numbered = NUMBERED.fullmatch(name)
+    return _peft(name) or _processor(name) or (numbered and Name("cloneofsimo", numbered["key"], numbered["role"]))
 
 
 @cache
@@ -85,11 +88,10 @@ def _peft(name: str) -> Name | None:
 
 
 def _processor(name: str) -> Name | None:
-    """The layer that a processor's LoRA is for: ``to_out.0`` in a UNet, ``out_proj`` in a text encoder."""
+    """The layer that a processor's LoRA is for: ``to_q`` in a U-Net, ``q_proj`` in a text encoder."""
     match = PROCESSOR.fullmatch(name)
     if match is None:
         return None
-    attention, short = match["attention"], match["name"]
-    spelling = "{}_proj" if attention.endswith("self_attn") else "to_{}"
-    layer = "to_out.0" if spelling.format(short) == "to_out" else spelling.format(short)
-    return Name("processor", f"{attention}.{layer}", match["role"])
+    key = re.sub(r"[._]processor([._]to_\w+)$", r"\1", match["key"])
+    key = re.sub(r"(self_attn[._])to_(q|k|v|out)$", r"\1\2_proj", key)
+    return Name("processor", re.sub(r"([._])to_out$", r"\1to_out\g<1>0", key), match["role"])

@@ -1,8 +1,8 @@
 """W′ = R·W with a block-diagonal rotation R.
 
-LyCORIS and kohya (``oft_blocks`` [k, b, b], k·b = out) rotate the output: q = x − xᵀ, W′ = rescale · RᵀW; a
-stored alpha is the constraint ‖q‖ ≤ alpha·out. PEFT (``oft_R`` [k, b(b−1)/2], k·b = in·kh·kw, or k = 1 for
-shared blocks) rotates the input: q is skew with that upper triangle, W′ = W·Rᵀ, and its config says how R is
+LyCORIS and kohya (``oft_blocks``, at first ``oft_diag``: [k, b, b], k·b = out) rotate the output: q = x − xᵀ,
+W′ = rescale · RᵀW; a stored alpha is the constraint ‖q‖ ≤ alpha·out. PEFT (``oft_R`` [k, b(b−1)/2], k·b = in·kh·kw, or
+k = 1 for shared blocks) rotates the input: q is skew with that upper triangle, W′ = W·Rᵀ, and its config says how R is
 made from q and whether COFT bounds each block. PEFT's older ``oft_r`` is not supported.
 """
 
@@ -116,7 +116,10 @@ def _input_turn(patch: Patch, triangles: Tensor) -> Tensor:
 SETTINGS = {"coft": False, "eps": 1e-4, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5}
 ADAPTER = Adapter(
     "OFT", "https://arxiv.org/abs/2306.07280", claims, rank, fit, update,
-    names={"lycoris": {"oft_blocks": "oft_blocks", "rescale": "rescale"}, "peft": {"oft_R.weight": "oft_R"}},
+    names={
+        "lycoris": {"oft_blocks": "oft_blocks", "oft_diag": "oft_blocks", "rescale": "rescale"},
+        "peft": {"oft_R.weight": "oft_R"},
+    },
     examples=(
         Example((8, 12, 3, 3), {"oft_blocks": (4, 2, 2), "rescale": (8, 1, 1, 1)}),
         Example((8, 12), {"oft_blocks": (4, 2, 2)}),

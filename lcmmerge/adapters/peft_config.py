@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lcmmerge.errors import FormatError
+from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.refs.files import parse_object
 from lcmmerge.refs.weights import SIDECAR, local_tree, read_json
 from lcmmerge.tensors import TensorSource
@@ -33,6 +33,14 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "eps": NUMBER,
     "num_cayley_neumann_terms": int,
 }
+
+# An adapter that began so changed its base's weights as well, so that its product is no difference to them.
+CHANGED_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+# With these, the tensors mean something else than their names say.
+OTHER_MEANINGS = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config",
+    "target_parameters", "use_bdlora", "use_qalora",
+)  # fmt: skip
 
 
 def read_configs(source: TensorSource, sidecar: Config | None) -> dict[str, Config]:
@@ -69,7 +77,20 @@ def _checked(config: Config, where: str) -> Config:
         sound = isinstance(value, kind) and all(isinstance(number, NUMBER) for number in numbers)
         if value is not None and not sound:
             raise FormatError(f"{where}: {field} is {value!r}", "take it again from where it came")
+    _refuse_other_meanings(config, where)
     return config
+
+
+def _refuse_other_meanings(config: Config, where: str) -> None:
+    """Raises IncompatibleError where W + scale·BA is not what PEFT computes."""
+    began = str(config.get("init_lora_weights"))
+    if began.startswith(CHANGED_BASE):
+        raise IncompatibleError(
+            f"{where}: init_lora_weights is {began!r}, with which training changed the base's weights as well",
+            "save it as a plain LoRA: PEFT's save_pretrained with path_initial_model_for_weight_conversion",
+        )
+    if field := next((field for field in OTHER_MEANINGS if config.get(field)), None):
+        raise IncompatibleError(f"{where}: {field} is not supported", "merge it with PEFT, and take the merged model")
 
 
 def module_config(configs: Mapping[str, Config], key: str) -> Config:

@@ -80,7 +80,13 @@ class TextEncoder(Component):
         return WITHOUT_MODEL.sub(r"\1text_model.\2.", name)
 
     def begins(self) -> tuple[str, ...]:
-        return (f"{self.name}.", self.stored, self.kohya, f"text_encoders.{self.comfy}.transformer.")
+        number = self.name.removeprefix("text_encoder").strip("_") or "1"  # some count where there is only one
+        comfy = f"text_encoders.{self.comfy}.transformer.", f"text_encoders.{self.comfy}.", f"{self.comfy}."
+        return (f"{self.name}.", self.stored, self.kohya, f"lora_te{number}_", *comfy)
+
+    def numbered(self) -> tuple[str, ...]:
+        layers = [f"{self.name}.{LAYER.format(i=i)}self_attn." for i in range(self.layers)]
+        return tuple(f"{layer}{name}_proj" for layer in layers for name in ("k", "v", "q", "out"))
 
     def spellings(self, name: str) -> tuple[str, ...]:
         return name, name.removeprefix("text_model.")

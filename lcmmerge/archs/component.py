@@ -20,7 +20,9 @@ class Component:
     ``stored``: what stands before its names in a single file. ``module``: the class of diffusers or transformers that
     computes it. ``kohya``: how kohya-ss/sd-scripts begins its modules' names in adapter files, empty where it has none;
     ``kohya_stored``: a single file's names follow, and not the canonical ones. ``kind``: what messages call it.
-    ``sentinel``: a parameter that tells it from others, where it is what a checkpoint is recognised by.
+    ``sentinel``: a parameter that tells it from others, where it is what a checkpoint is recognised by. ``context``:
+    the width of the published model's text. ``inputs``: the parameter that has more input channels in models that are
+    given more than latents.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Component:
     kohya_stored: bool = False
     kind: str = "component"
     sentinel: str = ""
+    context: int = 0
+    inputs: str = ""
 
     def slots(self) -> Iterator[Slot]:
         """Every name that it may have in a single file; none where its tensors keep whatever names they have."""
@@ -50,6 +54,10 @@ class Component:
     def spellings(self, name: str) -> tuple[str, ...]:
         """A canonical module's name, without the component, and what adapter files call it instead."""
         return (name,)
+
+    def numbered(self) -> tuple[str, ...]:
+        """The modules that lora_diffusion trains, in the order by which it calls them; none where it knows none."""
+        return ()
 
     def accepts(self, shapes: Mapping[str, Shape]) -> bool:
         """Whether it may be of these shapes, by canonical or stored names that are all there."""

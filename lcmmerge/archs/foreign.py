@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from lcmmerge.archs.base import Architecture, architectures
 from lcmmerge.errors import UnknownArchitectureError
@@ -16,80 +19,131 @@ ADAPTER = (
 # The video models have a whole Stable Diffusion 2 U-Net among their names.
 VIDEO = ("time_stack.", "temporal_transformer_blocks.")
 
-# Part of a name that no other family has → the family. Adapters spell it with underscores.
-FAMILIES = {
-    "joint_blocks.": "Stable Diffusion 3",
-    "double_blocks.": "Flux",
-    "single_transformer_blocks.": "Flux",
-    "text_encoder_3.": "Stable Diffusion 3",
-    "lora_te3.": "Stable Diffusion 3",
-    "adaln_single.": "PixArt",
-    "clip_txt_mapper.": "Stable Cascade",
-    "motion_modules.": "an AnimateDiff motion model",
-    "control_model.": "a ControlNet",
-    "controlnet_cond_embedding.": "a ControlNet",
-} | dict.fromkeys(VIDEO, "Stable Video Diffusion")
-# These several families have, also some of ours.
-SHARED = dict.fromkeys(
-    ("transformer.transformer_blocks.", "lora_transformer.", "text_encoders.t5xxl."),
-    "Stable Diffusion 3, Flux or another diffusion transformer",
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file that is not taken.
+
+    ``marks``: patterns that no other kind's names have; a dot is one, or an underscore, as adapters spell it. ``cure``:
+    what to do, by default to take what is supported.
+    """
+
+    what: str
+    marks: tuple[str, ...]
+    cure: str = ""
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(self.marks).replace(".", "[._]"))
+
+    def has(self, names: Iterable[str]) -> bool:
+        return any(self.pattern.search(name) for name in names)
+
+
+BESIDE = "it is loaded beside a checkpoint, and is no change of its weights: omit it here"
+CONTROLLED = "it steers a checkpoint while an image is drawn: merge without it, and load it beside the result"
+# What people keep beside LoRAs and checkpoints.
+KINDS = (
+    Kind("a textual inversion (an embedding of a word)",
+         ("^emb_params", "^string_to_param.", "^<", "^clip_g$", "^clip_l$", "^learned_embeds"), BESIDE),
+    Kind("a Control-LoRA", ("^lora_controlnet",), CONTROLLED),
+    Kind("a ControlNet (ControlLLLite)", ("^lllite_",), CONTROLLED),
+    Kind("a ControlNet", ("^control_model.", "controlnet_cond_embedding.", "controlnet_down_blocks.",
+                          "controlnet_mid_block.", "^input_hint_block."), CONTROLLED),
+    Kind("an IP-Adapter", ("^ip_adapter.", "^image_proj.", "^image_proj_model."), CONTROLLED),
+    Kind("a T2I-Adapter", ("^adapter.body.", "^body.0.in_conv.", "^body.0.block1.", "^body.1.in_conv."), CONTROLLED),
+    Kind("PhotoMaker's encoder", ("^id_encoder.",), CONTROLLED),
+    Kind("a hypernetwork", ("^320.0.linear", "^640.0.linear", "^768.0.linear", "^1024.0.linear", "^1280.0.linear"),
+         BESIDE),
+    Kind("an AnimateDiff motion model", ("motion_modules.",), CONTROLLED),
+    Kind("an upscaler", ("RDB1.", "rdb1.", "RRDB_trunk.", ".residual_group."), BESIDE),
+    Kind("a face restorer", ("^stylegan_decoder.", "params_ema.stylegan_decoder."), BESIDE),
+    Kind("a safety checker", ("special_care_embeds",), BESIDE),
+    Kind("an adapter with set_weight, which replaces a weight and adds nothing to it: that is not supported",
+         (".set_weight", ".reshape_weight"), "merge the checkpoint that it was made from"),
+    Kind("the first LoRA format's .pt, a list without names (cloneofsimo's lora_diffusion)", ("^0$",),
+         "convert it to safetensors with lora_diffusion, which names them"),
+)  # fmt: skip
+FAMILIES = (
+    Kind("Stable Diffusion 3", ("joint_blocks.", "text_encoder_3.", "lora_te3.")),
+    Kind("Chroma", ("distilled_guidance_layer.",)),
+    Kind("Flux", ("double_blocks.", "single_transformer_blocks.")),
+    Kind("PixArt", ("adaln_single.",)),
+    Kind("Stable Cascade", ("clip_txt_mapper.",)),
+    Kind("Wan", ("head.modulation",)),
+    Kind("Lumina or Z-Image", ("cap_embedder.",)),
+    Kind("Krea 2", ("txtfusion.projector.",)),
+    Kind("Stable Video Diffusion", VIDEO),
 )
-PARTS = {"decoder.conv_in.": "a VAE alone", "token_embedding.": "a text encoder alone"}
+# These several families have, also some of ours.
+SHARED = (
+    Kind("Stable Diffusion 3, Flux or another diffusion transformer",
+         ("transformer.transformer_blocks.", "lora_transformer.", "text_encoders.t5xxl.")),
+)  # fmt: skip
+PARTS = (
+    Kind("a CLIP image encoder alone", ("vision_model.", "^visual.transformer.")),
+    Kind("a VAE alone", ("decoder.conv_in.", "^taesd_decoder.")),
+    Kind("a text encoder alone", ("token_embedding.", ".SelfAttention.q.")),
+)
+DENOISERS = Kind("a denoiser", ("input_blocks.", "down_blocks.0.attentions.", "output_blocks.", "transformer_blocks."))
+WIDTHS = (768, 1024, 1280)  # of the text encoders
 
 
 def refuse_foreign(source: TensorSource) -> None:
     """Raise UnknownArchitectureError for what might pass for a checkpoint of ours by its names."""
-    if _any(source, QUANTISED):
+    if any(part in name for name in source.tensors for part in QUANTISED):
         raise UnknownArchitectureError(
             f"{source.path}: its weights are quantised, and mean nothing without their scales",
             "take the fp16 or fp32 version of this checkpoint",
         )
-    if _any(source, ADAPTER):
-        raise UnknownArchitectureError(
-            f"{source.path}: this is an adapter (a LoRA or a relative), not a checkpoint",
-            "give the base checkpoint here, and the adapter as the style or with --adapter",
-        )
-    if _any(source, VIDEO):
+    if any(part in name for name in source.tensors for part in VIDEO):
         raise explain_unknown(source)
+
+
+def foreign_kind(source: TensorSource) -> Kind | None:
+    """What people keep beside checkpoints and LoRAs, where the file is that."""
+    names = tuple(source.tensors)
+    vectors = names and all(
+        "." not in info.name and 0 < len(info.shape) < 3 and info.shape[-1] in WIDTHS for info in source
+    )
+    return next((kind for kind in KINDS if kind.has(names)), KINDS[0] if vectors else None)
 
 
 def explain_unknown(
     source: TensorSource, nearest: Architecture | None = None, missing: Sequence[str] = ()
 ) -> UnknownArchitectureError:
     """The error for a source without a denoiser of ours: what it looks like, or lacks to be the ``nearest``."""
-    if family := guess_family(source.tensors):
-        return UnknownArchitectureError(f"{source.path}: this looks like {family}", supported())
+    path, names = source.path, tuple(source.tensors)
+    if kind := foreign_kind(source):
+        return UnknownArchitectureError(f"{path}: this is {kind.what}", kind.cure)
+    if any(part in name for name in names for part in ADAPTER):
+        return UnknownArchitectureError(
+            f"{path}: this is an adapter (a LoRA or a relative), not a checkpoint",
+            "give the base checkpoint here, and the adapter as the style or with --adapter",
+        )
+    if family := guess_family(names):
+        return UnknownArchitectureError(f"{path}: this looks like {family}", supported())
     if nearest:
         return UnknownArchitectureError(
-            f"{source.path}: a {nearest.denoiser.kind} of no known structure; to be {nearest.title}, which is the "
+            f"{path}: a {nearest.denoiser.kind} of no known structure; to be {nearest.title}, which is the "
             f"nearest, it lacks {len(missing)} tensors, the first of them {missing[0]!r}",
             supported(),
         )
-    if family := guess_family(source.tensors, SHARED):
-        return UnknownArchitectureError(f"{source.path}: this looks like {family}", supported())
-    if part := _find(PARTS, source.tensors):
-        return UnknownArchitectureError(f"{source.path}: this is {part}", "give a whole checkpoint, or its denoiser")
-    return UnknownArchitectureError(f"{source.path}: no architecture has these names", supported())
+    if family := guess_family(names, SHARED):
+        return UnknownArchitectureError(f"{path}: this looks like {family}", supported())
+    part = next((kind for kind in PARTS if kind.has(names)), None)
+    if part and not DENOISERS.has(names):
+        return UnknownArchitectureError(f"{path}: this is {part.what}", "give a whole checkpoint, or its denoiser")
+    first = f", such as {names[0]!r}" if names else ""
+    return UnknownArchitectureError(f"{path}: no architecture and no adapter has these names{first}", supported())
 
 
-def guess_family(names: Iterable[str], table: Mapping[str, str] = FAMILIES) -> str | None:
+def guess_family(names: Iterable[str], table: Sequence[Kind] = FAMILIES) -> str | None:
     """The family outside our architectures that one of these names gives away."""
-    return _find(table, tuple(names))
-
-
-def _find(table: Mapping[str, str], names: Collection[str]) -> str | None:
-    """What the first part found in a name means; names may be dotted, or flattened with underscores."""
-    for part, meaning in table.items():
-        flat = part.replace(".", "_")
-        if any(part in name or flat in name for name in names):
-            return meaning
-    return None
+    names = tuple(names)
+    return next((kind.what for kind in table if kind.has(names)), None)
 
 
 def supported() -> str:
     """The end of an error about anything else: a hint."""
     return f"supported are {', '.join(arch.title for arch in architectures().values())}"
-
-
-def _any(source: TensorSource, parts: tuple[str, ...]) -> bool:
-    return any(part in name for name in source.tensors for part in parts)

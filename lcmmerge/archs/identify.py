@@ -47,12 +47,13 @@ def identify(source: TensorSource) -> Model:
     Raises UnknownArchitectureError with what the file seems to be, and FormatError.
     """
     refuse_foreign(source)
+    source = _unwrapped(source)
     readings = list(_readings(source))
     complete = [reading for reading in readings if not reading.missing]
     if not complete:
-        nearest = min(readings, key=lambda reading: len(reading.missing), default=None)
+        nearest = min(readings, key=lambda reading: (len(reading.missing), -_size(reading)), default=None)
         raise explain_unknown(source, nearest.arch, nearest.missing) if nearest else explain_unknown(source)
-    reading = max(complete, key=lambda reading: len(_needed(reading.arch, reading.keymap)))  # SSD-1B is a part of SDXL
+    reading = max(complete, key=_size)  # SSD-1B is a part of SDXL, Segmind-Vega of both
     arch = reading.arch
     parameters, leftovers = _read(reading, source)
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
@@ -61,6 +62,19 @@ def identify(source: TensorSource) -> Model:
     if source.layout != DIFFUSERS and model.components == (arch.denoiser.name,):
         return replace(model, layout="component")
     return model
+
+
+def _unwrapped(source: TensorSource) -> TensorSource:
+    """Without what a program put before all names: that is no part of them, and no reader would find them by it."""
+    stored = {part.stored for arch in architectures().values() for part in arch.parts if part.stored}
+    doubled = tuple(f"model.{begin}" for begin in stored)
+    for wrapper, begins in (("state_dict.", "state_dict."), ("module.", "module."), ("model.", doubled)):
+        names = source.tensors.keys()
+        if names and all(name.startswith(begins) for name in names):
+            tensors = {name.removeprefix(wrapper): info for name, info in source.tensors.items()}
+            tensors = {name: replace(info, name=name) for name, info in tensors.items()}
+            source = replace(source, tensors=MappingProxyType(tensors))
+    return source
 
 
 def _readings(source: TensorSource) -> Iterator[Reading]:
@@ -102,6 +116,10 @@ def _needed(arch: Architecture, keymap: str) -> list[str]:
     slots = arch.keymap(keymap).slots.values()
     begin = f"{arch.denoiser.name}."
     return [slot.stored for slot in slots if slot.parameter.startswith(begin) and not slot.optional]
+
+
+def _size(reading: Reading) -> int:
+    return len(_needed(reading.arch, reading.keymap))
 
 
 def _read(

@@ -12,6 +12,10 @@ architecture's canonical and single-file names:
 | ``down_blocks.0.…``, ``text_model.…``, ``base_model.model.…`` | PEFT, on one model |
 | ``diffusion_model.input_blocks.1.…``, ``text_encoders.clip_l.transformer.…`` | ComfyUI |
 | ``model.diffusion_model.input_blocks.1.…`` | a single file's own names |
+| ``unet.base_model.model.…``, ``module.…`` | wrappers saved along |
+| ``oft_unet_…`` | sd-scripts' OFT |
+| ``clip_l.text_model.…``, ``clip_g.…`` | OMI, as OneTrainer writes it |
+| ``unet:0``, ``text_encoder:0`` | lora_diffusion, the first LoRAs: by number (``Component.numbered``) |
 
 In 16 public key lists of FLUX, Qwen-Image, Anima and Krea 2 LoRAs each of 7,105 names is found so, and no two fall
 together.
@@ -19,8 +23,9 @@ together.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,9 +38,11 @@ from lcmmerge.refs.weights import SINGLE_FILE
 
 DENOISER = (
     "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "net.", "model.", "pipe.dit.",
-    "lora_unet_", "lora_transformer_",
+    "lora_unet_", "lora_transformer_", "oft_unet_",
 )  # fmt: skip
-ANY = ("base_model.model.", "base_model.", "lycoris_")
+ANY = ("base_model.model.", "base_model.", "lycoris_", "state_dict.", "module.")
+ATTENTION = re.compile(r"attn2[._]to_k$")  # it reads the text
+NUMBERED = re.compile(r"(\w+):(\d+)")  # cloneofsimo's lora_diffusion
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,10 @@ class Home:
         """The only canonical module, or the first."""
         return self.parts[0][0]
 
+    @property
+    def component(self) -> str:
+        return self.module.partition(".")[0]
+
 
 class ModuleNames:
     """An architecture's modules, by any name that an adapter file may have for them."""
@@ -63,23 +74,48 @@ class ModuleNames:
         for slot in slots:
             by_part.setdefault(slot.parameter.partition(".")[0], []).append(slot)
         self._tables = [Tables.of(part, by_part.get(part.name, ())) for part in arch.parts]
+        self._numbered = {part.name: part.numbered() for part in arch.parts}
         self.kinds = Counter(map(kind_of, {module_of(slot.parameter) for slot in slots}))
 
     def find(self, key: str) -> Home | None:
         """None where no module is called so, or several are."""
+        homes = self.homes(key)
+        return homes[0] if len(homes) == 1 else None
+
+    def homes(self, key: str) -> tuple[Home, ...]:
+        """The modules of that name, one of each component that has it."""
+        if match := NUMBERED.fullmatch(key):
+            modules = self._numbered.get(match[1], ())
+            return tuple(Home(((module, WHOLE),)) for module in modules[int(match[2]) :][:1])
         tables = self._tables
         while True:
             if home := next(filter(None, (table.begun(key) for table in tables)), None):
-                return home
-            homes = list(filter(None, (table.get(key) for table in tables)))
-            if homes:
-                return homes[0] if len(homes) == 1 else None
+                return (home,)
+            if homes := tuple(filter(None, (table.get(key) for table in tables))):
+                return homes
             begin = next((begin for begin in (*ANY, *DENOISER) if key.startswith(begin)), None)
             if begin is None:
-                return None
+                return ()
             key = key.removeprefix(begin)
             if begin in DENOISER:
                 tables, key = tables[:1], key.removeprefix("_")  # some write lora_unet__blocks_0_…
+
+    def settle(self, keys: Iterable[str], fits: Callable[[str, Home], bool]) -> dict[str, Home]:
+        """Each key's home. Names that several components have (SDXL's text encoders) are of the only one that has all
+        of them, or that they all fit; where that is none, they have no home.
+        """
+        homes = {key: self.homes(key) for key in keys}
+        by_component: dict[str, dict[str, Home]] = {}
+        for key, found in homes.items():
+            for home in found:
+                by_component.setdefault(home.component, {})[key] = home
+        disputed = {home.component for found in homes.values() if len(found) > 1 for home in found}
+        keys = {key for component in disputed for key in by_component[component]}
+        claims = [by_component[component] for component in disputed if by_component[component].keys() == keys]
+        if len(claims) > 1:
+            claims = [claim for claim in claims if all(fits(key, home) for key, home in claim.items())]
+        settled = {key: found[0] for key, found in homes.items() if len(found) == 1}
+        return settled | claims[0] if len(claims) == 1 else settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +145,10 @@ class Tables:
     def begun(self, key: str) -> Home | None:
         """The home of a name that begins as this component's do."""
         for begin in (begin for begin in self.part.begins() if begin and key.startswith(begin)):
-            if home := self.get(key.removeprefix(begin), stored=begin == self.part.stored):
+            name = key.removeprefix(begin)
+            for wrapper in ANY:
+                name = name.removeprefix(wrapper)
+            if home := self.get(name, stored=begin == self.part.stored):
                 return home
         return None
 
@@ -151,36 +190,43 @@ def kohya_name(module: str, arch: Architecture) -> str | None:
     return part.kohya + squash(name)
 
 
-def guess_architecture(keys: Iterable[str]) -> str | None:
-    """The title of the architecture that an adapter with these module names was made for, None when in doubt."""
-    keys = set(keys)
-    if family := guess_family(keys):
+def guess_architecture(modules: Iterable[str]) -> str | None:
+    """The title of the architecture that an adapter of these modules was made for, None when in doubt."""
+    if family := guess_family(modules):
         return family
-    likely = " or ".join(arch.title for arch in likely_architectures(keys))
-    return likely or guess_family(keys, SHARED)
+    likely = " or ".join(arch.title for arch in likely_architectures(modules))
+    return likely or guess_family(modules, SHARED)
 
 
-def likely_architectures(keys: Iterable[str]) -> tuple[Architecture, ...]:
+def likely_architectures(modules: Iterable[str]) -> tuple[Architecture, ...]:
     """The architecture that has the most of the modules; among equals, the one of which they are the greater part
-    (everything of SSD-1B's has a home in SDXL, too). Several where names do not tell (the U-Nets of SD 1 and 2).
+    (everything of SSD-1B's has a home in SDXL, too). Where names do not tell (the U-Nets of SD 1 and 2), a mapping to
+    the shapes that an adapter was made for may: the text's width does. Several where nothing tells.
     """
-    keys = set(keys)
+    keys = set(modules)
     if guess_family(keys):
         return ()
     scores = {arch.name: _score(arch, keys) for arch in architectures().values()}
     best = max(scores.values())
     if not best[0] or (best[0] < len(keys) and guess_family(keys, SHARED)):
         return ()
-    return tuple(architectures()[name] for name, score in scores.items() if score == best)
+    likely = tuple(architectures()[name] for name, score in scores.items() if score == best)
+    shapes = modules if isinstance(modules, Mapping) else {}
+    width = next((shape[1] for key, shape in shapes.items() if ATTENTION.search(key) and len(shape) > 1), None)
+    return tuple(arch for arch in likely if arch.denoiser.context == width) or likely
 
 
 def _score(arch: Architecture, keys: set[str]) -> tuple[int, float]:
-    """How many of the keys are the architecture's, and the share of its like modules that they are."""
+    """How many of the keys are the architecture's, and the share of its like modules that they are; of what is made for
+    text encoders alone, which several have in common, all.
+    """
     names = names_of(arch)
-    homes = [home for key in keys if (home := names.find(key))]
-    modules = {module for home in homes for module, _ in home.parts}
+    homes = [found for key in keys if (found := names.homes(key))]
+    modules = {module for found in homes if len(found) == 1 for module, _ in found[0].parts}
+    if not any(module.startswith(f"{arch.denoiser.name}.") for module in modules):
+        return len(homes), 1.0
     like: Mapping[str, int] = names.kinds
-    return len(homes), len(modules) / (sum(like[kind] for kind in set(map(kind_of, modules))) or 1)
+    return len(homes), len(modules) / sum(like[kind] for kind in set(map(kind_of, modules)))
 
 
 def kind_of(module: str) -> str:

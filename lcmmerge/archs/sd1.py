@@ -14,6 +14,7 @@ ARCHITECTURE = Architecture(
             mid=1,
             up=((0, 0, 0), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
             linear_projection=False,
+            context=768,
         ),
         VAE(),
         TextEncoder(

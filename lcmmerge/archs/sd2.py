@@ -20,6 +20,7 @@ ARCHITECTURE = Architecture(
             mid=1,
             up=((0, 0, 0), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
             linear_projection=True,
+            context=1024,
         ),
         VAE(),
         TextEncoder(

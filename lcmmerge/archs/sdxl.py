@@ -41,6 +41,7 @@ ARCHITECTURE = Architecture(
             mid=10,
             up=((10, 10, 10), (2, 2, 2), (0, 0, 0)),
             linear_projection=True,
+            context=2048,
             added=True,
             kohya_stored=True,
         ),

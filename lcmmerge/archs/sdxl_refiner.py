@@ -17,6 +17,7 @@ ARCHITECTURE = Architecture(
             mid=4,
             up=((0, 0, 0), (4, 4, 4), (4, 4, 4), (0, 0, 0)),
             linear_projection=True,
+            context=1280,
             added=True,
             # kohya-ss/sd-scripts does not train it, and diffusers mistakes LDM's input_blocks.10 for its .1.
         ),

@@ -15,6 +15,7 @@ ARCHITECTURE = Architecture(
             mid=0,
             up=((4, 4, 10), (2, 1, 1), (0, 0, 0)),
             linear_projection=True,
+            context=2048,
             added=True,
             kohya_stored=True,
         ),

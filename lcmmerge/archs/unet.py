@@ -38,6 +38,7 @@ class UNet(Component):
     kohya: str = "lora_unet_"
     kind: str = "U-Net"
     sentinel: str = "conv_in.weight"
+    inputs: str = "conv_in.weight"
     down: tuple[tuple[int, ...], ...]
     mid: int
     up: tuple[tuple[int, ...], ...]
@@ -74,6 +75,19 @@ class UNet(Component):
             "use_linear_projection": self.linear_projection,
             "mid_block_type": "UNetMidBlock2DCrossAttn" if self.mid else "UNetMidBlock2D",
         }
+
+    def numbered(self) -> tuple[str, ...]:
+        """In the order in which diffusers makes the modules: the middle last, and in a layer the MLP before attn2."""
+        depths = {
+            f"{half}_blocks.{b}.attentions.{layer}": depth
+            for half, blocks in (("down", self.down), ("up", self.up))
+            for b, layers in enumerate(blocks)
+            for layer, depth in enumerate(layers)
+        } | {"mid_block.attentions.0": self.mid}
+        layers = (f"unet.{place}.transformer_blocks.{i}." for place, depth in depths.items() for i in range(depth))
+        attention = ("to_q", "to_k", "to_v", "to_out.0")
+        inner = (*(f"attn1.{name}" for name in attention), "ff.net.0.proj", *(f"attn2.{name}" for name in attention))
+        return tuple(layer + name for layer in layers for name in inner)
 
     def blocks(self) -> tuple[str, ...]:
         """As merge-block-weight calls them (bbc-mc/sdweb-merge-block-weighted-gui)."""

@@ -40,6 +40,9 @@ def combine(
     pairs = _pairs(terms)
     model = identify(open_reference(base, "base", pickles=True)) if base else None
     opened = [term_of(open_reference(reference, "adapter", pickles=True), strength) for reference, strength in pairs]
+    for term in opened:
+        for doubt in term.file.doubts:
+            output.warn(f"{term.path.name}: {doubt}")
     settings = CombineSettings(rank, OUTPUT_DTYPES[dtype] if dtype else None)
     target = safetensors_name(target, joined(*(reference for reference, _ in pairs)))
     found = run(opened, target, settings, model, force=force)

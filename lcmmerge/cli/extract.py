@@ -57,6 +57,8 @@ def extract(
 def _show(found: Extracted, output: Output) -> None:
     if output.verbose:
         show_layers(found.layers, output)
+    for doubt in found.doubts:
+        output.warn(doubt)
     if found.left_out:
         output.warn(
             f"{len(found.left_out)} changed parameters are left out (norms and biases come with --full): "

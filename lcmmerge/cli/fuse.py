@@ -94,6 +94,11 @@ def fuse(
       lcmmerge fuse base.safetensors --lcm hyper.safetensors --accelerator hyper-8steps -o fast.safetensors
       lcmmerge fuse base.safetensors style.safetensors --method ties:density=0.3
       lcmmerge fuse base.safetensors style.safetensors --layout diffusers --dtype fp16
+
+    An inpainting model of your tuned one is the published inpainting model with what yours learnt:
+
+    \b
+      lcmmerge fuse inpainting.safetensors tuned.safetensors --tuned-from base.safetensors --lambda 1 0
     """
     from lcmmerge.merge.fuse import check_output, fuse
     from lcmmerge.merge.outcome import Settings

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, read_adapter
 from lcmmerge.archs import (
     Architecture,
+    Home,
     Model,
     guess_architecture,
     kohya_name,
@@ -17,7 +19,7 @@ from lcmmerge.archs import (
     supported,
 )
 from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
-from lcmmerge.merge.places import Place, home_parameters, places, views_of
+from lcmmerge.merge.places import Place, fits_in, home_parameters, places, views_of
 from lcmmerge.merge.spec import check_strength
 from lcmmerge.tensors import TensorSource
 
@@ -80,10 +82,9 @@ def common_architectures(terms: Sequence[WeightedAdapter]) -> Sequence[Architect
     """Those that all terms may be made for. Raises IncompatibleError."""
     common: list[Architecture] = []
     for term in terms:
-        keys = [patch.key for patch in term.file.patches]
-        found = likely_architectures(keys)
+        found = likely_architectures(term.file.modules)
         if not found:
-            guess = guess_architecture(keys)
+            guess = guess_architecture(term.file.modules)
             made_for = f"looks made for {guess}" if guess else "names no module that we know"
             raise IncompatibleError(f"{term.path}: {made_for}", supported())
         if common and not set(found) & set(common):
@@ -100,8 +101,10 @@ def align(terms: Sequence[WeightedAdapter], arch: Architecture, base: Model | No
     """The parameters in order of first appearance."""
     shares: dict[str, list[Share]] = {}
     for term in terms:
+        fits = partial(fits_in, term.file, base) if base else lambda key, home: True
+        homes = names_of(base.arch if base else arch).settle(term.file.modules, fits)
         for patch in term.file.patches:
-            for name, share in _shares(term, patch, arch, base):
+            for name, share in _shares(term, patch, homes.get(patch.key), arch, base):
                 found = shares.setdefault(name, [])
                 if found and found[-1].term is term:
                     raise FormatError(
@@ -114,10 +117,9 @@ def align(terms: Sequence[WeightedAdapter], arch: Architecture, base: Model | No
 
 
 def _shares(
-    term: WeightedAdapter, patch: Patch, arch: Architecture, base: Model | None
+    term: WeightedAdapter, patch: Patch, home: Home | None, arch: Architecture, base: Model | None
 ) -> Iterator[tuple[str, Share]]:
     """What a patch brings to each parameter that it is for."""
-    home = names_of(base.arch if base else arch).find(patch.key)
     parameters = home_parameters(home, patch, base) if home and base else None
     if home is None or (base and parameters is None):
         raise UnmatchedKeysError(f"{term.path}: {patch.key} is not a module of {arch.title}", NAME_BASE)
@@ -152,17 +154,9 @@ def _target(name: str, shares: tuple[Share, ...], arch: Architecture, base: Mode
 
 def _told_shape(term: WeightedAdapter, patch: Patch, adapter: Adapter) -> Shape:
     """The shape of the tensor that a patch was made for, where the adapter tells it."""
-    match dict(patch.roles):
-        case {"up": up, "down": down, "mid": mid}:
-            return (up.shape[0], down.shape[1], *mid.shape[2:])
-        case {"up": up, "down": down}:
-            return (up.shape[0], *down.shape[1:])
-        case {"up_bias": bias}:
-            return bias.shape
-        case {**roles} if len(roles) == 1 and (whole := next(iter(roles))) in WHOLE:
-            return patch.shape(whole)
-        case _:
-            raise IncompatibleError(
-                f"{term.path}: {patch.key} is {adapter.title}, which does not tell its parameter's shape",
-                f"{NAME_BASE}, or merge it with `lcmmerge fuse`",
-            )
+    if (shape := patch.told_shape) is None:
+        raise IncompatibleError(
+            f"{term.path}: {patch.key} is {adapter.title}, which does not tell its parameter's shape",
+            f"{NAME_BASE}, or merge it with `lcmmerge fuse`",
+        )
+    return shape

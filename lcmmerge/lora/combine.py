@@ -168,7 +168,8 @@ def _approximate(
     """The best factors of ``factors`` + ``delta``, and what they keep of it."""
     if rank is None and delta is not None:
         path = target.shares[0].term.path
-        raise IncompatibleError(f"{path}: {target.name} is not a product of two factors", "give --rank to approximate it")
+        cause = f"{path}: {target.name} is not a product of two factors"
+        raise IncompatibleError(cause, "give --rank to approximate it")
     if factors and delta is None and (rank is None or factors.up.shape[1] <= rank):
         norm = max(factored_square(factors), 0.0)
         return factors, LoraLayer(target.name, norm, norm, factors.up.shape[1])

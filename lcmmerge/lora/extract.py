@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite, prod
 from pathlib import Path
@@ -17,7 +17,7 @@ from lcmmerge.lora import lorafile
 from lcmmerge.lora.lorafile import LoraLayer, LoraOrigin, Made
 from lcmmerge.lora.lowrank import spectrum, squared_norm
 from lcmmerge.merge.arithmetic import precision
-from lcmmerge.merge.terms import Checkpoint, Difference, TaskVector, likely_cause, match, task_vector
+from lcmmerge.merge.terms import Checkpoint, Difference, TaskVector, likely_cause, limits, match, task_vector
 from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType, TensorSource
 from lcmmerge.tensors.digest import hashing
@@ -50,6 +50,7 @@ class Extracted:
     layers: tuple[LoraLayer, ...]
     left_out: tuple[str, ...]
     energy: float
+    doubts: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -57,6 +58,7 @@ class Extracted:
             "energy": self.energy,
             "layers": [layer.as_dict() for layer in self.layers],
             "left_out": list(self.left_out),
+            "doubts": list(self.doubts),
         }
 
 
@@ -124,7 +126,7 @@ def extract(
 
         make, read = partial(_make, settings), sources.values()
         layers = lorafile.write_adapter(target, targets, make, specs, origin, done, sources=read, force=force)
-    return _extracted(target, targets, layers)
+    return replace(_extracted(target, targets, layers), doubts=tuple(limits(tuned, differences)))
 
 
 def _source(tuned: TaskVector) -> TensorSource:
@@ -138,7 +140,7 @@ def _target(difference: Difference, base: Model, settings: ExtractSettings) -> E
     key = kohya_name(module, base.arch)
     if key is None or ".embeddings." in module:
         return ExtractedParameter(difference, "", LEFT_OUT)
-    if len(difference.tuned.shape) > 1:
+    if len(difference.shape) > 1:
         return ExtractedParameter(difference, key, LOW_RANK)
     if not settings.full:
         return ExtractedParameter(difference, key, LEFT_OUT)
@@ -149,7 +151,7 @@ def _target(difference: Difference, base: Model, settings: ExtractSettings) -> E
 
 def _specs(target: ExtractedParameter, settings: ExtractSettings) -> Iterator[TensorSpec]:
     """The most that a parameter can take in the file."""
-    shape = target.difference.tuned.shape
+    shape = target.difference.shape
     if target.role == LOW_RANK:
         rank = min(settings.rank, shape[0], prod(shape[1:]))
         yield from lorafile.low_rank_specs(target.key, shape, rank, settings.dtype)
@@ -161,7 +163,7 @@ def _make(settings: ExtractSettings, made: Made[ExtractedParameter]) -> None:
     target = made.item
     tuned, base = target.difference.tuned, target.difference.origin
     wider = max(tuned, base, key=lambda operand: operand.dtype.itemsize)
-    delta = tuned.read().to(precision(wider)).sub_(base.read()).float()
+    delta = target.difference.read("cpu", precision(wider)).float()
     norm = squared_norm(delta)
     if not isfinite(norm):
         raise NumericError(f"{tuned.path}: {tuned.name} or its base holds NaN or Inf", "one of the two is damaged")

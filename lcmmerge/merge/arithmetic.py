@@ -19,7 +19,7 @@ from lcmmerge.errors import NumericError
 from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.outcome import Measured
 from lcmmerge.merge.plan import Piece
-from lcmmerge.merge.terms import Adapted, Difference
+from lcmmerge.merge.terms import Contribution, Difference
 from lcmmerge.tensors.encodings import Parts
 
 SAMPLE = 65_536  # elements of a parameter on which the loss to rounding is measured
@@ -79,16 +79,20 @@ def prepare(piece: Piece, device: str, dtype: torch.dtype = torch.float32, *, li
     ups, downs = [], []
     for contribution in piece.contributions:
         strength, term = contribution.strength, contribution.term
-        if isinstance(contribution, Difference):
+        update: Update
+        if isinstance(contribution, Difference) and contribution.place:
+            update = Dense(contribution.read(device, dtype))
+        elif isinstance(contribution, Difference):
             if linear:
                 work.differences.append(contribution)
             else:
                 work.apart.append(TermDelta(term, strength, contribution))
             continue
-        tensors = read_roles(contribution.patch, device, dtype)
-        place = contribution.place
-        update = contribution.adapter.update(contribution.patch, tensors, place.shape if place else piece.operand.shape)
-        update = place.through(update) if place else update
+        else:
+            place, tensors = contribution.place, read_roles(contribution.patch, device, dtype)
+            shape = place.shape if place else piece.operand.shape
+            update = contribution.adapter.update(contribution.patch, tensors, shape)
+            update = place.through(update) if place else update
         norm = 0.0 if isinstance(update, Dependent) else _finite(_square_of(update), contribution)
         if not linear:
             work.apart.append(TermDelta(term, strength, update))
@@ -122,13 +126,11 @@ def square(tensor: Tensor) -> float:
     return float(torch.dot(flat, flat))
 
 
-def _finite(norm: float, contribution: Adapted) -> float:
+def _finite(norm: float, item: Contribution) -> float:
     if not math.isfinite(norm):
-        patch = contribution.patch
-        path = next(iter(patch.roles.values())).path
-        raise NumericError(
-            f"{path}: {patch.key} holds NaN or Inf", "the file is damaged: download or train it again"
-        )
+        source = item.tuned if isinstance(item, Difference) else item.patch
+        name = source.name if isinstance(source, Operand) else source.key
+        raise NumericError(f"{source.path}: {name} holds NaN or Inf", "the file is damaged: download or train it again")
     return max(norm, 0.0)
 
 

@@ -40,8 +40,7 @@ class Change:
         out = torch.zeros(pristine.shape, device=self.device)
         flat = out.view(out.shape[0], -1)
         differences = [
-            (item.term, item.strength, self._read(item.tuned.read()) - self._read(item.origin.read()))
-            for item in self.work.differences
+            (item.term, item.strength, item.read(self.device, torch.float32)) for item in self.work.differences
         ]
         arithmetic.add_terms(flat, self.work, slice(None), differences, pristine.float(), Measured())
         return out
@@ -50,6 +49,3 @@ class Change:
         """``weights`` (float32, in the parameter's shape) += λ · up @ down, in place."""
         assert self.factors
         weights.view(weights.shape[0], -1).addmm_(*self.factors, alpha=strength)
-
-    def _read(self, stored: Tensor) -> Tensor:
-        return stored.to(self.device, torch.float32)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lcmmerge.adapters import Dense, Dependent, Factored, Patch, Update
+from lcmmerge.adapters import AdapterFile, Dense, Dependent, Factored, Patch, Update, algorithm
 from lcmmerge.archs import Home, Model, Parameter, View, tiles
 from lcmmerge.merge.operand import Operand
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shape = tuple[int, ...]
+CHANNELS = (4, 5, 8, 9)  # of latents, with a depth, with another picture, with a mask and a masked picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,63 @@ class Place:
         return whole
 
 
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """The first layer of a model whose input has another number of channels than the base's ``shape``: ΔW, computed for
+    ``made_for``, goes into the channels that both have.
+    """
+
+    made_for: Shape
+    base: Shape
+
+    @property
+    def shape(self) -> Shape:
+        return self.made_for
+
+    def through(self, update: Update) -> Update:
+        if isinstance(update, Dense):
+            return Dense(self._fitted(update.delta))
+        if isinstance(update, Factored):
+            return Factored(update.up, self._fitted(update.down.reshape(-1, *self.made_for[1:])).flatten(1))
+        return Dependent(lambda weight: self._fitted(update.delta_of(weight[:, : self.made_for[1]])))
+
+    def _fitted(self, delta: Tensor) -> Tensor:
+        fitted = delta.new_zeros(len(delta), *self.base[1:])
+        shared = min(self.made_for[1], self.base[1])
+        fitted[:, :shared] = delta[:, :shared]
+        return fitted
+
+
+def channels_of(patch: Patch, parameter: Parameter, base: Model) -> Channels | None:
+    """Where a patch is for the base's first layer with other channels; with more of them, only where ΔW is plain."""
+    denoiser, (out, inputs, *kernel) = base.arch.denoiser, (*parameter.shape, 0, 0)
+    if parameter.name != f"{denoiser.name}.{denoiser.inputs}" or len(parameter.shape) != 4:
+        return None
+    adapter, plain = algorithm(patch)[1], patch.roles.keys() <= {"up", "down", "mid", "diff"}
+    for count in CHANNELS:
+        shape = (out, count, *kernel[:2])
+        if count != inputs and not adapter.fit(patch, shape) and (plain or count < inputs):
+            return Channels(shape, parameter.shape)
+    return None
+
+
 def home_parameters(home: Home, patch: Patch, base: Model) -> list[Parameter] | None:
     """The base's parameters that a patch is for; None where it lacks one."""
     names = [f"{module}.{patch.parameter}" for module, _ in home.parts]
     return [base.parameters[name] for name in names] if all(name in base.parameters for name in names) else None
+
+
+def fits_in(file: AdapterFile, base: Model, key: str, home: Home) -> bool:
+    """Whether all that the adapter has for a module is for a tensor of the base's size."""
+    for patch in (patch for patch in file.patches if patch.key == key):
+        parameters = home_parameters(home, patch, base)
+        found = places(views_of(home, patch), parameters) if parameters else None
+        if not parameters or not found:
+            return False
+        shape = found[0].shape if found[0] else parameters[0].shape
+        if algorithm(patch)[1].fit(patch, shape):
+            return False
+    return True
 
 
 def views_of(home: Home, patch: Patch) -> list[View]:

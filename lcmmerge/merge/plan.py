@@ -29,6 +29,7 @@ from lcmmerge.merge.terms import (
     Contribution,
     Matched,
     TaskVector,
+    limits,
     made_elsewhere,
     match,
     task_vector,
@@ -173,7 +174,8 @@ class Plan:
         """What fits by name and may be wrong all the same.
 
         Adapters that look made for another architecture (SSD-1B's all fit SDXL), an accelerator for what predicts
-        something else, and what the base predicts, where that is only assumed.
+        something else, what the base predicts, where that is only assumed; terms that are merged in part, or by a scale
+        that nothing states.
         """
         found = [
             f"{term.name} looks made for {made_for}, by its modules; the base is {self.base.arch.title}"
@@ -186,6 +188,9 @@ class Plan:
             found.append(f"{name} is made for models that predict {made_for}; the base {self.base.prediction}")
         if self.base.doubt and not self.merge.config_from:
             found.append(self.base.doubt)
+        every = [item for items in self.contributions.values() for item in items]
+        for index, term in enumerate(self.terms):
+            found += limits(term, (item for item in every if item.term == index))
         return tuple(found)
 
     @property

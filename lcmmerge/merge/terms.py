@@ -5,17 +5,38 @@ A task vector is factored (an adapter's few small tensors per parameter) or dens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, read_adapter
-from lcmmerge.archs import Model, Parameter, guess_architecture, identify, likely_architectures, names_of
-from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
+from lcmmerge.adapters import Adapter, AdapterFile, Dense, Patch, algorithm, read_adapter
+from lcmmerge.archs import (
+    Model,
+    Parameter,
+    foreign_kind,
+    guess_architecture,
+    identify,
+    is_ema,
+    likely_architectures,
+    names_of,
+)
+from lcmmerge.errors import (
+    FormatError,
+    IncompatibleError,
+    ShapeMismatchError,
+    UnknownArchitectureError,
+    UnmatchedKeysError,
+)
 from lcmmerge.merge.blocks import BlockWeights
 from lcmmerge.merge.operand import Operand
-from lcmmerge.merge.places import Place, home_parameters, places, views_of
+from lcmmerge.merge.places import Channels, Place, channels_of, fits_in, home_parameters, places, views_of
 from lcmmerge.tensors import TensorSource
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +50,32 @@ class Adapted:
     strength: float
     adapter: Adapter
     patch: Patch
-    place: Place | None = None
+    place: Place | Channels | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """θ_ft − θ_base of one parameter, times ``strength``."""
+    """θ_ft − θ_base of one parameter, times ``strength``. ``place``: where their input channels are not the base's."""
 
     term: int
     strength: float
     tuned: Operand
     origin: Operand
+    place: Channels | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.place.base if self.place else self.tuned.shape
+
+    def read(self, device: str | torch.device, dtype: torch.dtype) -> Tensor:
+        """All of it, in ``shape``, without ``strength``."""
+        tuned, origin = (operand.read().to(device, dtype, copy=True) for operand in (self.tuned, self.origin))
+        if self.place is None:
+            return tuned.sub_(origin)
+        shared = slice(0, self.place.made_for[1])
+        update = self.place.through(Dense(tuned[:, shared] - origin[:, shared]))
+        assert isinstance(update, Dense)
+        return update.delta
 
 
 Contribution = Adapted | Difference
@@ -88,18 +124,21 @@ def task_vector(
 
     Raises FormatError, IncompatibleError.
     """
-    adapter = read_adapter(source)
-    content: AdapterFile | Checkpoint = adapter
-    if not adapter.patches:
-        try:
-            tuned = identify(source)
-        except IncompatibleError:
-            raise FormatError(
-                f"{source.path}: neither an adapter nor a checkpoint that we know",
-                f"its first tensor is {next(iter(source.tensors), 'missing')!r}; look at it with `lcmmerge inspect`",
-            ) from None
-        content = Checkpoint(tuned, identify(origin) if origin else base)
+    found = read_content(source)
+    content = Checkpoint(found, identify(origin) if origin else base) if isinstance(found, Model) else found
     return TaskVector(name, source.path, strength, content, weights or BlockWeights())
+
+
+def read_content(source: TensorSource) -> AdapterFile | Model:
+    """A checkpoint may hold what is left of an adapter. Raises FormatError, UnknownArchitectureError with its kind."""
+    adapter = read_adapter(source)
+    if not adapter.patches or adapter.unknown or adapter.embeddings:
+        try:
+            return identify(source)
+        except UnknownArchitectureError:
+            if not adapter.patches or (adapter.unknown and foreign_kind(source)):
+                raise
+    return adapter
 
 
 def check_floating(source: TensorSource, name: str, parameter: Parameter) -> None:
@@ -115,20 +154,22 @@ def match(index: int, term: TaskVector, base: Model) -> Matched:
     """Find the home of everything that ``term`` brings. Raises ShapeMismatchError, IncompatibleError (integers)."""
     if isinstance(term.content, Checkpoint):
         return _match_checkpoint(index, term, term.content, base)
-    names = names_of(base.arch)
+    homes = names_of(base.arch).settle(term.content.modules, partial(fits_in, term.content, base))
     contributions: dict[str, Contribution] = {}
     unmatched = [*term.content.embeddings, *term.content.unknown]
+    homeless: list[Patch] = []
     for patch in term.content.patches:
-        home = names.find(patch.key)
+        home = homes.get(patch.key)
         parameters = home_parameters(home, patch, base) if home else None
         if home is None or parameters is None:
             if not patch.optional:
-                unmatched.append(patch.key)
+                homeless.append(patch)
             continue
         found = places(views_of(home, patch), parameters)
         if found is None:
             sizes = ", ".join(str(list(parameter.shape)) for parameter in parameters)
             raise _misfit(term, patch.key, f"the base's {sizes} make up no tensor of its own", base)
+        place: Place | Channels | None
         for parameter, place in zip(parameters, found, strict=True):
             name = parameter.name
             if name in contributions:
@@ -139,21 +180,28 @@ def match(index: int, term: TaskVector, base: Model) -> Matched:
             check_floating(base.source, name, parameter)
             _, adapter = algorithm(patch)
             if misfit := adapter.fit(patch, place.shape if place else parameter.shape):
-                raise _misfit(term, patch.key, misfit, base)
+                place = channels_of(patch, parameter, base)
+                if place is None:
+                    raise _misfit(term, patch.key, misfit, base)
             strength = term.strength * term.weights.of(name, base)
             contributions[name] = Adapted(index, strength, adapter, patch, place)
+    if not all(patch.is_zero() for patch in homeless):  # a difference of zero needs no home
+        unmatched += [patch.key for patch in homeless]
     return Matched(contributions, tuple(dict.fromkeys(unmatched)))
 
 
 def _match_checkpoint(index: int, term: TaskVector, content: Checkpoint, base: Model) -> Matched:
     contributions: dict[str, Contribution] = {}
-    unmatched = []
+    unmatched = [name for name in _strangers(content.tuned) if name not in _strangers(content.origin)]
     for name, parameter in content.tuned.parameters.items():
         origin, home = content.origin.parameters.get(name), base.parameters.get(name)
         if origin is None or home is None:
             unmatched.append(name)
             continue
+        place = None
         if not parameter.shape == origin.shape == home.shape:
+            place = _shared_channels(name, (parameter, origin, home), base)
+        if place is None and not parameter.shape == origin.shape == home.shape:
             raise _misfit(term, name, f"it is {list(parameter.shape)}, the base's {list(home.shape)}", base)
         if any(item.info.dtype.floating for item in (parameter, origin, home)):
             sources = (content.tuned.source, content.origin.source, base.source)
@@ -161,15 +209,43 @@ def _match_checkpoint(index: int, term: TaskVector, content: Checkpoint, base: M
                 check_floating(source, name, item)
             tuned, start = Operand.of_parameter(name, parameter), Operand.of_parameter(name, origin)
             strength = term.strength * term.weights.of(name, base)
-            contributions[name] = Difference(index, strength, tuned, start)
+            contributions[name] = Difference(index, strength, tuned, start, place)
     return Matched(contributions, tuple(unmatched))
+
+
+def _shared_channels(name: str, three: tuple[Parameter, Parameter, Parameter], base: Model) -> Channels | None:
+    """Where the tuned, its origin's and the base's first layers differ in their input channels alone."""
+    denoiser, shapes = base.arch.denoiser, [parameter.shape for parameter in three]
+    if name != f"{denoiser.name}.{denoiser.inputs}" or len({(shape[0], *shape[2:]) for shape in shapes}) > 1:
+        return None
+    return Channels(min(shapes[:2]), shapes[2])
+
+
+def _strangers(model: Model) -> list[str]:
+    """Weights of the denoiser that its architecture has not, such as the guidance's embedding of a whole LCM."""
+    denoiser = model.arch.denoiser
+    begins = ("",) if model.layout == "component" else (denoiser.stored, f"{denoiser.name}.")
+    return [name for name in model.leftovers if name.startswith(begins) and "lora_" not in name and not is_ema(name)]
+
+
+def limits(term: TaskVector, contributions: Iterable[Contribution]) -> list[str]:
+    """What is to be told of a term: a scale that nothing states, and other input channels than the base's."""
+    assumed = () if isinstance(term.content, Checkpoint) else term.content.doubts
+    partly = [_limit(item, item.place) for item in contributions if isinstance(item.place, Channels)]
+    return [f"{term.name}: {text}" for text in (*assumed, *partly)]
+
+
+def _limit(item: Contribution, place: Channels) -> str:
+    made_for, base = (item.tuned.shape if isinstance(item, Difference) else place.made_for)[1], place.base[1]
+    few = min(place.made_for[1], base)
+    return f"made for {made_for} input channels, the base has {base}: only the first {few} change"
 
 
 def made_elsewhere(term: TaskVector, base: Model) -> str:
     """The architecture that an adapter's names speak for, where it is not the base's; else empty."""
     if isinstance(term.content, Checkpoint):
         return ""
-    likely = likely_architectures(patch.key for patch in term.content.patches)
+    likely = likely_architectures(term.content.modules)
     return " or ".join(arch.title for arch in likely if base.arch.name not in [each.name for each in likely])
 
 
@@ -186,13 +262,22 @@ def unmatched_error(term: TaskVector, unmatched: tuple[str, ...], total: int, ba
 
 
 def likely_cause(term: TaskVector, base: Model) -> str:
-    """Why a term does not fit, as far as names tell."""
+    """Why a term does not fit, as far as names and widths tell; never that the base is what it is."""
     if isinstance(term.content, Checkpoint):
-        return f"the checkpoint is {term.content.tuned.arch.title}, the base {base.arch.title}"
-    guess = guess_architecture(patch.key for patch in term.content.patches)
-    if guess is not None and guess != base.arch.title:
+        tuned, origin = term.content.tuned, term.content.origin
+        if {tuned.arch.title, origin.arch.title} != {base.arch.title}:
+            return f"the checkpoint is {tuned.arch.title}, the base {base.arch.title}"
+        if tuned.purpose != base.purpose:
+            return f"both are {base.arch.title}, but the checkpoint is for {tuned.purpose}, the base for {base.purpose}"
+        return f"both are {base.arch.title}, and one of them has layers or widths of its own"
+    likely = likely_architectures(term.content.modules)
+    guess = guess_architecture(term.content.modules)
+    if guess is not None and base.arch.name not in [arch.name for arch in likely]:
         return f"the adapter looks made for {guess}, the base is {base.arch.title}"
     if term.content.embeddings:
         return "the file bundles textual-inversion embeddings, which are no weights of the model"
+    others = " or ".join(arch.title for arch in likely if arch.name != base.arch.name)
+    if others:
+        return f"its modules are named as those of {base.arch.title}, and of {others}: it may be made for that"
     components = {name.partition(".")[0] for name in base.parameters}
     return f"the base is {base.arch.title} and holds {', '.join(sorted(components))}: is it the right one, and whole?"

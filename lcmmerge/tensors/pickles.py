@@ -14,6 +14,7 @@ import pickle
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -128,9 +129,21 @@ def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     items = state.items() if isinstance(state, dict) else ()
     tensors = {name: value for name, value in items if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = tensors or dict(_nested(loaded, ""))
     if not tensors:
         raise FormatError(f"{path}: holds no tensors by name", "a state dict is needed")
     return tensors
+
+
+def _nested(found: object, name: str, depth: int = 4) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in what is no state dict (an embedding, a hypernetwork), so that it can be told what the file is."""
+    from torch import Tensor
+
+    if isinstance(found, Tensor):
+        yield name, found
+    elif depth and isinstance(found, dict | list | tuple):
+        for key, value in found.items() if isinstance(found, dict) else enumerate(found):
+            yield from _nested(value, f"{name}.{key}" if name else str(key), depth - 1)
 
 
 def _info(name: str, tensor: Tensor, records: dict[int, int], path: Path) -> TensorInfo:

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from adapterfile import assert_near, merged, write
@@ -121,3 +122,44 @@ def test_linear_and_1x1_convolution_take_each_others_loras(stored, base, tmp_pat
     )
     found = merged(source, {f"{KEY}.weight": weight})[f"{KEY}.weight"]
     assert_near(found, weight + (up @ down.flatten(1)).reshape(base))
+
+
+@pytest.mark.parametrize(
+    ("module", "renamed"),
+    [
+        ("oft", {"oft_blocks": "oft_diag"}),
+        ("oft constrained", {"oft_blocks": "oft_diag"}),
+        ("glora", {f"{x}{i}.weight": f"{x}{3 - i}.weight" for x in "ab" for i in (1, 2)}),
+        ("dora", {"dora_scale": "magnitude"}),  # as ai-toolkit calls it, [out]
+    ],
+)  # fmt: skip
+def test_older_and_other_names_mean_the_same(module, renamed, tmp_path):
+    torch.manual_seed(0)
+    base, x = nn.Linear(12, 8), torch.randn(5, 12)
+    algorithm, options = MODULES[module]
+    wrapped = algorithm(KEY, copy.deepcopy(base), **options).eval()
+    randomize(wrapped)
+    wrapped.apply_to()
+    tensors = {f"{KEY}.{renamed.get(name, name)}": value for name, value in wrapped.state_dict().items()}
+    if "dora_scale" in renamed:
+        tensors[f"{KEY}.magnitude"] = tensors[f"{KEY}.magnitude"].flatten()
+    source = write(tmp_path / "a.safetensors", tensors)
+    parameters = {f"{KEY}.{name}": value for name, value in base.state_dict().items()}
+    found = {name.removeprefix(f"{KEY}."): value for name, value in merged(source, parameters).items()}
+    with torch.no_grad():
+        assert_near(torch.func.functional_call(base, found, x), wrapped(x))
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_a_lokr_of_before_its_release_factorises_the_flat_convolution(decomposed, tmp_path):
+    """w1 ⊗ w2 is [out, in·kh·kw], and w1's columns divide no inputs."""
+    torch.manual_seed(0)
+    left, right = torch.randn(2, 27), torch.randn(4, 4)
+    halves = {"lokr_w1": left, "lokr_w2": right}
+    if decomposed:
+        a, b = torch.randn(4, 2), torch.randn(2, 4)
+        halves, right = {"lokr_w1": left, "lokr_w2_a": a, "lokr_w2_b": b}, a @ b
+    source = write(tmp_path / "a.safetensors", {f"{KEY}.{role}": tensor for role, tensor in halves.items()})
+    weight = torch.randn(8, 12, 3, 3)
+    product = torch.from_numpy(np.kron(left.numpy(), right.numpy())).reshape(weight.shape)
+    assert_near(merged(source, {f"{KEY}.weight": weight})[f"{KEY}.weight"], weight + product)

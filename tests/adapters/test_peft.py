@@ -20,7 +20,7 @@ from peft.tuners.boft.layer import Linear as BOFTLinear
 from torch import nn
 
 from lcmmerge.adapters import read_adapter
-from lcmmerge.errors import FormatError
+from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.tensors import open_source
 
 
@@ -113,6 +113,39 @@ def test_a_file_that_needs_its_config_is_refused_without_it(config, tmp_path):
     with pytest.raises(FormatError) as caught:
         read_adapter(open_source(tmp_path / "adapter_model.safetensors"))
     assert "adapter_config.json" in caught.value.hint
+
+
+@pytest.mark.parametrize("began", ["pissa", "olora", "gaussian", "orthogonal"])
+def test_an_initialisation_that_changed_the_base_is_refused_and_others_are_honoured(began, tmp_path):
+    torch.manual_seed(0)
+    base = Pico()
+    config = LoraConfig(r=2, lora_alpha=3, init_lora_weights=began, target_modules=["linear", "unbiased"])
+    model = get_peft_model(copy.deepcopy(base), config)
+    changed = not torch.equal(model.base_model.model.linear.base_layer.weight, base.linear.weight)
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    source = open_source(tmp_path / "adapter_model.safetensors")
+    if changed:
+        with pytest.raises(IncompatibleError, match=f"init_lora_weights is '{began}'"):
+            read_adapter(source)
+        return
+    expected = model.merge_and_unload().state_dict()
+    for key, value in merged(source, base.state_dict()).items():
+        assert_near(value, expected[key])
+
+
+@pytest.mark.parametrize("field", ["use_qalora", "layer_replication", "alora_invocation_tokens"])
+def test_a_field_that_gives_the_tensors_another_meaning_is_refused(field, tmp_path):
+    source = write(tmp_path / "a.safetensors", {f"x.lora_{role}.weight": torch.ones(1, 1) for role in "AB"})
+    read_adapter(source, {"r": 1, "lora_alpha": 1, field: None})
+    with pytest.raises(IncompatibleError, match=field):
+        read_adapter(source, {"r": 1, "lora_alpha": 1, field: [1]})
+
+
+def test_a_dora_without_its_magnitude_is_refused(tmp_path):
+    source = write(tmp_path / "a.safetensors", {f"x.lora_{role}.weight": torch.ones(1, 1) for role in "AB"})
+    with pytest.raises(FormatError, match="without its magnitude"):
+        read_adapter(source, {"r": 1, "lora_alpha": 1, "use_dora": True})
 
 
 def test_a_file_that_diffusers_saved(tmp_path):

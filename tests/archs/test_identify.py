@@ -182,6 +182,22 @@ def test_scaled_fp8_is_refused(extra: str, tmp_path: Path) -> None:
         (["conv_in.weight", "controlnet_cond_embedding.conv_in.weight"], "a ControlNet"),
         (["encoder.conv_in.weight", "decoder.conv_in.weight"], "a VAE alone"),
         (["text_model.embeddings.token_embedding.weight"], "a text encoder alone"),
+        (["control_lora.weight", "lora_controlnet"], "a Control-LoRA"),
+        (["lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight"], "ControlLLLite"),
+        (["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"], "an IP-Adapter"),
+        (["ip_adapter.0.to_q_lora.down.weight"], "an IP-Adapter"),
+        (["adapter.body.0.resnets.0.block1.weight"], "a T2I-Adapter"),
+        (["body.0.block1.weight"], "a T2I-Adapter"),
+        (["768.0.linear.0.weight"], "a hypernetwork"),
+        (["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"], "an AnimateDiff motion model"),
+        (["model.1.sub.0.RDB1.conv1.0.weight"], "an upscaler"),
+        (["emb_params"], "a textual inversion"),
+        (["<krk>"], "a textual inversion"),
+        (["clip_g", "clip_l"], "a textual inversion"),
+        (["string_to_param.*"], "a textual inversion"),
+        (["diffusion_model.out.2.set_weight"], "set_weight, which replaces"),
+        (["vision_model.embeddings.class_embedding"], "a CLIP image encoder"),
+        (["blocks.0.self_attn.q.weight", "head.modulation"], "Wan"),
         (["fc.weight"], "no architecture"),
         ([], "no architecture"),
     ],
@@ -239,3 +255,25 @@ def test_clip_g_s_projection_in_both_spellings(tmp_path: Path) -> None:
     assert (projection.slot.view, projection.shape) == (WHOLE, (outputs, inputs))
     with pytest.raises(FormatError, match="two spellings"):
         identify(named_source(stored | {f"{name}.weight": (outputs, inputs), name: (inputs, outputs)}))
+
+
+def test_a_vector_of_a_text_encoders_width_is_a_textual_inversion() -> None:
+    with pytest.raises(UnknownArchitectureError, match="a textual inversion"):
+        identify(named_source({"birb": (768,)}))
+    with pytest.raises(UnknownArchitectureError, match="no architecture"):
+        identify(named_source({"birb": (767,)}))
+
+
+def test_what_is_left_of_an_adapter_in_a_checkpoint_is_a_leftover() -> None:
+    stray = "unet.mid_block.attentions.0.proj_in.lora_A.weight"
+    found = identify(named_source(state_shapes("sd1") | {stray: (4, 32)}, "diffusers"))
+    assert list(found.leftovers) == [stray]
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict.", "module.", "model.", "module.model."])
+def test_what_stands_before_all_names_is_no_part_of_them(wrapper: str, tmp_path: Path) -> None:
+    plain = ldm_shapes(tmp_path)
+    found = identify(named_source({wrapper + name: shape for name, shape in plain.items()}))
+    assert not found.leftovers and found.components == ("unet", "vae", "text_encoder")
+    assert {parameter.slot.stored for parameter in found.parameters.values()} == plain.keys()
+    assert found.source.tensors.keys() == plain.keys()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from named import named_source
 from pico import PICOS, lcm_lora, pico, style_lora
+from published import shapes
 
 from lcmmerge.archs import (
     Model,
@@ -64,6 +65,23 @@ def test_official_and_kohya_files_find_every_module(name: str, tmp_path: Path) -
         ("sdxl", "first_stage_model.decoder.up.3.block.0.conv1", "vae.decoder.up_blocks.0.resnets.0.conv1"),
         ("sdxl", "lora_te2_text_projection", "text_encoder_2.text_projection"),
         ("sd2", "lora_te_encoder_layers_22_mlp_fc1", "text_encoder.text_model.encoder.layers.22.mlp.fc1"),
+        ("sd1", "unet.base_model.model.mid_block.attentions.0.proj_in", "unet.mid_block.attentions.0.proj_in"),
+        ("sd1", "unet.middle_block.1.proj_in", "unet.mid_block.attentions.0.proj_in"),
+        ("sd1", "module.mid_block.attentions.0.proj_in", "unet.mid_block.attentions.0.proj_in"),
+        ("sd1", "state_dict.unet.mid_block.attentions.0.proj_in", "unet.mid_block.attentions.0.proj_in"),
+        ("sd1", "model.model.diffusion_model.middle_block.1.proj_in", "unet.mid_block.attentions.0.proj_in"),
+        ("sd1", "oft_unet_mid_block_attentions_0_proj_in", "unet.mid_block.attentions.0.proj_in"),
+        ("sd1", "lora_te1_text_model_encoder_layers_3_mlp_fc1", "text_encoder.text_model.encoder.layers.3.mlp.fc1"),
+        (
+            "sd1",
+            "text_encoder.base_model.model.text_model.encoder.layers.3.mlp.fc1",
+            "text_encoder.text_model.encoder.layers.3.mlp.fc1",
+        ),
+        ("sdxl", "clip_g.encoder.layers.3.mlp.fc1", "text_encoder_2.text_model.encoder.layers.3.mlp.fc1"),
+        ("sd1", "unet:0", "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"),
+        ("sd1", "unet:54", "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"),
+        ("sd1", "unet:143", "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"),
+        ("sd1", "text_encoder:5", "text_encoder.text_model.encoder.layers.1.self_attn.v_proj"),
         (
             "sd1",
             "cond_stage_model.transformer.text_model.encoder.layers.3.mlp.fc1",
@@ -97,6 +115,8 @@ def test_spellings(name: str, alias: str, module: str) -> None:
         ("sdxl", "text_model.encoder.layers.3.mlp.fc1"),  # of which text encoder?
         ("sdxl", "lora_te_text_model_encoder_layers_3_mlp_fc1"),
         ("ssd1b", "lora_unet_mid_block_attentions_0_proj_in"),
+        ("sd1", "unet:144"),
+        ("qwen_image", "unet:0"),
     ],
 )
 def test_what_is_in_doubt_or_absent_is_left_out(name: str, alias: str) -> None:
@@ -145,6 +165,7 @@ def test_a_name_is_found_with_underscores_for_its_dots(name: str, seed: int, beg
         ("sdxl", "Stable Diffusion XL", "Stable Diffusion XL"),
         ("sdxl_refiner", "Stable Diffusion XL refiner", "Stable Diffusion XL refiner"),
         ("ssd1b", "SSD-1B", "SSD-1B"),
+        ("segmind_vega", "Segmind-Vega", "Segmind-Vega"),
     ],
 )
 def test_guess_by_the_modules_alone(name: str, lcm: str, style: str, tmp_path: Path) -> None:
@@ -220,3 +241,61 @@ def test_an_ssd_1b_lora_is_told_from_sdxl_though_it_fits_both(tmp_path: Path) ->
     keys = modules(lcm_lora(tmp_path / "lora.safetensors", "ssd1b"))
     assert all(names_of(architectures()["sdxl"]).find(key) for key in keys)
     assert [arch.name for arch in likely_architectures(keys)] == ["ssd1b"]
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_lora_diffusion_numbers_the_linears_in_the_order_of_diffusers_own_modules(name: str) -> None:
+    """Oracle: the pico's modules, in which lora_diffusion looks for linears below these classes' objects.
+
+    In diffusers of 2022 a block's MLP stood before its attn2.
+    """
+    pipeline, names = pico(name).pipeline, names_of(architectures()[name])
+    for component, classes in (("unet", {"Attention", "GEGLU"}), ("text_encoder", {"CLIPAttention"})):
+        model = getattr(pipeline, component)
+        found = [
+            f"{path}.{inner}".removeprefix("text_model.")
+            for path, module in model.named_modules()
+            if type(module).__name__ in classes
+            for inner, linear in module.named_modules()
+            if type(linear).__name__ == "Linear"
+        ]
+        if component == "unet":
+            blocks = [found[begin : begin + 9] for begin in range(0, len(found), 9)]
+            found = [path for block in blocks for path in (*block[:4], block[8], *block[4:8])]
+        homes = [names.find(f"{component}:{number}") for number in range(len(found))]
+        modules = [home.module.removeprefix(f"{component}.") for home in homes if home]
+        assert [module.removeprefix("text_model.") for module in modules] == found
+        assert names.find(f"{component}:{len(found)}") is None
+
+
+def test_lora_diffusion_s_own_file_of_stable_diffusion_1() -> None:
+    """The shapes in analog_svd_rank4.safetensors, of github.com/cloneofsimo/lora."""
+    names, real = names_of(architectures()["sd1"]), shapes("sd1")
+    for block, width in enumerate([320] * 2 + [640] * 2 + [1280] * 5 + [640] * 3 + [320] * 3 + [1280]):
+        inputs = [width] * 4 + [width] + [width, 768, 768, width]
+        outputs = [width] * 4 + [8 * width] + [width] * 4
+        for place, shape in enumerate(zip(outputs, inputs, strict=True)):
+            home = names.find(f"unet:{9 * block + place}")
+            assert home and real[f"{home.module}.weight"] == shape
+
+
+def test_names_of_two_text_encoders_are_of_the_one_that_has_and_fits_them_all() -> None:
+    names = names_of(architectures()["sdxl"])
+    layers = [f"text_model.encoder.layers.{i}.mlp.fc1" for i in range(32)]
+
+    def settled(keys: list[str], width: str) -> set[str]:
+        return {home.component for home in names.settle(keys, lambda key, home: home.component == width).values()}
+
+    assert settled(layers, "neither") == {"text_encoder_2"}  # the other has 12
+    assert settled(layers[:12], "text_encoder") == {"text_encoder"}
+    assert settled(layers[:12], "text_encoder_2") == {"text_encoder_2"}
+    assert settled(layers[:12], "neither") == set()
+    assert set(names.settle(["unet.conv_in", *layers], lambda key, home: False)) == {"unet.conv_in", *layers}
+
+
+@pytest.mark.parametrize(("width", "title"), [(768, "Stable Diffusion 1"), (1024, "Stable Diffusion 2")])
+def test_the_width_of_the_text_tells_what_names_do_not(width: int, title: str) -> None:
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    assert guess_architecture({key: (320, width)}) == title
+    assert guess_architecture({key: (320, 16)}) == "Stable Diffusion 1 or Stable Diffusion 2"
+    assert guess_architecture({key: ()}) == "Stable Diffusion 1 or Stable Diffusion 2"

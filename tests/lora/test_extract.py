@@ -202,3 +202,15 @@ def test_the_output_is_not_replaced_and_no_input_ever(files: Callable[[str], Fil
     run(wanted, files("sd1").base("fp32"), target, force=True)
     with pytest.raises(OutputError, match="is an input"):
         run(wanted, files("sd1").base("fp32"), wanted, force=True)
+
+
+def test_an_inpainting_model_against_the_plain_one_changes_the_channels_that_both_have(
+    files: Callable[[str], Files], tmp_path: Path
+) -> None:
+    base, wanted = files("sd1").base("fp32"), files("sd1-inpainting").base("fp32")
+    found = run(wanted, base, tmp_path / "lora.safetensors", replace(FP32, rank=40))
+    assert found.doubts == ("tuned: made for 9 input channels, the base has 4: only the first 4 change",)
+    stored = load_file(tmp_path / "lora.safetensors")
+    up, down = (stored[f"lora_unet_conv_in.lora_{role}.weight"].flatten(1) for role in ("up", "down"))
+    difference = canonical(wanted)["unet.conv_in.weight"][:, :4] - canonical(base)["unet.conv_in.weight"]
+    assert_near((up @ down).reshape(difference.shape), difference, 1e-4)

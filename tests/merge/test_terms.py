@@ -4,17 +4,19 @@ import pytest
 import torch
 from adapterfile import delta, write
 from fusing import assert_same, canonical, edited, fuse, load
+from merging import merge_of
 from pico import pico
 from safetensors.torch import load_file, save_file
 from tiers import of_each
 
 from lcmmerge.adapters import read_adapter
 from lcmmerge.errors import (
-    FormatError,
     LcmMergeError,
     ShapeMismatchError,
+    UnknownArchitectureError,
     UnmatchedKeysError,
 )
+from lcmmerge.merge.plan import plan
 
 QUERY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"  # 8×8
 OUT = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"  # 32×32, with a bias
@@ -186,6 +188,114 @@ def test_a_checkpoint_of_another_architecture(files, tmp_path):
     assert "Stable Diffusion 2" in caught.value.hint
 
 
+def test_what_only_a_whole_checkpoint_of_another_kind_has_is_unmatched(files, tmp_path):
+    """The guidance's embedding of a whole LCM, but not what is left of a LoRA, nor an EMA copy."""
+    strangers = {
+        "model.diffusion_model.time_embed.cond_proj.weight": drawn(8, 4),
+        "model.diffusion_model.out.2.lora_up.weight": drawn(4, 4),
+        "model.diffusion_model.out.2.lora_down.weight": drawn(4, 4),
+        "model_ema.diffusion_modelout2weight": drawn(4, 4),
+    }
+    edited(pico("sd1", seed=1).single_file(tmp_path / "t.safetensors"), tmp_path / "tuned.safetensors", **strangers)
+    with pytest.raises(UnmatchedKeysError, match="1 of its .* time_embed.cond_proj.weight") as caught:  # noqa: RUF043
+        fuse(files("sd1").base(), tmp_path / "fused.safetensors", tmp_path / "tuned.safetensors")
+    assert "both are Stable Diffusion 1" in caught.value.hint
+    report = fuse(
+        files("sd1").base(), tmp_path / "fused.safetensors", tmp_path / "tuned.safetensors", allow_unmatched=True
+    )
+    assert report.unmatched == {"style": ("model.diffusion_model.time_embed.cond_proj.weight",)}
+
+
+# Models whose first layer has other input channels
+
+FIRST = "lora_unet_conv_in"
+FIRST_LAYERS = {
+    "lora": {f"{FIRST}.lora_up.weight": drawn(8, 2, 1, 1), f"{FIRST}.lora_down.weight": drawn(2, 4, 3, 3)},
+    "full": {f"{FIRST}.diff": drawn(8, 4, 3, 3)},
+    "dora": {
+        f"{FIRST}.lora_up.weight": drawn(8, 2, 1, 1), f"{FIRST}.lora_down.weight": drawn(2, 4, 3, 3),
+        f"{FIRST}.dora_scale": 1 + drawn(8, 1, 1, 1),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FIRST_LAYERS)
+def test_an_adapter_of_four_channels_goes_into_the_first_four_of_nine(kind, files, tmp_path):
+    source = write(tmp_path / "style.safetensors", FIRST_LAYERS[kind])
+    base = files("sd1-inpainting").base("fp32")
+    planned = plan(merge_of(base, tmp_path / "fused.safetensors", source.path, (0.7, 0.0)))
+    assert planned.doubts[-1:] == (
+        "style: made for 4 input channels, the base has 9: only the first 4 change",
+    )
+    fuse(base, tmp_path / "fused.safetensors", source.path, strengths=(0.7, 0))
+    before, found = canonical(base), canonical(tmp_path / "fused.safetensors")
+    name = "unet.conv_in.weight"
+    assert {key for key in found if not torch.equal(found[key], before[key])} == {name}
+    (patch,) = read_adapter(source).patches
+    exact = before[name].clone()
+    exact[:, :4] += 0.7 * delta(patch, before[name][:, :4])
+    assert (found[name] - exact).norm() <= 1e-6 * exact.norm()
+    assert torch.equal(found[name][:, 4:], before[name][:, 4:])
+
+
+def test_an_adapter_of_nine_channels_on_four(files, tmp_path):
+    """What is added does not depend on the channels that the base lacks; a DoRA's norm does."""
+    up, down = drawn(8, 2, 1, 1), drawn(2, 9, 3, 3)
+    tensors = {f"{FIRST}.lora_up.weight": up, f"{FIRST}.lora_down.weight": down}
+    write(tmp_path / "style.safetensors", tensors)
+    base = files("sd1").base("fp32")
+    fuse(base, tmp_path / "fused.safetensors", tmp_path / "style.safetensors", strengths=(1, 0))
+    before, found = canonical(base)["unet.conv_in.weight"], canonical(tmp_path / "fused.safetensors")
+    exact = before + (up.flatten(1) @ down.flatten(1)).reshape(8, 9, 3, 3)[:, :4]
+    assert (found["unet.conv_in.weight"] - exact).norm() <= 1e-6 * exact.norm()
+    write(tmp_path / "dora.safetensors", tensors | {f"{FIRST}.dora_scale": drawn(8, 1, 1, 1)})
+    with pytest.raises(ShapeMismatchError):
+        fuse(base, tmp_path / "no.safetensors", tmp_path / "dora.safetensors", strengths=(1, 0))
+
+
+@pytest.mark.parametrize("method", ["add", "ties"])
+def test_an_inpainting_model_of_a_tuned_one(method, files, tmp_path):
+    """θ_inpainting + (θ_tuned − θ_base), of nine and four channels."""
+    tuned = pico("sd1", seed=1).single_file(tmp_path / "tuned.safetensors", "fp32")
+    base, origin = files("sd1-inpainting").base("fp32"), files("sd1").base("fp32")
+    fuse(base, tmp_path / "fused.safetensors", tuned, strengths=(1, 0), tuned_from=origin, method=method)
+    before, found, end, begin = map(canonical, (base, tmp_path / "fused.safetensors", tuned, origin))
+    name = "unet.conv_in.weight"
+    assert torch.equal(found[name][:, 4:], before[name][:, 4:])
+    if method == "add":
+        exact = before[name][:, :4] + end[name] - begin[name]
+        assert (found[name][:, :4] - exact).norm() <= 1e-6 * exact.norm()
+    else:
+        assert not torch.equal(found[name][:, :4], before[name][:, :4])
+
+
+# Differences of zero, and scales that nothing states
+
+
+@pytest.mark.parametrize("role", ["diff", "lora_up.weight"])
+def test_a_difference_of_zero_needs_no_home(role, files, tmp_path):
+    """ComfyUI saves one of a projection that is its module's alone."""
+    stray = "text_encoders.clip_l.transformer.text_projection"
+    pair = {f"{stray}.lora_down.weight": drawn(16, 16)} if role != "diff" else {}
+    edited(files("sd1").style, tmp_path / "style.safetensors", **pair, **{f"{stray}.{role}": torch.zeros(16, 16)})
+    fuse(files("sd1").base(), tmp_path / "fused.safetensors", tmp_path / "style.safetensors")
+    fuse(files("sd1").base(), tmp_path / "expected.safetensors", files("sd1").style)
+    assert_same(load(tmp_path / "fused.safetensors"), load(tmp_path / "expected.safetensors"))
+    edited(files("sd1").style, tmp_path / "style.safetensors", **pair, **{f"{stray}.{role}": drawn(16, 16)})
+    with pytest.raises(UnmatchedKeysError, match="text_projection"):
+        fuse(files("sd1").base(), tmp_path / "no.safetensors", tmp_path / "style.safetensors")
+
+
+def test_a_scale_that_nothing_states_is_told(files, tmp_path):
+    key = f"base_model.model.{PARAMETERS[QUERY].removeprefix('unet.')}"
+    tensors = {f"{key}.lora_A.weight": drawn(3, 8), f"{key}.lora_B.weight": drawn(8, 3)}
+    source = write(tmp_path / "adapter_model.safetensors", tensors)
+    merge = merge_of(files("sd1").base(), tmp_path / "fused.safetensors", source.path, (1.0, 0.0))
+    assert [doubt for doubt in plan(merge).doubts if "1 of its modules have no alpha" in doubt]
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 6}')
+    assert not [doubt for doubt in plan(merge).doubts if "alpha" in doubt]
+
+
 # Refused, with the likely cause
 
 
@@ -275,7 +385,7 @@ def test_textual_inversion_in_a_bundle(files, tmp_path):
 
 def test_neither_adapter_nor_checkpoint(files, tmp_path):
     save_file({"something": drawn(3)}, tmp_path / "style.safetensors")
-    with pytest.raises(FormatError, match="neither an adapter nor a checkpoint"):
+    with pytest.raises(UnknownArchitectureError, match=r"no architecture and no adapter has .* 'something'"):
         fuse(files("sd1").base(), tmp_path / "fused.safetensors", tmp_path / "style.safetensors")
 
 
@@ -289,6 +399,35 @@ def test_an_architecture_without_an_official_lcm_lora(files, tmp_path, cli):
     done = cli("fuse", files("sd2").base(), files("sd2").style, "-o", tmp_path / "fused")
     assert done.code == 1
     assert done.err.splitlines() == [
-        "Error: Stable Diffusion 2: the accelerator lcm has no file for it, only for sd1, sdxl, ssd1b",
+        "Error: Stable Diffusion 2: the accelerator lcm has no file for it, only for sd1, sdxl, ssd1b, segmind_vega",
         "Hint: --lcm takes any of tcd, or a file",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"control_model.input_blocks.0.0.weight": (8, 4, 3, 3)}, "a ControlNet"),
+        ({"emb_params": (2, 16)}, "a textual inversion"),
+        ({"ip_adapter.0.to_q_lora.down.weight": (4, 8), "ip_adapter.0.to_q_lora.up.weight": (8, 4),
+          "image_proj.norm.weight": (8,)}, "an IP-Adapter"),
+        ({"diffusion_model.out.2.set_weight": (4, 8, 3, 3)}, "set_weight"),
+        ({"decoder.conv_in.weight": (8, 4, 3, 3)}, "a VAE alone"),
+        ({"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": (8, 8)}, "Flux"),
+        ({"scaled_fp8": (2,)}, "quantised"),
+    ],
+)  # fmt: skip
+def test_a_style_that_is_something_else_is_told_what_it_is(names, said, files, tmp_path):
+    save_file({name: drawn(*shape) for name, shape in names.items()}, tmp_path / "style.safetensors")
+    with pytest.raises(UnknownArchitectureError, match=said):
+        fuse(files("sd1").base(), tmp_path / "fused.safetensors", tmp_path / "style.safetensors")
+
+
+def test_the_base_is_not_blamed_for_being_what_it_is(files, tmp_path):
+    """The names are those of Stable Diffusion 1 and 2 alike."""
+    tensors = {f"{QUERY}.lora_up.weight": drawn(8, 3), f"{QUERY}.lora_down.weight": drawn(3, 9)}
+    write(tmp_path / "style.safetensors", tensors)
+    with pytest.raises(ShapeMismatchError) as caught:
+        fuse(files("sd1").base(), tmp_path / "fused.safetensors", tmp_path / "style.safetensors")
+    assert "looks made for" not in caught.value.hint
+    assert "of Stable Diffusion 2: it may be made for that" in caught.value.hint

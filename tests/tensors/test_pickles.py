@@ -183,8 +183,7 @@ def test_truncated_files(tmp_path: Path, keep: int) -> None:
         ({"w": torch.ones(2, dtype=torch.complex64)}, "complex64"),
         ({"w": torch.eye(2).to_sparse()}, "sparse"),
         ({"epoch": 1}, "no tensors"),
-        ([torch.ones(1)], "no tensors"),
-        ({"state_dict": [torch.ones(1)]}, "no tensors"),
+        ({"state_dict": ["w"]}, "no tensors"),
     ],
 )
 def test_what_is_no_plain_state_dict_is_said(tmp_path: Path, content: object, cause: str) -> None:
@@ -265,3 +264,16 @@ def test_torchscript_and_missing_files(tmp_path: Path) -> None:
     for missing in (tmp_path / "none.ckpt", tmp_path):
         with pytest.raises(NotFoundError):
             read_pickle(missing)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"string_to_param": {"*": torch.ones(1, 768)}, "step": 3}, "string_to_param.*"),  # A1111's embedding
+        ({768: ({"linear.0.weight": torch.ones(2, 2)}, {}), "name": "x"}, "768.0.linear.0.weight"),  # its hypernetwork
+        ([torch.ones(1)], "0"),  # the first LoRAs
+    ],
+)
+def test_what_is_no_state_dict_has_names_by_which_it_is_told(tmp_path: Path, content: object, name: str) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    assert list(open_source(tmp_path / "a.pt").tensors) == [name]
