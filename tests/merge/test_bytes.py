@@ -26,6 +26,7 @@ EXPECTED = {
     "sdxl": ["0d879303d7d7f77b", "0541f35bf937d97b", "58ee06dd029e6ab7", "4455ef7b4eda28f5"],
     "sdxl_refiner": ["6d6910d016b17dd7", "b8ca094219c8e715", "fb03186834df9edf", "23b4f34553ad2285"],
     "ssd1b": ["367eedf1fc78f748", "cdc4974d67d431f3", "7ed5593f1e9a8765", "230c0b263c371f61"],
+    "segmind_vega": [],
     "sd1-inpainting": ["4f1b6958e7bb9e89", "eedca16f7e269fe3", "2df9f56c528f2090", "7d688b7cf6e35244"],
 }
 
