@@ -19,13 +19,14 @@ from torch import Tensor
 
 SINGLE, FOLDER = "single-file", "diffusers"
 LAYOUTS = [(SINGLE, SINGLE), (SINGLE, FOLDER), (FOLDER, FOLDER), (FOLDER, SINGLE)]
-# Of lcmmerge 0.1 at 2ea624b.
+# Of lcmmerge 0.1 at 2ea624b; of Segmind-Vega, when it came.
 EXPECTED = {
     "sd1": ["be06f2b2c2294da9", "ad27cdc4f8a62973", "7108880d095399b3", "76de8e5eecfe7458"],
     "sd2": ["3e7c80c9b032936d", "aa1673d5629f2193", "677ccbe5725e1d40", "2ce6bdc807ae69f8"],
     "sdxl": ["0d879303d7d7f77b", "0541f35bf937d97b", "58ee06dd029e6ab7", "4455ef7b4eda28f5"],
     "sdxl_refiner": ["6d6910d016b17dd7", "b8ca094219c8e715", "fb03186834df9edf", "23b4f34553ad2285"],
     "ssd1b": ["367eedf1fc78f748", "cdc4974d67d431f3", "7ed5593f1e9a8765", "230c0b263c371f61"],
+    "segmind_vega": ["d868b1d42f40e458", "c2f8726de8c7cce0", "895af5b3d1911c5a", "963269e33dcffcc0"],
     "sd1-inpainting": ["4f1b6958e7bb9e89", "eedca16f7e269fe3", "2df9f56c528f2090", "7d688b7cf6e35244"],
 }
 

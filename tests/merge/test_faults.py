@@ -94,7 +94,7 @@ def silent(tensors):
 
 
 STRANGER = {
-    "lora_unet_stranger.lora_up.weight": torch.zeros(8, 4), "lora_unet_stranger.lora_down.weight": torch.zeros(4, 8),
+    "lora_unet_stranger.lora_up.weight": torch.ones(8, 4), "lora_unet_stranger.lora_down.weight": torch.ones(4, 8),
 }  # fmt: skip
 BASE, STYLE = "base.safetensors", "style.safetensors"
 LIE = key(CONV_IN, "[8,4,3,3]"), key(CONV_IN, "[9,4,3,3]")
