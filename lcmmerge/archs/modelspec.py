@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lcmmerge.archs.base import Architecture, Model, Variant
-from lcmmerge.errors import LcmMergeError
-from lcmmerge.refs.files import read_object
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 
 KEYS = "modelspec."
@@ -27,7 +25,6 @@ IMPLEMENTATIONS = {
 }
 # What another file's author says of that file alone; the hashes, and kohya's (sshs_), are of its tensors.
 OF_ONE_FILE = re.compile(r"sshs_|modelspec\.(author|date|thumbnail|hash_\w+|implementation_version|\w+_dtype)$")
-PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
 
 
 def spec(architecture: str, layout: str, title: str, size: str, sha256: str) -> dict[str, str]:
@@ -59,7 +56,7 @@ def variant_of(model: Model) -> Variant:
     """Which of its architecture's models it is, by what it is for and what it, or its scheduler, says of itself."""
     said, kinds = model.source.metadata, [model.purpose]
     kinds += [variant.kind for variant in model.arch.variants if said.get(ID) == variant.modelspec]
-    kinds.append(PREDICTIONS.get(said.get(f"{KEYS}prediction_type", ""), "") or _scheduled(model))
+    kinds += [model.prediction.kind] if model.prediction.told_by else []
     return _variant(model.arch, kinds)
 
 
@@ -71,14 +68,6 @@ def _variant(arch: Architecture, kinds: Iterable[str]) -> Variant:
 def usual(arch: Architecture) -> Variant:
     """Those of its models of which nothing else is known."""
     return Variant("base", arch.modelspec, arch.version, arch.size)
-
-
-def _scheduled(model: Model) -> str:
-    """The prediction of a diffusers folder's scheduler."""
-    try:
-        return str(read_object(model.source.path / "scheduler" / "scheduler_config.json").get("prediction_type"))
-    except (OSError, ValueError, LcmMergeError):
-        return ""
 
 
 def told_variant(archs: Sequence[Architecture], said: Iterable[Mapping[str, str]]) -> Variant | None:

@@ -12,8 +12,8 @@ from typing import Any
 from lcmmerge.errors import NotFoundError
 from lcmmerge.graphs.cache import once
 from lcmmerge.merge.configs import CURE
-from lcmmerge.merge.tokenizers import as_text, older_files
 from lcmmerge.refs.files import inside, read_text
+from lcmmerge.refs.tokenizers import as_text, older_files
 from lcmmerge.tensors.digest import sha256_of
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")

@@ -11,8 +11,8 @@ from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outcome import Outcome, Settings
 from lcmmerge.merge.plan import Plan, PlannedFile
 from lcmmerge.merge.report import Report, rows
-from lcmmerge.merge.tokenizers import complete
 from lcmmerge.output import Output
+from lcmmerge.refs.tokenizers import complete
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors.digest import hashing
 from lcmmerge.tensors.staging import Staging

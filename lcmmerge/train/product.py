@@ -18,8 +18,8 @@ from lcmmerge.lora.lorafile import LoraOrigin
 from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outputs import weights_stem
 from lcmmerge.merge.tensors import Read, stored
-from lcmmerge.merge.tokenizers import complete
 from lcmmerge.refs.files import read_object
+from lcmmerge.refs.tokenizers import complete
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DTYPES, DType
 from lcmmerge.tensors.layout import TensorSpec

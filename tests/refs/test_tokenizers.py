@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from lcmmerge.errors import FormatError
-from lcmmerge.merge.tokenizers import complete, older_files
+from lcmmerge.refs.tokenizers import complete, older_files
 from lcmmerge.tensors import open_source
 
 TEXTS = ["a red fox in the snow", "in", "ünïcode & 7 numbers"]
