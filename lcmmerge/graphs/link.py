@@ -78,7 +78,7 @@ def _parse(data: bytes, path: Path) -> ModelProto:
     with suppress(DecodeError):
         model.ParseFromString(data)
     if not model.graph.node:  # no bytes are a model without a graph
-        raise FormatError(f"{path}: is no ONNX graph", RELINK)
+        raise FormatError(f"{path}: is not an ONNX graph", RELINK)
     return model
 
 

@@ -124,9 +124,9 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         node: yaml.Node | None = yaml.compose(text, _CoreLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise invalid(name, [Fault((), error.problem or error.context or "is no YAML", line)]) from None
+        raise invalid(name, [Fault((), error.problem or error.context or "is not YAML", line)]) from None
     except (yaml.YAMLError, RecursionError, ValueError):
-        raise RecipeError(f"{name}: is no YAML", "is it a recipe?") from None
+        raise RecipeError(f"{name}: is not YAML", "is it a recipe?") from None
     return node
 
 

@@ -92,7 +92,7 @@ def test_an_accelerator_that_nobody_named_is_told(inputs, out, cli):
 USAGE = {
     "no prompt": ((), "Give a --prompt"),
     "size": (("--prompt", "a", "--size", "100x64"), "multiples of 8"),
-    "no size": (("--prompt", "a", "--size", "big"), "is no size"),
+    "no size": (("--prompt", "a", "--size", "big"), "is not a size"),
     "steps": (("--prompt", "a", "--steps", 0), "--steps"),
     "guidance": (("--prompt", "a", "--guidance", -1), "--guidance"),
     "scheduler": (("--prompt", "a", "--scheduler", "k_euler"), "--scheduler"),

@@ -23,7 +23,7 @@ def test_prompts_one_a_line(tmp_path):
     [
         (None, NotFoundError, "No such file"),
         (b"\n \n", FormatError, "holds no prompt"),
-        (b"\xff\xfe", FormatError, "no text in UTF-8"),
+        (b"\xff\xfe", FormatError, "not text in UTF-8"),
     ],
 )
 def test_prompts_that_are_none(content, error, cause, tmp_path):
@@ -41,5 +41,5 @@ def test_sizes(text):
 
 @pytest.mark.parametrize("text", ["", "512", "512x", "512x-8", "512x512x512", "513x512", "512x0", "٨x8"])
 def test_sizes_that_are_none(text):
-    with pytest.raises(ValueError, match=r"is no size|multiples of 8"):
+    with pytest.raises(ValueError, match=r"is not a size|multiples of 8"):
         parse_size(text)

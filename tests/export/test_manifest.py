@@ -60,7 +60,7 @@ def test_what_is_no_manifest(damage: str, tmp_path: Path) -> None:
 def test_what_is_no_export(files: Callable[[str], Files], folder: Path) -> None:
     assert is_export(folder)
     assert not is_export(files("sd1").folder())
-    with pytest.raises(NotFoundError, match="is no export"):
+    with pytest.raises(NotFoundError, match="is not an export"):
         read_manifest(files("sd1").folder())
 
 

@@ -129,7 +129,7 @@ def test_dense_terms_need_a_rank_and_full_rank_is_exact(tmp_path: Path) -> None:
     difference = torch.randn(8, 8)
     write(tmp_path / "dense.safetensors", {f"{QUERY}.diff": difference})
     terms = [(lora(tmp_path / "lora.safetensors"), 0.5), (tmp_path / "dense.safetensors", 2.0)]
-    with pytest.raises(IncompatibleError, match="no product") as caught:
+    with pytest.raises(IncompatibleError, match="not a product") as caught:
         run(terms, tmp_path / "one.safetensors")
     assert "--rank" in caught.value.hint
     assert not (tmp_path / "one.safetensors").exists()
@@ -341,9 +341,9 @@ def test_nothing_is_lost_silently(files: Callable[[str], Files], tmp_path: Path)
         term_of(open_source(tmp_path / "bundle.safetensors"), 1.0)
     write(tmp_path / "odd.safetensors", tensors | {"unet.nowhere.lora_A.weight": torch.ones(2, 8)} | {
         "unet.nowhere.lora_B.weight": torch.ones(8, 2)})  # fmt: skip
-    with pytest.raises(UnmatchedKeysError, match=r"unet\.nowhere is no module"):
+    with pytest.raises(UnmatchedKeysError, match=r"unet\.nowhere is not a module"):
         run([(tmp_path / "odd.safetensors", 1.0)], tmp_path / "one.safetensors")
-    with pytest.raises(FormatError, match="is no adapter"):
+    with pytest.raises(FormatError, match="is not an adapter"):
         term_of(open_source(files("sd1").base()), 1.0)
 
 

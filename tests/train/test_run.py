@@ -169,9 +169,9 @@ def test_what_no_training_wrote_is_not_removed(name: str, base: Path, data: Path
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"w": (9.0, 3.0)}, "is no range"),
+        ({"w": (9.0, 3.0)}, "is not a range"),
         ({"skip": 7}, "does not divide 1000 timesteps"),
-        ({"resolution": 60}, "no multiple of 8"),
+        ({"resolution": 60}, "not a multiple of 8"),
         ({"alpha": float("inf")}, "--alpha inf"),
         ({"full": True, "output": Path("lcm.safetensors")}, "a whole pipeline is a folder"),
         ({"device": "cuda:7"}, "there is none here"),

@@ -20,7 +20,7 @@ def describe(name: str, folder: Path, config: dict[str, Any], source_class: str)
 
     added = config.get("addition_embed_type")
     if source_class != "UNet2DConditionModel" or added not in (None, "text_time"):
-        raise IncompatibleError(f"{folder}: is no U-Net that we export", "give a Stable Diffusion or SDXL model")
+        raise IncompatibleError(f"{folder}: is not a U-Net that we export", "give a Stable Diffusion or SDXL model")
     size = ("latent_height", "latent_width")
     inputs = [
         Port("sample", ("batch", config["in_channels"], *size)),

@@ -48,9 +48,9 @@ def test_a_sum_is_recorded_as_ever() -> None:
     ("text", "message"),
     [
         ("tie", "method 'tie': unknown"),
-        ("ties:density", "'density' is no parameter"),
-        ("ties:", "'' is no parameter"),
-        ("ties:density=much", "'density=much' is no parameter"),
+        ("ties:density", "'density' is not a parameter"),
+        ("ties:", "'' is not a parameter"),
+        ("ties:density=much", "'density=much' is not a parameter"),
         ("ties:density=1.5", "method ties: density is 1.5"),
         ("ties:density=nan", "method ties: density is nan"),
         ("ties:share=0.5", "method ties: has no parameter 'share'"),
