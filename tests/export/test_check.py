@@ -230,7 +230,7 @@ def test_nothing_to_check(tmp_path):
     with pytest.raises(NotFoundError, match="holds no ONNX graph"):
         check(tmp_path, QUIET)
     (tmp_path / "model.onnx").write_bytes(b"no graph")
-    with pytest.raises(FormatError, match="is no ONNX graph"):
+    with pytest.raises(FormatError, match="is not an ONNX graph"):
         check(tmp_path, QUIET)
 
 

@@ -129,7 +129,7 @@ def test_a_graph_that_onnx_runtime_refuses(decoder):
 @pytest.mark.e2e
 def test_no_graph_at_all(decoder):
     decoder.write_bytes(b"no graph")
-    with pytest.raises(FormatError, match="is no ONNX graph"):
+    with pytest.raises(FormatError, match="is not an ONNX graph"):
         open_session(decoder, "torch")
 
 

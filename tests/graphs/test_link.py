@@ -125,5 +125,5 @@ def test_what_is_no_graph(graph: Path) -> None:
         check_link(graph.parent / "none.onnx")
     for garbage in (b"", b"\xff" * 99, json.dumps(list(range(99))).encode()):
         graph.write_bytes(garbage)
-        with pytest.raises(LcmMergeError, match="is no ONNX graph"):
+        with pytest.raises(LcmMergeError, match="is not an ONNX graph"):
             check_link(graph)
