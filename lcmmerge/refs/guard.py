@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from threading import Timer
+from threading import Event, Timer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -43,30 +43,38 @@ class BadAnswerError(Exception):
 
 @dataclass(slots=True)
 class _Guard:
-    """A bound on what the Hub's answers may take. ``end``: of the requests' time, by the monotonic clock."""
+    """A bound on what the Hub's answers may take. ``end``: of the requests' time, by the monotonic clock; ``stop`` ends
+    it before.
+    """
 
     most: int
     commit: str
     end: float
+    stop: Event
 
     @property
     def late(self) -> bool:
-        return time.monotonic() >= self.end
+        return time.monotonic() >= self.end or self.stop.is_set()
+
+    def check(self) -> None:
+        if self.late:
+            raise BadAnswerError("interrupted" if self.stop.is_set() else "the server is too slow")
 
 
 _GUARD: ContextVar[_Guard | None] = ContextVar("_GUARD", default=None)
 
 
 @contextmanager
-def guarded(most: int, seconds: float, commit: str = "") -> Iterator[None]:
+def guarded(most: int, seconds: float, commit: str = "", stop: Event | None = None) -> Iterator[None]:
     """Requests of this thread whose answers have ``most`` bytes. ``commit``: which those about a file are to name.
+    ``stop``: by which another thread ends them; huggingface_hub would begin a cut download again.
 
     Raises BadAnswerError, after ``seconds`` also where a server sends a byte from time to time.
     """
     from huggingface_hub import close_session
 
     _hook_in()
-    guard = _Guard(most, commit, time.monotonic() + seconds)
+    guard = _Guard(most, commit, time.monotonic() + seconds, stop or Event())
     alarm = Timer(seconds, close_session)  # each read of a socket that is closed fails
     alarm.daemon = True
     alarm.start()
@@ -74,8 +82,8 @@ def guarded(most: int, seconds: float, commit: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of a socket that was closed under its reader
-        if guard.late and not isinstance(error, BadAnswerError):
-            raise BadAnswerError("the server is too slow") from error
+        if not isinstance(error, BadAnswerError):
+            guard.check()
         raise
     finally:
         _GUARD.reset(token)
@@ -112,8 +120,7 @@ def _ask(request: Request) -> None:
     guard = _GUARD.get()
     if guard is None:
         return
-    if guard.late:
-        raise BadAnswerError("the server is too slow")
+    guard.check()
     request.headers["Accept-Encoding"] = "identity"
     if _origin(str(request.url)) not in {_origin(HOME), _origin(constants.ENDPOINT)}:
         request.headers.pop("Authorization", None)
@@ -133,7 +140,7 @@ def _check(response: Response) -> None:
     if headers.get("Content-Encoding", "identity") != "identity":
         raise BadAnswerError("the server sends it compressed, as nobody asked for")
     most = guard.most - _start(response) if response.is_success else REFUSAL
-    response.stream = _bounded(response.stream, most)
+    response.stream = _bounded(response.stream, most, guard)
     if response.is_error and _wait(headers) > WAIT:
         from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
@@ -168,12 +175,13 @@ def _start(response: Response) -> int:
     return int(asked[1])
 
 
-def _bounded(stream: Any, most: int) -> Any:
-    """The stream, which ends with BadAnswerError where more than ``most`` bytes come."""
+def _bounded(stream: Any, most: int, guard: _Guard) -> Any:
+    """The stream, which ends with BadAnswerError where more than ``most`` bytes come, or they come too late."""
 
     def blocks(_: object) -> Iterator[bytes]:
         left = most
         for block in stream:
+            guard.check()
             left -= len(block)
             if left < 0:
                 raise BadAnswerError("the server sends more than was asked for")

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from lcmmerge.errors import FormatError, NotFoundError
@@ -220,12 +221,14 @@ def fetch(repository: Repository, names: Iterable[str]) -> None:
 def _download_all(repository: Repository, names: list[str]) -> None:
     from huggingface_hub import close_session
 
+    stop = Event()
     with ThreadPoolExecutor(AT_ONCE, "lcmmerge-download") as pool:
-        running = [pool.submit(_download, repository, name) for name in names]
         try:
+            running = [pool.submit(_download, repository, name, stop) for name in names]
             for each in running:
                 each.result()
         except BaseException:
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             close_session()  # what is on its way ends now, and removes what it has
             raise
@@ -248,13 +251,13 @@ def _keep_listing(repository: Repository) -> None:
         raise explained(error, repository.what, repository.reference.repo) from error
 
 
-def _download(repository: Repository, name: str) -> None:
+def _download(repository: Repository, name: str, stop: Event | None = None) -> None:
     from huggingface_hub import hf_hub_download
 
     file, repo, commit = repository.files[name], repository.reference.repo, repository.commit
     size = file.size or 0
     try:
-        with guarded(size, time_for(size), commit):
+        with guarded(size, time_for(size), commit, stop):
             hf_hub_download(repo, name, revision=commit)
     except Exception as error:  # as above
         raise explained(error, f"{repository.what}: {name}", repo) from error
