@@ -14,6 +14,7 @@ from typing import Any
 
 from lcmmerge.adapters import AdapterFile
 from lcmmerge.archs import Architecture, Model, lora_targets
+from lcmmerge.archs.names import squash
 from lcmmerge.errors import NotFoundError
 from lcmmerge.history import RECIPE, record_of
 
@@ -304,7 +305,7 @@ def by_file(file: AdapterFile, base: Model) -> Accelerator | None:
     name = path.name.lower()
     if name != COMMON and ("lcm" not in name or "pcm" in name):
         return None
-    modules = {f"lora_unet_{module.removeprefix('unet.').replace('.', '_')}" for module in lora_targets(base.shapes)}
+    modules = {f"lora_unet_{squash(module.removeprefix('unet.'))}" for module in lora_targets(base.shapes)}
     downs = [patch.roles.get("down") for patch in file.patches]
     official = {patch.key for patch in file.patches} == modules and all(down and down.shape[0] == 64 for down in downs)
     return OFFICIAL if official and modules else None

@@ -88,7 +88,8 @@ def _readings(source: TensorSource) -> Iterator[Reading]:
             continue
         begin = arch.denoiser.stored if keymap == SINGLE_FILE else f"{arch.denoiser.name}."
         inner = (name.removeprefix(begin) for name in shapes if name.startswith(begin))
-        arch = replace(arch, parts=(arch.denoiser.sized(inner), *arch.parts[1:]))
+        if (sized := arch.denoiser.sized(inner)) != arch.denoiser:  # else its key maps, which are made once, serve
+            arch = replace(arch, parts=(sized, *arch.parts[1:]))
         yield Reading(arch, keymap, begins, tuple(name for name in _needed(arch, keymap) if name not in shapes))
 
 

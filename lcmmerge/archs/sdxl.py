@@ -21,6 +21,15 @@ CLIP_G = TextEncoder(
     open_clip=True,
     projection=True,
 )
+UNET = UNet(
+    down=((0, 0), (2, 2), (10, 10)),
+    mid=10,
+    up=((10, 10, 10), (2, 2, 2), (0, 0, 0)),
+    linear_projection=True,
+    context=2048,
+    added=True,
+    kohya_stored=True,
+)
 FAMILY = Family(
     pipeline="StableDiffusionXLPipeline",
     guidance=5.0,
@@ -35,19 +44,6 @@ ARCHITECTURE = Architecture(
     modelspec="stable-diffusion-xl-v1-base",
     version="sdxl_base_v1-0",
     size=1024,
-    parts=(
-        UNet(
-            down=((0, 0), (2, 2), (10, 10)),
-            mid=10,
-            up=((10, 10, 10), (2, 2, 2), (0, 0, 0)),
-            linear_projection=True,
-            context=2048,
-            added=True,
-            kohya_stored=True,
-        ),
-        VAE(),
-        CLIP_L,
-        CLIP_G,
-    ),
+    parts=(UNET, VAE(), CLIP_L, CLIP_G),
     family=FAMILY,
 )

@@ -1,24 +1,22 @@
-from lcmmerge.archs.base import Architecture
-from lcmmerge.archs.sdxl import CLIP_G, CLIP_L, FAMILY
-from lcmmerge.archs.unet import UNet
-from lcmmerge.archs.vae import VAE
+from dataclasses import replace
 
-ARCHITECTURE = Architecture(
+from lcmmerge.archs import sdxl
+
+ARCHITECTURE = replace(
+    sdxl.ARCHITECTURE,
     title="Segmind-Vega",
     hub="segmind/Segmind-Vega",
     modelspec="segmind-vega",
+    version="",
+    size=512,
     parts=(
-        UNet(
+        replace(
+            sdxl.UNET,
             down=((0, 0), (1, 1), (2, 2)),
             mid=0,
             up=((2, 2, 2), (1, 1, 1), (0, 0, 0)),
-            linear_projection=True,
-            context=2048,
-            added=True,
+            kohya_stored=False,
         ),
-        VAE(),
-        CLIP_L,
-        CLIP_G,
+        *sdxl.ARCHITECTURE.parts[1:],
     ),
-    family=FAMILY,
 )

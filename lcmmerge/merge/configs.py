@@ -11,6 +11,7 @@ from lcmmerge.accelerators import Sampling
 from lcmmerge.archs import Model
 from lcmmerge.errors import IncompatibleError, NotFoundError, ShapeMismatchError
 from lcmmerge.refs.files import inside
+from lcmmerge.refs.tokenizers import complete
 from lcmmerge.refs.weights import MODEL_INDEX, SCHEDULER, local_tree, read_json, small_files
 
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
@@ -61,8 +62,9 @@ def scheduler_config(configs: Path, model: Model) -> dict[str, Any]:
 def copy_configs(configs: Path, target: Path, components: set[str], model: Model) -> None:
     """Copy the small files of a model's parts; ``components`` are those whose weights the target holds.
 
-    What else lies in the folder ``configs``, such as an export's manifest, is not the target's. An optional component
-    without weights (the safety checker) is struck from ``model_index.json``, as diffusers does.
+    A CLIP tokenizer gets the files that older programs read, too. What else lies in the folder ``configs``, such as an
+    export's manifest, is not the target's. An optional component without weights (the safety checker) is struck from
+    ``model_index.json``, as diffusers does.
 
     Raises NotFoundError for a part that the index names and that has no file, FormatError for a link out of the folder.
     """
@@ -89,6 +91,7 @@ def copy_configs(configs: Path, target: Path, components: set[str], model: Model
         if "requires_safety_checker" in index and "safety_checker" in absent:
             index["requires_safety_checker"] = False
         _write_json(target / MODEL_INDEX, index)
+    complete(target)
 
 
 def set_scheduler(folder: Path, sampling: Sampling) -> None:

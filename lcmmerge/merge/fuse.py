@@ -12,7 +12,6 @@ from lcmmerge.merge.outcome import Outcome, Settings
 from lcmmerge.merge.plan import Plan, PlannedFile
 from lcmmerge.merge.report import Report, rows
 from lcmmerge.output import Output
-from lcmmerge.refs.tokenizers import complete
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors.digest import hashing
 from lcmmerge.tensors.staging import Staging
@@ -83,7 +82,6 @@ def _prepare_folder(plan: Plan, folder: Path) -> None:
     for component in components:
         (folder / component).mkdir()
     copy_configs(plan.configs or plan.base.source.path, folder, components, plan.base)
-    complete(folder)
     if plan.accelerator:
         set_scheduler(folder, plan.accelerator.sampling)
 

@@ -192,16 +192,16 @@ def match(index: int, term: TaskVector, base: Model) -> Matched:
 
 def _match_checkpoint(index: int, term: TaskVector, content: Checkpoint, base: Model) -> Matched:
     contributions: dict[str, Contribution] = {}
-    unmatched = [name for name in _strangers(content.tuned) if name not in _strangers(content.origin)]
+    common = set(_strangers(content.origin))
+    unmatched = [name for name in _strangers(content.tuned) if name not in common]
     for name, parameter in content.tuned.parameters.items():
         origin, home = content.origin.parameters.get(name), base.parameters.get(name)
         if origin is None or home is None:
             unmatched.append(name)
             continue
-        place = None
-        if not parameter.shape == origin.shape == home.shape:
-            place = _shared_channels(name, (parameter, origin, home), base)
-        if place is None and not parameter.shape == origin.shape == home.shape:
+        same = parameter.shape == origin.shape == home.shape
+        place = None if same else _shared_channels(name, (parameter, origin, home), base)
+        if not same and place is None:
             raise _misfit(term, name, f"it is {list(parameter.shape)}, the base's {list(home.shape)}", base)
         if any(item.info.dtype.floating for item in (parameter, origin, home)):
             sources = (content.tuned.source, content.origin.source, base.source)

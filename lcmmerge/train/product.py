@@ -19,7 +19,6 @@ from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outputs import weights_stem
 from lcmmerge.merge.tensors import Read, stored
 from lcmmerge.refs.files import read_object
-from lcmmerge.refs.tokenizers import complete
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DTYPES, DType
 from lcmmerge.tensors.layout import TensorSpec
@@ -86,7 +85,6 @@ def write_full(
         folder = staging.folder / target.name
         folder.mkdir()
         copy_configs(configs, folder, components, origin.base)
-        complete(folder)
         set_scheduler(folder, origin.sampling)
         config = folder / "unet" / "config.json"
         config.write_text(json.dumps(_unet_config(config, networks), indent=2) + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from lcmmerge.refs.weights import DENOISERS
 from lcmmerge.tensors.dtypes import DType
 from lcmmerge.tensors.layout import TensorSpec
 
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 Parts = Mapping[str, "Tensor"]  # MAIN, and each companion's suffix → some rows of what is stored
 MAIN = ""
-DENOISERS = ("unet.", "transformer.")  # how canonical names of the network's parameters begin
+DENOISER = tuple(f"{name}." for name in DENOISERS)  # how canonical names of the network's parameters begin
 SMALL = 16  # rows, or columns, below which a matrix gains nothing
 
 
 def matrices(name: str, shape: Shape) -> bool:
     """The denoiser's matrices, small ones left out; biases, norms, text encoders and the VAE keep their dtype."""
     large = len(shape) > 1 and min(_matrix(shape)) >= SMALL
-    return large and name.startswith(DENOISERS) and name.endswith(".weight")
+    return large and name.startswith(DENOISER) and name.endswith(".weight")
 
 
 def _matrix(shape: Shape) -> tuple[int, int]:
