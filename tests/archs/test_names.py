@@ -198,7 +198,7 @@ def test_kohya_names_are_names_of_their_module(name: str) -> None:
         assert home and home.module == module
 
 
-@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "ssd1b", "sdxl_refiner"])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "ssd1b", "segmind_vega", "sdxl_refiner"])
 def test_diffusers_finds_every_module_by_its_kohya_name(name: str) -> None:
     """Oracle: diffusers' own conversion; each module's factors hold the module's number."""
     shapes = {parameter: tuple(tensor.shape) for parameter, tensor in pico(name).state().items()}
