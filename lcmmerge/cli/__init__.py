@@ -81,10 +81,24 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every foreseen error is one line and an exit code, never a traceback."""
+    try:
+        code = _run()
+        _leave_signals(signal.SIG_IGN)  # it is done: what is left takes a moment
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        _leave_signals(signal.SIG_DFL)  # the next one ends Python at once
+        said = str(stopped.__cause__ or stopped)  # click makes the second of the first
+        Output.last(said or "Interrupted; nothing was written.")
+        code = INTERRUPTED
+    if code:
+        sys.exit(code)
+
+
+def _run() -> int:
+    """The command that was given; the exit code."""
     open_streams()
     if __doc__ is None:
         Output.error(LcmMergeError("Python runs with -OO, which takes the help out of commands", "python -O keeps it"))
-        sys.exit(1)
+        return 1
     # OpenMP's threads spin for each other by default: on cores that others use too, that is many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # A job scheduler's way to say Ctrl-C, and a terminal's that is closed; `nohup` has asked not to be told of it.
@@ -97,36 +111,42 @@ def main() -> None:
     atexit.register(gc.freeze)  # else the last collection walks through all of torch: half a second
     try:
         cli.main(standalone_mode=False)
+    except click.Abort:
+        raise
     except click.ClickException as error:
         _show(error)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort) as stopped:
-        said = str(stopped.__cause__ or stopped)  # click makes the second of the first
-        Output.last(said or "Interrupted; nothing was written.")
-        sys.exit(INTERRUPTED)
+        return error.exit_code
     except LcmMergeError as error:
         Output.error(error)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(1)
+        return 1
     except OSError as error:
         where = error.filename or "standard output"
         Output.error(LcmMergeError(f"{where}: {error.strerror or error}", "check the path, and that you may use it"))
-        sys.exit(1)
+        return 1
     except UnicodeEncodeError as error:
         Output.error(_unnameable(error))
-        sys.exit(1)
+        return 1
     except MemoryError:
         Output.error(LcmMergeError("out of memory", "use a machine with more, or smaller inputs"))
-        sys.exit(1)
+        return 1
     except Exception as error:
         if {"-v", "--verbose"} & {*sys.argv}:
             raise
         Output.error(LcmMergeError(f"a bug of lcmmerge: {type(error).__name__}: {error}", BUG))
-        sys.exit(1)
+        return 1
     finally:
         running.clear()
+    return 0
+
+
+def _leave_signals(to: signal.Handlers) -> None:
+    """Answer no more of those that are answered."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if callable(signal.getsignal(number)):
+            signal.signal(number, to)
 
 
 def _raise_later(running: threading.Event, unraisable: sys.UnraisableHookArgs) -> None:
