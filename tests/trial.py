@@ -72,12 +72,16 @@ def run(arguments: Sequence[object], folder: Path, met: Circumstances = PLAIN) -
     master, slave = pty.openpty() if met.columns else (-1, -1)
     if met.columns:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, met.columns, 0, 0))
-    begun = time.monotonic()
+    reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        _child(arguments, folder, met, [slave, slave] if met.columns else files)
+        _child(arguments, folder, met, [slave, slave] if met.columns else files, writer)
     if met.columns:
         os.close(slave)
+    os.close(writer)
+    os.read(reader, 1)  # it is at the command
+    os.close(reader)
+    begun = time.monotonic()
     status, usage, hung, shown = _wait(child, met, master)
     seconds = time.monotonic() - begun
     for descriptor in files:
@@ -87,12 +91,13 @@ def run(arguments: Sequence[object], folder: Path, met: Circumstances = PLAIN) -
     return Ended(code, shown or out, err, seconds, usage.ru_maxrss * 1024, hung)
 
 
-def _child(arguments: Sequence[object], folder: Path, met: Circumstances, streams: Sequence[int]) -> None:
+def _child(
+    arguments: Sequence[object], folder: Path, met: Circumstances, streams: Sequence[int], writer: int
+) -> None:
     code = 70
     try:
         from lcmmerge.cli import main
 
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is a command to stop
         os.setsid()
         if met.columns:
             fcntl.ioctl(streams[0], termios.TIOCSCTTY, 0)
@@ -113,7 +118,8 @@ def _child(arguments: Sequence[object], folder: Path, met: Circumstances, stream
         _limit(met)
         os.chdir(folder)
         sys.argv = ["lcmmerge", *map(str, arguments)]
-        code = _exit_code(main)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = _exit_code(main, writer)
     finally:
         os._exit(code)
 
@@ -130,15 +136,18 @@ def _limit(met: Circumstances) -> None:
             raise OSError(ctypes.get_errno(), "capset")
 
 
-def _exit_code(main: Callable[[], None]) -> int:
-    """What Python would exit with, a traceback for what nobody caught."""
+def _exit_code(main: Callable[[], None], writer: int) -> int:
+    """What Python would exit with, a traceback for what nobody caught; ``writer`` is told when it begins."""
     code = 0
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.close(writer)
         main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
+    except BaseException as error:
+        if all(frame.f_code is not main.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as before Python answers it
+            signal.raise_signal(signal.SIGINT)
         traceback.print_exc()
         code = 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
