@@ -104,8 +104,9 @@ class Merge(spec.Merge):
         """
         from lcmmerge.merge.fuse import fuse
         from lcmmerge.merge.outcome import Settings
+        from lcmmerge.tensors.targets import target_of
 
-        place = None if path is None else Path(path)
+        place = None if path is None else target_of(path)
         stored = spec.stored_as(dtype, encoding)
         output = spec.Written(place, layout, stored, max_shard_size, drop_ema, rounding_seed, mend_position_ids)
         planned = replace(self, output=output).plan()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lcmmerge.cli.candidates import REFERENCE, NameType, encodings
-from lcmmerge.cli.common import DTYPE, Bytes, few, output_options
+from lcmmerge.cli.common import DTYPE, Bytes, Target, few, output_options
 from lcmmerge.cli.options import (
     accelerator_option,
     adapter_option,
@@ -48,8 +48,8 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
     "TERM: style, lcm, or an adapter's file name without its suffix.",
 )
 @click.option(
-    "-o", "--output", "target", type=click.Path(path_type=Path),
-    help="The file to write, or a folder for it.  [default: BASE-STYLE-lcm, here]",
+    "-o", "--output", "target", type=Target(),
+    help="The file to write, or a folder for it that is there.  [default: BASE-STYLE-lcm, here]",
 )
 @click.option("--layout", type=click.Choice(["single-file", "diffusers"]), help="[default: the base's]")
 @click.option("--dtype", type=DTYPE, help="[default: each tensor's own]")
