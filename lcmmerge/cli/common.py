@@ -82,7 +82,7 @@ class Pixels(click.ParamType["tuple[int, int]"]):
             self.fail(str(error), param, ctx)
 
 
-class Target(click.Path):
+class TargetType(click.Path):
     """What ``-o`` names; a slash at its end says that it is a folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -95,7 +95,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``-o`` for the file that must be written, or the folder that it goes into, and ``--force``."""
     command = click.option("--force", is_flag=True, help="Replace the output.")(command)
     text = "The file to write, or a folder for it that is there."
-    return click.option("-o", "--output", "target", type=Target(), required=True, help=text)(command)
+    return click.option("-o", "--output", "target", type=TargetType(), required=True, help=text)(command)
 
 
 def output_options(command: Callable[..., None]) -> Callable[..., None]:

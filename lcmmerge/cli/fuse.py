@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lcmmerge.cli.candidates import REFERENCE, NameType, encodings
-from lcmmerge.cli.common import DTYPE, Bytes, Target, few, output_options
+from lcmmerge.cli.common import DTYPE, Bytes, TargetType, few, output_options
 from lcmmerge.cli.options import (
     accelerator_option,
     adapter_option,
@@ -48,7 +48,7 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
     "TERM: style, lcm, or an adapter's file name without its suffix.",
 )
 @click.option(
-    "-o", "--output", "target", type=Target(),
+    "-o", "--output", "target", type=TargetType(),
     help="The file to write, or a folder for it that is there.  [default: BASE-STYLE-lcm, here]",
 )
 @click.option("--layout", type=click.Choice(["single-file", "diffusers"]), help="[default: the base's]")
