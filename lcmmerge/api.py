@@ -80,6 +80,7 @@ class Merge(spec.Merge):
         encoding: str | None = None,
         max_shard_size: int | None = None,
         drop_ema: bool = False,
+        mend_position_ids: bool = False,
         rounding_seed: int | None = None,
         force: bool = False,
         device: str = "cpu",
@@ -90,7 +91,8 @@ class Merge(spec.Merge):
 
         ``path``: None names it after the inputs, in the working folder. ``layout``, ``dtype``: the base's own where
         none is given. ``encoding``: how numbers are stored; a dtype is one way. ``max_shard_size``: split files above
-        it, in bytes. ``rounding_seed``: of stochastic rounding, None rounds to nearest. ``threads``: 0 is one per core,
+        it, in bytes. ``mend_position_ids``: write those of text encoders as 0, 1, 2 … ``rounding_seed``: of stochastic
+        rounding, None rounds to nearest. ``threads``: 0 is one per core,
         at most four. ``hash_base``: record the base's sha256 too. The report has ‖Δ‖/‖θ‖ of each term and the sha256 of
         each file. Raises what ``plan`` does, OutputError, NumericError, AlreadyFusedError.
 
@@ -102,9 +104,11 @@ class Merge(spec.Merge):
         """
         from lcmmerge.merge.fuse import fuse
         from lcmmerge.merge.outcome import Settings
+        from lcmmerge.tensors.targets import target_of
 
-        place = None if path is None else Path(path)
-        output = spec.Written(place, layout, spec.stored_as(dtype, encoding), max_shard_size, drop_ema, rounding_seed)
+        place = None if path is None else target_of(path)
+        stored = spec.stored_as(dtype, encoding)
+        output = spec.Written(place, layout, stored, max_shard_size, drop_ema, rounding_seed, mend_position_ids)
         planned = replace(self, output=output).plan()
         _warn((*planned.doubts, *planned.scheduler_doubts))
         return fuse(planned, settings=Settings(threads, device, hash_base), force=force)

@@ -19,6 +19,7 @@ from lcmmerge.archs import (
     lora_targets,
     names_of,
 )
+from lcmmerge.archs.positions import broken_positions
 from lcmmerge.errors import IncompatibleError
 from lcmmerge.history import RECIPE, record_of
 from lcmmerge.merge.terms import read_content
@@ -54,13 +55,14 @@ class CheckpointFacts:
     """What a checkpoint is.
 
     ``parts``: the components, then EMA copies and other leftovers. ``missing``: parameters that components lack.
-
+    ``broken``: ``position_ids`` that are not 0, 1, 2 …
     ``lora_modules`` and ``lora_parameters``: what an LCM-LoRA of rank 64 would train.
     """
 
     model: Model
     parts: tuple[Part, ...]
     missing: tuple[str, ...]
+    broken: tuple[str, ...]
     lora_modules: int
     lora_parameters: int
 
@@ -80,6 +82,7 @@ class CheckpointFacts:
             "layout": self.model.layout,
             "parts": {part.name: part.as_dict() for part in self.parts},
             "missing": list(self.missing),
+            "broken": list(self.broken),
             "lcm_lora": {
                 "official": self.official_lcm,
                 "rank": LCM_RANK,
@@ -191,6 +194,7 @@ def _checkpoint(model: Model) -> CheckpointFacts:
         model,
         tuple(Part.of(name, infos) for name, infos in stored.items()),
         model.missing,
+        broken_positions(model),
         len(lora_targets(shapes)),
         lora_parameters(shapes, LCM_RANK),
     )

@@ -26,6 +26,7 @@ def merge_of(
     allow_unmatched: bool = False,
     method: str = "add",
     prediction: str | None = None,
+    parts_from: Path | str | None = None,
     **output: Any,
 ) -> Merge:
     def text(reference: Path | str | None) -> str | None:
@@ -46,4 +47,5 @@ def merge_of(
         allow_unmatched=allow_unmatched,
         method=method,
         prediction=prediction,
+        parts_from=text(parts_from),
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lcmmerge.adapters.base import SHARED, Patch, Shape, algorithms
 from lcmmerge.adapters.names import PEFT, PEFT_PREFIX, Name, parse_name
-from lcmmerge.adapters.peft_config import Config, module_config, read_configs, scales_input
+from lcmmerge.adapters.peft_config import Config, changed_base, module_config, read_configs, scales_input
 from lcmmerge.errors import FormatError
-from lcmmerge.refs.weights import SIDECAR
+from lcmmerge.refs.weights import INITIAL, SIDECAR
 from lcmmerge.tensors import TensorInfo, TensorSource
 
 EMBEDDING = re.compile(r"bundle_emb\.|emb_params$|string_to_param\.|<|clip_[lg]$")
@@ -69,6 +69,7 @@ def read_adapter(source: TensorSource, sidecar: Mapping[str, Any] | None = None)
     """
     modules, embeddings, unknown = _group(source)
     configs = read_configs(source, sidecar)
+    modules = _with_initial(modules, any(map(changed_base, configs.values())))
     patches: list[Patch] = []
     for key, module in modules.items():
         if module.roles.keys() <= {"alpha", "scalar"}:
@@ -77,6 +78,23 @@ def read_adapter(source: TensorSource, sidecar: Mapping[str, Any] | None = None)
             patches += _patches(key, module, configs)
     grammars = {grammar for module in modules.values() for grammar in module.grammars}
     return AdapterFile(source, tuple(patches), tuple(embeddings), tuple(unknown), tuple(sorted(grammars)))
+
+
+def _with_initial(modules: Mapping[str, _Module], needed: bool) -> dict[str, _Module]:
+    """Each module with the factors by which its training began, where these were taken out of the base.
+
+    Raises FormatError where one has none.
+    """
+    own = {key: module for key, module in modules.items() if not key.startswith(INITIAL)}
+    for key, module in own.items() if needed else ():
+        began = modules.get(f"{INITIAL}{key}")
+        for role in ("up", "down"):
+            if role in module.roles:
+                if began is None or role not in began.roles:
+                    what = f"{module.roles[role].path}: {key} is not in the adapter as training began"
+                    raise FormatError(what, "take that of the same training")
+                module.roles[f"initial_{role}"] = began.roles[role]
+    return own
 
 
 def _group(source: TensorSource) -> tuple[dict[str, _Module], list[str], list[str]]:
@@ -104,6 +122,9 @@ def _group(source: TensorSource) -> tuple[dict[str, _Module], list[str], list[st
 
 def _parse(source: TensorSource, name: str) -> Name | None:
     """A plain ``weight`` means nothing by itself; beside the flag ``on_input`` it is LyCORIS' (IA)³."""
+    if name.startswith(INITIAL):
+        found = parse_name(name.removeprefix(INITIAL))
+        return found and replace(found, key=INITIAL + found.key)
     key = name.removesuffix(".weight")
     if key != name and f"{key}.on_input" in source.tensors:
         return Name("lycoris", key, "weight")

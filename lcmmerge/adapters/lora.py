@@ -1,4 +1,8 @@
-"""ΔW = alpha/rank · up @ down; with a Tucker core ΔW[o,i,k] = alpha/rank · Σ up[o,p] mid[p,q,k] down[q,i]."""
+"""ΔW = alpha/rank · up @ down; with a Tucker core ΔW[o,i,k] = alpha/rank · Σ up[o,p] mid[p,q,k] down[q,i].
+
+Where the factors were taken out of the base before training (PiSSA, arXiv 2404.02948; OLoRA; CorDA), what it learnt is
+alpha/rank · (up @ down − initial_up @ initial_down).
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,11 @@ from lcmmerge.adapters.base import Adapter, Example, Factored, Patch, Shape
 if TYPE_CHECKING:
     from torch import Tensor
 
+INITIAL = ("initial_up", "initial_down")
+
 
 def claims(roles: frozenset[str]) -> bool:
-    return {"up", "down"} <= roles <= {"up", "down", "mid", "scalar"}
+    return {"up", "down"} <= roles <= {"up", "down", "mid", "scalar"} or roles == {"up", "down", *INITIAL}
 
 
 def rank(patch: Patch) -> int:
@@ -33,6 +39,9 @@ def fit(patch: Patch, shape: Shape) -> str:
     r = rank(patch)
     if problem := ill_shaped(patch, shape, r):
         return problem
+    began = {role: patch.roles[role.removeprefix("initial_")].shape for role in INITIAL if role in patch.roles}
+    if problem := next((role for role, wanted in began.items() if patch.shape(role) != wanted), ""):
+        return f"{problem} is {list(patch.shape(problem))}, and trained it is {list(began[problem])}"
     if "mid" not in patch.roles:
         return misfit(patch, {"up": (shape[0], r), "down": (r, columns(shape))})
     core_rows = leading(patch, "mid")
@@ -43,9 +52,14 @@ def fit(patch: Patch, shape: Shape) -> str:
 
 def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Factored:
     """``up``: [out, r] or [out, r, 1, 1]; ``down``: [r, in], [r, in, kh, kw]; [r, in, 1, 1] with ``mid``."""
+    import torch
+
     up, down = flat(tensors["up"]), flat(tensors["down"])
     if "mid" in tensors:
         down = tucker_right(tensors["mid"], down)
+    if "initial_up" in tensors:
+        up = torch.cat([up, -flat(tensors["initial_up"])], 1)
+        down = torch.cat([down, flat(tensors["initial_down"])])
     return Factored(up * scale(patch, tensors, rank(patch)), down)
 
 

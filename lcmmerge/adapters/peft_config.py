@@ -14,7 +14,7 @@ from typing import Any
 
 from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.refs.files import parse_object
-from lcmmerge.refs.weights import SIDECAR, local_tree, read_json
+from lcmmerge.refs.weights import INITIAL, SIDECAR, local_tree, read_json
 from lcmmerge.tensors import TensorSource
 
 METADATA_KEY = "lora_adapter_metadata"
@@ -44,7 +44,18 @@ OTHER_MEANINGS = (
 
 
 def read_configs(source: TensorSource, sidecar: Config | None) -> dict[str, Config]:
-    """Component → configuration; "" for fields without a prefix. ``sidecar`` goes before both places."""
+    """Component → configuration; "" for fields without a prefix. ``sidecar`` goes before both places.
+
+    Raises IncompatibleError for an adapter that changed its base, unless how it began is in the source.
+    """
+    configs = _read_configs(source, sidecar)
+    initial = any(name.startswith(INITIAL) for name in source.tensors)
+    for config in configs.values():
+        _refuse_changed_base(config, str(source.path), initial=initial)
+    return configs
+
+
+def _read_configs(source: TensorSource, sidecar: Config | None) -> dict[str, Config]:
     if sidecar is not None:
         return {"": _checked(sidecar, SIDECAR)}
     if METADATA_KEY in source.metadata:
@@ -83,14 +94,26 @@ def _checked(config: Config, where: str) -> Config:
 
 def _refuse_other_meanings(config: Config, where: str) -> None:
     """Raises IncompatibleError where W + scale·BA is not what PEFT computes."""
-    began = str(config.get("init_lora_weights"))
-    if began.startswith(CHANGED_BASE):
-        raise IncompatibleError(
-            f"{where}: init_lora_weights is {began!r}, with which training changed the base's weights as well",
-            "save it as a plain LoRA: PEFT's save_pretrained with path_initial_model_for_weight_conversion",
-        )
     if field := next((field for field in OTHER_MEANINGS if config.get(field)), None):
         raise IncompatibleError(f"{where}: {field} is not supported", "merge it with PEFT, and take the merged model")
+
+
+def changed_base(config: Config) -> bool:
+    return str(config.get("init_lora_weights")).startswith(CHANGED_BASE)
+
+
+def _refuse_changed_base(config: Config, where: str, *, initial: bool) -> None:
+    """LoftQ's base was quantised, so that its first factors are not all that it lost."""
+    began = str(config.get("init_lora_weights"))
+    if began.startswith("loftq"):
+        what = f"{where}: init_lora_weights is {began!r}, whose base was quantised"
+        raise IncompatibleError(what, "merge it with PEFT, and take the merged model")
+    if changed_base(config) and not initial:
+        raise IncompatibleError(
+            f"{where}: init_lora_weights is {began!r}, with which training changed the base's weights as well",
+            "save it by PEFT's save_pretrained with path_initial_model_for_weight_conversion, or put the adapter as "
+            f"training began into its folder, as {began.partition('_')[0]}_init, and name the folder",
+        )
 
 
 def module_config(configs: Mapping[str, Config], key: str) -> Config:

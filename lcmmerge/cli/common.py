@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -83,12 +82,20 @@ class Pixels(click.ParamType["tuple[int, int]"]):
             self.fail(str(error), param, ctx)
 
 
+class TargetType(click.Path):
+    """What ``-o`` names; a slash at its end says that it is a folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from lcmmerge.tensors.targets import target_of
+
+        return target_of(str(super().convert(value, param, ctx)))
+
+
 def target_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``-o`` for the file that must be written, or the folder that it goes into, and ``--force``."""
     command = click.option("--force", is_flag=True, help="Replace the output.")(command)
-    file = click.Path(path_type=Path)
-    text = "The file to write, or a folder for it."
-    return click.option("-o", "--output", "target", type=file, required=True, help=text)(command)
+    text = "The file to write, or a folder for it that is there."
+    return click.option("-o", "--output", "target", type=TargetType(), required=True, help=text)(command)
 
 
 def output_options(command: Callable[..., None]) -> Callable[..., None]:

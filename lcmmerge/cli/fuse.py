@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lcmmerge.cli.candidates import REFERENCE, NameType, encodings
-from lcmmerge.cli.common import DTYPE, Bytes, few, output_options
+from lcmmerge.cli.common import DTYPE, Bytes, TargetType, few, output_options
 from lcmmerge.cli.options import (
     accelerator_option,
     adapter_option,
@@ -48,8 +48,8 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
     "TERM: style, lcm, or an adapter's file name without its suffix.",
 )
 @click.option(
-    "-o", "--output", "target", type=click.Path(path_type=Path),
-    help="The file to write, or a folder for it.  [default: BASE-STYLE-lcm, here]",
+    "-o", "--output", "target", type=TargetType(),
+    help="The file to write, or a folder for it that is there.  [default: BASE-STYLE-lcm, here]",
 )
 @click.option("--layout", type=click.Choice(["single-file", "diffusers"]), help="[default: the base's]")
 @click.option("--dtype", type=DTYPE, help="[default: each tensor's own]")
@@ -64,10 +64,15 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
     "--config-from", type=REFERENCE, metavar="REF",
     help="Configs, scheduler, tokenizers for --layout diffusers.",
 )
+@click.option(
+    "--parts-from", type=REFERENCE, metavar="REF",
+    help="The checkpoint that the VAE, text encoders or layers are taken from which BASE lacks.",
+)
 @prediction_option
 @variant_option
 @click.option("--max-shard-size", "shard", type=Bytes(), help="Split files above this size, such as 5GB.")
 @click.option("--drop-ema", is_flag=True, help="Leave out a checkpoint's EMA copy.")
+@click.option("--mend-position-ids", is_flag=True, help="Write damaged position_ids of text encoders as 0, 1, 2 …")
 @click.option("--allow-unmatched", is_flag=True, help="Merge what fits, and list what does not.")
 @click.option("--hash-base", is_flag=True, help="Record the base's sha256 too, which reads it once more.")
 @click.option("--force", is_flag=True, help="Replace the output; fuse again what the base already holds.")
@@ -78,9 +83,9 @@ def fuse(
     base: str, style: str | None, lambdas: tuple[float, float], lcm: str | None, accelerator: str | None,
     adapters: Sequence[tuple[str, float]], tuned_from: str | None, method: str, weights: Sequence[tuple[str, str]],
     target: Path | None, layout: str | None, dtype: str | None, encoding: str | None, rounding: str, seed: int,
-    config_from: str | None,
-    prediction: str | None, variant: str | None, shard: int | None, drop_ema: bool, allow_unmatched: bool,
-    hash_base: bool, force: bool, device: str, threads: int, dry_run: bool, output: Output,
+    config_from: str | None, parts_from: str | None,
+    prediction: str | None, variant: str | None, shard: int | None, drop_ema: bool, mend_position_ids: bool,
+    allow_unmatched: bool, hash_base: bool, force: bool, device: str, threads: int, dry_run: bool, output: Output,
 ) -> None:  # fmt: skip
     """Merge STYLE and an LCM-LoRA into BASE, and write one standalone checkpoint.
 
@@ -111,9 +116,10 @@ def fuse(
         base, style, lambdas, lcm=lcm, accelerator=accelerator, adapters=adapters, tuned_from=tuned_from,
         block_weights=once_each(weights, "--block-weights"), variant=variant, config_from=config_from,
         output=Written(
-            target, layout, stored_as(dtype, encoding), shard, drop_ema, seed if rounding == "stochastic" else None
+            target, layout, stored_as(dtype, encoding), shard, drop_ema, seed if rounding == "stochastic" else None,
+            mend_position_ids,
         ),
-        allow_unmatched=allow_unmatched, method=method, prediction=prediction,
+        allow_unmatched=allow_unmatched, method=method, prediction=prediction, parts_from=parts_from,
     )  # fmt: skip
     planned = plan(merge, dry_run=dry_run)
     for doubt in planned.doubts:
@@ -148,6 +154,7 @@ def _show_plan(plan: Plan, output: Output) -> None:
         ],
         numbers=2,
     )
+    _show_lent({name_of(plan.lender.source.path): plan.lent} if plan.lender else {}, output)
     output.table(
         f"Would write {plan.result} ({size(plan.nbytes)})",
         ("file", "tensors", "size"),
@@ -185,10 +192,17 @@ def _show_report(report: Report, output: Output) -> None:
                 f"rounding drowns much of {row.term} in {row.component} (weakest layer: {row.weakest}, "
                 f"{ratio(row.weakest_signal)}); try --dtype fp16 or fp32, or --rounding stochastic"
             )
+    _show_lent(report.lent, output)
     if output.verbose:
         _show_layers(report, output)
     _show_left_out(report.unmatched, report.dropped, output)
     output.text(f"{report.output}  {size(report.nbytes)}" + ("" if report.method == "add" else f"  {report.method}"))
+
+
+def _show_lent(lent: Mapping[str, Mapping[str, int]], output: Output) -> None:
+    for file, components in lent.items():
+        for component, parameters in components.items():
+            output.text(f"{parameters} parameters of the {component} are those of {file}.")
 
 
 def _show_sampling(plan: Plan, output: Output) -> None:

@@ -71,6 +71,8 @@ def _show_checkpoint(found: Inspection, facts: CheckpointFacts, output: Output) 
     output.text(f"It {model.prediction}.")
     if facts.missing:
         output.warn(f"its components lack {len(facts.missing)} parameters: {few(facts.missing, output)}")
+    for name in facts.broken:
+        output.warn(f"{name} is not 0, 1, 2 …: older programs read words at other places; fuse --mend-position-ids")
     if not facts.lora_modules:
         return
     official = f"; the official one is {facts.official_lcm}" if facts.official_lcm else ""

@@ -106,6 +106,7 @@ def merge_of(
     allow_unmatched: bool = False,
     method: str = "add",
     prediction: str | None = None,
+    parts_from: str | None = None,
 ) -> Merge:
     """The merge that the options describe: STYLE at λ1, the acceleration LoRA at λ2, then the adapters.
 
@@ -138,6 +139,7 @@ def merge_of(
         allow_unmatched=allow_unmatched,
         parameters=parameters,
         prediction=prediction,
+        parts_from=parts_from,
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lcmmerge.cli.candidates import REFERENCE
-from lcmmerge.cli.common import ADAPTER_DTYPE, IMAGES, RANK, SEEDS, THREADS, Number, output_options
+from lcmmerge.cli.common import ADAPTER_DTYPE, IMAGES, RANK, SEEDS, THREADS, Number, TargetType, output_options
 from lcmmerge.cli.options import Option, config_option, device_option, prediction_option, together, variant_option
 from lcmmerge.draw.jobs import LONGEST, MOST_IMAGES
 from lcmmerge.output import Output
@@ -102,7 +102,7 @@ def training_options(
         click.option("--force", is_flag=True,
                      help="Begin anew, and replace the output; with --resume only the latter."),
 
-        click.option("-o", "--output", "target", type=click.Path(path_type=Path), required=not instead,
+        click.option("-o", "--output", "target", type=TargetType(), required=not instead,
                      help="The file or folder to write, or a folder for the file."),
         click.option("--dtype", type=ADAPTER_DTYPE, default="fp16", show_default=True, help="Of the output."),
         config_option,

@@ -2,6 +2,8 @@
 
 BASE is everything outside the denoiser (text encoders, VAE), and what of a transformer serves every block. Blocks are
 named alike wherever a person names them: ``IN04``, ``IN00-IN05``, and ``IN``, ``M``, ``OUT`` for all of a kind.
+Of ``IN02,IN04=0.5`` the first is refused, and not guessed to share the number, which a slip may have lost. A search's
+``IN,M=0:1.5`` is no factor of both, but two dimensions, each with that range.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lcmmerge.accelerators import Sampling
 from lcmmerge.archs import Model
 from lcmmerge.errors import IncompatibleError, NotFoundError, ShapeMismatchError
 from lcmmerge.refs.files import inside
+from lcmmerge.refs.lending import lend
 from lcmmerge.refs.tokenizers import complete
 from lcmmerge.refs.weights import MODEL_INDEX, SCHEDULER, local_tree, read_json, small_files
 
@@ -59,8 +61,12 @@ def scheduler_config(configs: Path, model: Model) -> dict[str, Any]:
     return model.prediction.scheduler(config)
 
 
-def copy_configs(configs: Path, target: Path, components: set[str], model: Model) -> None:
+def copy_configs(
+    configs: Path, target: Path, components: set[str], model: Model, lent: tuple[Path, Iterable[str]] | None = None
+) -> None:
     """Copy the small files of a model's parts; ``components`` are those whose weights the target holds.
+
+    ``lent``: a folder, and the components whose small files come from there where ``configs`` has none.
 
     A CLIP tokenizer gets the files that older programs read, too. What else lies in the folder ``configs``, such as an
     export's manifest, is not the target's. An optional component without weights (the safety checker) is struck from
@@ -74,6 +80,8 @@ def copy_configs(configs: Path, target: Path, components: set[str], model: Model
             continue
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(inside(configs, file.as_posix(), cached=True), target / file)
+    if lent:
+        lend(*lent, target)
     index = read_json(local_tree(target), MODEL_INDEX, CURE)
     for part, names in NEEDED.items():
         promised = part in index and index[part] != [None, None]

@@ -12,6 +12,7 @@ from lcmmerge.merge.outcome import Outcome, Settings
 from lcmmerge.merge.plan import Plan, PlannedFile
 from lcmmerge.merge.report import Report, rows
 from lcmmerge.output import Output
+from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors.digest import hashing
 from lcmmerge.tensors.staging import Staging
@@ -51,6 +52,7 @@ def fuse(
             {plan.terms[index].name: keys for index, keys in plan.unmatched.items()},
             plan.dropped,
             plan.merge.method_text,
+            {name_of(plan.lender.source.path): plan.lent} if plan.lender else {},
         )
         if plan.layout == DIFFUSERS:
             staging.commit_folder()
@@ -62,8 +64,7 @@ def fuse(
 def check_output(plan: Plan, *, force: bool) -> None:
     """What is wrong with writing the plan's target. Raises OutputError, AlreadyFusedError."""
     inputs = [path for source in plan.sources.values() for path in (source.path, *source.files)]
-    if plan.configs:
-        inputs.append(plan.configs)
+    inputs += filter(None, (plan.configs, plan.lent_configs))
     folder = plan.layout == DIFFUSERS
     for target in dict.fromkeys([plan.target, *([] if folder else _beside(plan))]):
         check_target(target, force=force, needed=plan.nbytes + HEADROOM, inputs=inputs, folder=folder)
@@ -81,7 +82,8 @@ def _prepare_folder(plan: Plan, folder: Path) -> None:
     components = {file.path.parts[0] for file in plan.files}
     for component in components:
         (folder / component).mkdir()
-    copy_configs(plan.configs or plan.base.source.path, folder, components, plan.base)
+    lent = (plan.lent_configs, plan.lent) if plan.lent_configs else None
+    copy_configs(plan.configs or plan.base.source.path, folder, components, plan.base, lent)
     if plan.accelerator:
         set_scheduler(folder, plan.accelerator.sampling)
 

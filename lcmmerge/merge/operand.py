@@ -21,6 +21,7 @@ class Operand:
 
     ``spans``: offset and number of bytes of what holds it, in its own order; several where its rows have another
     order there. ``shape`` is the canonical one; where ``transposed``, the file holds the parameter as [in, out].
+    ``constant``: its bytes, where no file has them.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Operand:
     dtype: DType
     shape: tuple[int, ...]
     transposed: bool = False
+    constant: bytes | None = None
 
     @classmethod
     def of_parameter(cls, name: str, parameter: Parameter) -> Self:

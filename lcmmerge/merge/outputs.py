@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lcmmerge.archs import Model, Parameter, Slot, View, is_ema, tiles
+from lcmmerge.archs.completed import lent
+from lcmmerge.archs.positions import position_ids, right_positions
 from lcmmerge.archs.prediction import ASKED, EDM, MARKS
 from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.merge.operand import Operand
@@ -47,24 +49,28 @@ class Draft:
         return cls(folder, name, found[0], parts, views[0].transposed)
 
 
-def drafts(base: Model, layout: str, *, drop_ema: bool) -> tuple[list[Draft], tuple[str, ...]]:
+def drafts(
+    base: Model, layout: str, *, drop_ema: bool, mend_position_ids: bool = False
+) -> tuple[list[Draft], tuple[str, ...]]:
     """The tensors of the output in the base's reading order, and the names of what is left out.
 
-    Of what a model predicts a single file has marks, where that is not usual.
+    What another checkpoint lent the base comes last. Of what a model predicts a single file has marks, where that is
+    not usual.
     """
     if layout == base.layout:
-        return _as_it_is(base, drop_ema=drop_ema)
+        chosen, dropped = _as_it_is(base, drop_ema=drop_ema)
+        return (list(_mended(base, chosen)) if mend_position_ids else chosen), dropped
     _refuse_partial(base, layout)
     _refuse_strangers(base)
-    chosen, dropped = _to_diffusers(base) if layout == DIFFUSERS else _to_single_file(base)
-    return chosen, tuple(name for name in dropped if name not in MARKS)
+    chosen = _to_diffusers(base) if layout == DIFFUSERS else [*_to_single_file(base, base.parameters), *_marks(base)]
+    return chosen, tuple(name for name in base.leftovers if name not in MARKS)
 
 
 def _refuse_partial(base: Model, layout: str) -> None:
     """In another layout a model is for another program, which is to find all of it."""
-    path, cure = base.source.path, "take the whole checkpoint, or omit --layout: it keeps what is there"
-    if base.layout == "component":
-        raise IncompatibleError(f"{path}: the {base.arch.denoiser.kind} alone makes no whole model", "omit --layout")
+    path, cure = base.source.path, "take them from another checkpoint with --parts-from, or omit --layout"
+    if base.components == (base.arch.denoiser.name,):
+        raise IncompatibleError(f"{path}: the {base.arch.denoiser.kind} alone makes no whole model", cure)
     if lacking := [name for name in base.arch.components if name not in base.components]:
         raise IncompatibleError(f"{path}: has no {', no '.join(lacking)}, and makes no whole {layout} model", cure)
     if missing := base.missing:
@@ -107,9 +113,35 @@ def _as_it_is(base: Model, *, drop_ema: bool) -> tuple[list[Draft], tuple[str, .
         draft = Draft.through(folder, inner, views, parameters)
         assert draft  # they were cut from it
         chosen.append(draft)
+    chosen += _lent(base)
     if marked_anew:
         chosen += _marks(base)
     return chosen, tuple(dropped)
+
+
+def _lent(base: Model) -> list[Draft]:
+    """What another checkpoint gave, by the names that the base's layout has for it."""
+    parameters = lent(base)
+    own = next(iter(base.parameters.values()))  # some single files have diffusers' names
+    if base.layout == SINGLE_FILE and own.info.name != own.name:
+        return _to_single_file(base, parameters)
+    drafts = []
+    for name, parameter in parameters.items():
+        folder, _, inner = name.partition(".") if base.layout == DIFFUSERS else ("", "", name)
+        drafts.append(Draft.of(folder, inner, Operand.of_parameter(name, parameter)))
+    return drafts
+
+
+def _mended(base: Model, chosen: list[Draft]) -> Iterator[Draft]:
+    """With 0, 1, 2 … for position_ids, as CLIP was trained with."""
+    stored = {info.name: info for info in position_ids(base)}
+    for draft in chosen:
+        info = stored.get(f"{draft.folder}.{draft.name}" if draft.folder else draft.name)
+        if info:
+            content = right_positions(info.numel)
+            operand = Operand(info.name, info.path, (), DTYPES["I64"], info.shape, constant=content)
+            draft = Draft.of(draft.folder, draft.name, operand, converts=False)
+        yield draft
 
 
 def _marks(base: Model) -> list[Draft]:
@@ -125,24 +157,24 @@ def _marks(base: Model) -> list[Draft]:
     ]
 
 
-def _to_diffusers(base: Model) -> tuple[list[Draft], tuple[str, ...]]:
+def _to_diffusers(base: Model) -> list[Draft]:
     chosen = []
     for name, parameter in base.parameters.items():
         folder, _, inner = name.partition(".")
         chosen.append(Draft.of(folder, inner, Operand.of_parameter(name, parameter)))
-    return chosen, tuple(base.leftovers)
+    return chosen
 
 
-def _to_single_file(base: Model) -> tuple[list[Draft], tuple[str, ...]]:
+def _to_single_file(base: Model, parameters: Iterable[str]) -> list[Draft]:
     slots = base.arch.keymap(SINGLE_FILE).slots
     groups: dict[str, list[Slot]] = {}
-    for name in base.parameters:
+    for name in parameters:
         if name not in slots:
             raise FormatError(
                 f"{base.source.path}: {name!r} has no name in a single file of {base.arch.title}", "omit --layout"
             )
         groups.setdefault(slots[name].stored, []).append(slots[name])
-    return [*(_assembled(base, group) for group in groups.values()), *_marks(base)], tuple(base.leftovers)
+    return [_assembled(base, group) for group in groups.values()]
 
 
 def _assembled(base: Model, group: list[Slot]) -> Draft:

@@ -17,6 +17,8 @@ from typing import Any
 from lcmmerge import refs
 from lcmmerge.accelerators import Accelerator, by_file
 from lcmmerge.archs import Model, identify
+from lcmmerge.archs.completed import completed, counted, lent
+from lcmmerge.archs.positions import broken_positions
 from lcmmerge.archs.prediction import EPSILON, FLOW
 from lcmmerge.errors import FormatError, NoEffectError
 from lcmmerge.merge.blocks import BlockWeights, parse_block_weights
@@ -36,7 +38,7 @@ from lcmmerge.merge.terms import (
     unmatched_error,
 )
 from lcmmerge.refs import name_of
-from lcmmerge.refs.weights import DIFFUSERS, SAFETENSORS
+from lcmmerge.refs.weights import DIFFUSERS, SAFETENSORS, SINGLE_FILE
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.encodings import MAIN, Encoding, encodings, plain
 from lcmmerge.tensors.layout import TensorSpec
@@ -133,7 +135,9 @@ class Plan:
     """A merge whose headers are read: what each term reaches, and the files that come of it.
 
     ``contributions``: canonical parameter → what is added to it. ``configs``: the folder of a diffusers layout's small
-    files, None for the base's. ``accelerator``: what the result is to be drawn with, where it is known.
+    files, None for the base's. ``accelerator``: what the result is to be drawn with, where it is known. ``lender``: the
+    checkpoint that completes the base; ``lent_configs``: the folder of its parts' small files, where the base's lacks
+    them.
     """
 
     merge: Merge
@@ -148,6 +152,8 @@ class Plan:
     layout: str
     files: tuple[PlannedFile, ...] = ()
     dropped: tuple[str, ...] = ()
+    lender: Model | None = None
+    lent_configs: Path | None = None
 
     @property
     def nbytes(self) -> int:
@@ -188,6 +194,13 @@ class Plan:
             found.append(f"{name} is made for models that predict {made_for}; the base {self.base.prediction}")
         if self.base.doubt and not self.merge.config_from:
             found.append(self.base.doubt)
+        if self.lender and not self.lent:
+            found.append(f"nothing is taken from {self.lender.source.path.name}: the base lacks nothing that it has")
+        if self.layout == self.base.layout and not self.merge.output.mend_position_ids:
+            found += [
+                f"{name} is not 0, 1, 2 …, and stays so: older programs then read words at other places; "
+                "--mend-position-ids writes it anew" for name in broken_positions(self.base)
+            ]
         every = [item for items in self.contributions.values() for item in items]
         for index, term in enumerate(self.terms):
             found += limits(term, (item for item in every if item.term == index))
@@ -204,9 +217,16 @@ class Plan:
         return (f"{what}, so the output keeps the base's scheduler: {cure}",)
 
     @property
+    def lent(self) -> dict[str, int]:
+        """Component → how many parameters of it another checkpoint gave."""
+        return counted(lent(self.base)) if self.lender else {}
+
+    @property
     def sources(self) -> Mapping[str, TensorSource]:
         """Every input, by the name under which a recipe records it."""
         found = {"base": self.base.source}
+        if self.lender:
+            found[PARTS] = self.lender.source
         for index, term in enumerate(self.terms):
             if isinstance(term.content, Checkpoint):
                 found[f"terms.{index}"] = term.content.tuned.source
@@ -218,6 +238,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan, JSON-ready."""
+        lender = self.lender
         return {
             "architecture": self.base.arch.name,
             "purpose": self.base.purpose,
@@ -238,6 +259,7 @@ class Plan:
             "files": [
                 {"path": str(file.path), "tensors": len(file.specs), "bytes": file.nbytes} for file in self.files
             ],
+            **({"parts_from": {"file": name_of(lender.source.path), "parameters": self.lent}} if lender else {}),
             "dropped": list(self.dropped),
             "doubts": list(self.doubts),
             "sampling": self.accelerator.sampling.as_dict() if self.accelerator else None,
@@ -246,6 +268,7 @@ class Plan:
         }
 
 
+PARTS = "parts"  # the checkpoint that completes the base, among the sources
 Open = Callable[[Source, str], TensorSource]  # a source, and what messages call it
 
 
@@ -268,11 +291,15 @@ def plan(
     """
     opened = opened or partial(_open, pickles=not dry_run)
     base = (base or identify(opened(merge.base, "base"))).predicting(merge.prediction)
-    layout = merge.output.layout or base.layout
-    configs = None
+    lender = identify(opened(merge.parts_from, PARTS)) if merge.parts_from else None
+    base = completed(base, lender) if lender else base
+    layout = merge.output.layout or (SINGLE_FILE if lender and base.layout == "component" else base.layout)
+    configs = lent_configs = None
     if layout == DIFFUSERS != base.layout and not weights_only:
-        configs = refs.configs(merge.config_from or f"{refs.HUB}{base.arch.hub}")
+        configs = refs.configs(_configs_of(merge, base, lender))
         check_configs(configs, base)
+    elif layout == DIFFUSERS and lender and lent(base) and not weights_only:
+        lent_configs = refs.configs(_configs_of(merge, base, lender))
     kinds = [term.kind for term in merge.terms]
     sources = [term.source or Source(_file_of(kind, base)) for term, kind in zip(merge.terms, kinds, strict=True)]
     weights = [BlockWeights() if not term.blocks else parse_block_weights(blocks_text(term.blocks), base)
@@ -302,8 +329,17 @@ def plan(
         configs,
         _target(merge, layout),
         layout,
+        lender=lender,
+        lent_configs=lent_configs,
     )
     return lay_out(planned, drop_ema=merge.output.drop_ema)
+
+
+def _configs_of(merge: Merge, base: Model, lender: Model | None) -> str:
+    """As asked for, else of the folder that completes the base, else the architecture's own."""
+    if merge.config_from or not (lender and merge.parts_from and lender.layout == DIFFUSERS):
+        return merge.config_from or f"{refs.HUB}{base.arch.hub}"
+    return merge.parts_from.reference
 
 
 def _known(base: Model, kind: Accelerator | None, vector: TaskVector) -> Accelerator | None:
@@ -334,7 +370,8 @@ def lay_out(planned: Plan, *, drop_ema: bool) -> Plan:
 
     Raises FormatError where the layout has no name for a part, or a companion's name is another tensor's.
     """
-    chosen, dropped = drafts(planned.base, planned.layout, drop_ema=drop_ema)
+    mend = planned.merge.output.mend_position_ids
+    chosen, dropped = drafts(planned.base, planned.layout, drop_ema=drop_ema, mend_position_ids=mend)
     wanted = planned.merge.output.encoding
     encoding = encodings()[wanted] if wanted else None
     files = tuple(

@@ -14,7 +14,7 @@ from typing import Any
 from lcmmerge.archs import modelspec
 from lcmmerge.errors import AlreadyFusedError
 from lcmmerge.history import MODELS, RECIPE, canonical_json, model_entry, recorded_models
-from lcmmerge.merge.plan import Plan
+from lcmmerge.merge.plan import PARTS, Plan
 from lcmmerge.merge.spec import Source
 from lcmmerge.merge.terms import Checkpoint
 from lcmmerge.refs import name_of
@@ -31,7 +31,7 @@ def placeholders(sources: Iterable[str]) -> dict[str, str]:
 def metadata(plan: Plan, hashes: Mapping[str, str], sha256: str) -> dict[str, str]:
     """A file's metadata. ``hashes``: of the plan's sources, as far as known; ``sha256``: of the file's tensor bytes."""
     names = [name_of(plan.base.source.path), *(name_of(term.path) for term in plan.terms)]
-    merged = [plan.sources[key].metadata for key in _merged(plan)]
+    merged = [plan.sources[key].metadata for key in _merged(plan) if key != PARTS]
     title = " + ".join(Path(name).stem for name in names)
     return {
         **modelspec.inherited(plan.base.source.metadata),
@@ -65,6 +65,7 @@ def recorded(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
         plan.merge,
         base=_named(plan.base.source, hashes.get("base")),
         terms=tuple(terms),
+        parts_from=_named(plan.lender.source, hashes.get(PARTS)) if plan.lender else None,
         output=replace(plan.merge.output, layout=plan.layout),
         config_from=None,
     )
@@ -82,9 +83,10 @@ def _models(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
     for key in _merged(plan):
         source = plan.sources[key]
         if key in hashes or RECIPE in source.metadata:
-            # Of a checkpoint's own models only a difference is added, which may be none of them.
-            dense = key != "base" and isinstance(plan.terms[int(key.split(".")[1])].content, Checkpoint)
-            found |= {} if dense else recorded_models(source)
+            # Of a checkpoint's own models only a difference is added, which may be none of them; of one that completes
+            # the base, a VAE perhaps.
+            dense = key.startswith("terms.") and isinstance(plan.terms[int(key.split(".")[1])].content, Checkpoint)
+            found |= {} if dense or key == PARTS else recorded_models(source)
             found |= model_entry(source, hashes.get(key))
     return found
 

@@ -35,7 +35,8 @@ def read_merge(source: TensorSource) -> Merge:
             what = f"{source.path}: was merged by the method {method!r}, which is not known here"
             raise FormatError(what, "install the package that has it, or a newer lcmmerge")
         merge = Merge.from_dict(found)
-        for named in (merge.base, *(item for term in merge.terms for item in (term.source, term.made_from) if item)):
+        named_by_terms = [item for term in merge.terms for item in (term.source, term.made_from)]
+        for named in filter(None, (merge.base, merge.parts_from, *named_by_terms)):
             if "/" in named.reference or named.reference in ("", ".", ".."):
                 raise ValueError
             if named.sha256 is not None and not _SHA256.fullmatch(named.sha256):

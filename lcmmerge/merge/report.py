@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf, sqrt
 from typing import Any
 
@@ -34,7 +34,9 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a fuse did. ``method``: with its parameters, as ``--method`` has it."""
+    """What a fuse did. ``method``: with its parameters, as ``--method`` has it. ``lent``: the file that completed the
+    base → component → how many parameters came from there.
+    """
 
     output: str
     nbytes: int
@@ -44,6 +46,7 @@ class Report:
     unmatched: dict[str, tuple[str, ...]]
     dropped: tuple[str, ...]
     method: str
+    lent: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; an infinite signal (nothing was lost) is null."""
@@ -58,6 +61,7 @@ class Report:
             "coverage": rows,
             "unmatched": self.unmatched,
             "dropped": list(self.dropped),
+            **({"lent": self.lent} if self.lent else {}),
         }
 
 

@@ -108,7 +108,7 @@ class Written:
 
     ``layout``: ``single-file`` or ``diffusers``, None for the base's; ``encoding``: how numbers are stored, a dtype or
     another name of ``tensors.encodings``, None for each tensor's own dtype; ``max_shard_bytes``: split files above it;
-    ``rounding_seed``: None rounds to nearest.
+    ``rounding_seed``: None rounds to nearest; ``mend_position_ids``: those of text encoders are 0, 1, 2 … again.
     """
 
     path: Path | None = None
@@ -117,6 +117,7 @@ class Written:
     max_shard_bytes: int | None = None
     drop_ema: bool = False
     rounding_seed: int | None = None
+    mend_position_ids: bool = False
 
     def __post_init__(self) -> None:
         if self.encoding is not None and self.encoding not in encodings():
@@ -145,6 +146,7 @@ class Merge:
     ``config_from``: whose configs, scheduler and tokenizers a diffusers folder gets where the base is a single file.
     ``prediction``: what the base predicts, as ``--prediction`` names it, where its files do not say so.
     ``allow_unmatched``: merge what fits, and list the rest. ``recipe``: the sha256 of what a recipe file asked for.
+    ``parts_from``: the checkpoint whose parts complete a base that lacks a VAE, a text encoder or layers of them.
     """
 
     base: Source
@@ -156,6 +158,7 @@ class Merge:
     recipe: str | None = None
     parameters: Mapping[str, float] = field(default_factory=dict)
     prediction: str | None = None
+    parts_from: Source | None = None
 
     def __init__(
         self,
@@ -168,6 +171,7 @@ class Merge:
         recipe: str | None = None,
         parameters: Mapping[str, float] | None = None,
         prediction: str | None = None,
+        parts_from: Reference | Source | None = None,
     ) -> None:
         """``terms``: name → λ (of the accelerator of that name), or (reference, λ), or a Term. Raises OptionError."""
         given = terms.items() if isinstance(terms, Mapping) else ((term.name, term) for term in terms)
@@ -181,6 +185,7 @@ class Merge:
             "recipe": recipe,
             "parameters": complete(method, parameters or {}),
             "prediction": prediction,
+            "parts_from": None if parts_from is None else Source.of(parts_from),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -205,12 +210,16 @@ class Merge:
                 Source.from_dict(recorded["base"]),
                 [Term.from_dict(term) for term in recorded["terms"]],
                 recorded.get("method", ADD),
-                Written(None, recorded["layout"], encoding, drop_ema=bool(recorded["drop_ema"]), rounding_seed=seed),
+                Written(
+                    None, recorded["layout"], encoding, drop_ema=bool(recorded["drop_ema"]), rounding_seed=seed,
+                    mend_position_ids=bool(recorded.get("mend_position_ids")),
+                ),
                 recorded.get("config_from"),
                 bool(recorded["allow_unmatched"]),
                 recorded.get("recipe_sha256"),
                 {str(name): _number(value) for name, value in recorded.get("parameters", {}).items()},
                 None if recorded.get("prediction") is None else str(recorded["prediction"]),
+                Source.from_dict(recorded["parts_from"]) if "parts_from" in recorded else None,
             )  # fmt: skip
         except OptionError as error:
             raise ValueError(error.message) from None
@@ -233,6 +242,8 @@ class Merge:
             "rounding_seed": output.rounding_seed,
             **({"config_from": self.config_from} if self.config_from else {}),
             **({"prediction": self.prediction} if self.prediction else {}),
+            **({"parts_from": self.parts_from.to_dict()} if self.parts_from else {}),
+            **({"mend_position_ids": True} if output.mend_position_ids else {}),
             **({"recipe_sha256": self.recipe} if self.recipe else {}),
         }
 
@@ -277,6 +288,7 @@ class Merge:
         words += ["--lambda", *map(repr, pair)]
         options: dict[str, str | None] = {"--variant": self.base.variant, "--config-from": self.config_from}
         options |= {"--prediction": self.prediction}
+        options |= {"--parts-from": self.parts_from.reference if self.parts_from else None}
         if lcm and lcm.source:
             options |= {"--lcm": lcm.source.reference, "--accelerator": lcm.accelerator}
         elif lcm and lcm.accelerator != OFFICIAL.name:
@@ -289,6 +301,7 @@ class Merge:
         options |= {"--method": self.method_text if self.method != ADD else None}
         options |= {"-o": str(self.output.path) if self.output.path else None}
         words += [word for name, value in options.items() if value for word in (name, value)]
+        words += ["--mend-position-ids"] if self.output.mend_position_ids else []
         for term in adapters:
             words += ["--adapter", _reference(term), repr(term.strength)]
         names = _command_names(self)

@@ -192,7 +192,8 @@ def _dangling_faults(document: Document) -> Iterator[Fault]:
     """Names that no source has. The tree may be malformed elsewhere."""
     sources = _mapping(document.tree, "sources")
     fuse = _mapping(document.tree, "fuse")
-    named: list[tuple[Place, Any]] = [(("fuse", key), fuse[key]) for key in ("base", "config_from") if key in fuse]
+    keys = [key for key in ("base", "config_from", "parts_from") if key in fuse]
+    named: list[tuple[Place, Any]] = [(("fuse", key), fuse[key]) for key in keys]
     for name, given in _mapping(fuse, "terms").items():
         term, place = as_term(given), ("fuse", "terms", name)
         if isinstance(term, dict):

@@ -17,6 +17,8 @@ SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 SCHEDULER = "scheduler/scheduler_config.json"
 SIDECAR = "adapter_config.json"  # what PEFT keeps beside an adapter's tensors
+# An adapter as its training began, in a folder of the adapter's own; PEFT's guides call it pissa_init.
+INITIAL, INITIAL_WEIGHTS = "initial.", re.compile(r"[a-z]+_init/adapter_model\.safetensors")
 DENOISERS = ("unet", "transformer")
 SMALL = (".json", ".txt", ".model")  # configs, scheduler, tokenizers
 CHOOSE = "choose one with --variant"
@@ -79,6 +81,8 @@ def choose(tree: Tree, name: str = "", variant: str | None = None) -> Choice:
     weights = [(f"{component}." if component else "", file) for component in chosen for file in chosen[component][1]]
     if variant and variant not in {_variant_of(file) for _, file in weights}:
         raise NotFoundError(f"{tree.title}: nothing in it has the variant {variant!r}", CHOOSE)
+    if SIDECAR in tree.names:
+        weights += [(INITIAL, name) for name in sorted(tree.names) if INITIAL_WEIGHTS.fullmatch(name)][:1]
     indices = tuple(index for found, _ in chosen.values() for index in found)
     return Choice(DIFFUSERS if components else SINGLE_FILE, tuple(weights), indices)
 

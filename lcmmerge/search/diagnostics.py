@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from lcmmerge.merge.changes import Change
 from lcmmerge.merge.plan import Piece, Plan
 from lcmmerge.search.blocks import pieces, terms_of
+from lcmmerge.search.changes import Change
 
 
 @dataclass(frozen=True, slots=True)

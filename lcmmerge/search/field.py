@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from lcmmerge.draw.load import Pipeline, canonical
 from lcmmerge.merge import arithmetic
-from lcmmerge.merge.changes import Change
 from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.plan import Piece, Plan
 from lcmmerge.search.blocks import BlockAxis, factors_of, pieces, terms_of
+from lcmmerge.search.changes import Change
 from lcmmerge.search.order import Cell, changed
 from lcmmerge.tensors import DTYPES
 from lcmmerge.tensors.encodings import MAIN, plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,9 +31,14 @@ class TensorInfo:
 
     def scalar(self) -> float:
         """The value of a tensor of one element."""
+        return next(self.values())
+
+    def values(self) -> Iterator[float]:
+        """Of a small tensor, in its stored order, without torch."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            return decode_scalar(self.dtype, file.read(self.dtype.itemsize))
+            for _ in range(self.numel):
+                yield decode_scalar(self.dtype, file.read(self.dtype.itemsize))
 
     def read(self) -> Tensor:
         """The whole tensor, in the stored dtype and shape, in memory of its own."""

@@ -7,12 +7,22 @@ import shutil
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 from lcmmerge.errors import OutputError
 from lcmmerge.refs.weights import PICKLES, SAFETENSORS, has_suffix
 
 ELSEWHERE = "choose another name with -o"
+
+
+class Unmade(PosixPath):
+    """A folder that is not there, by the slash at its end: no name of a file."""
+
+
+def target_of(text: str | os.PathLike[str]) -> Path:
+    """A target as a person writes it."""
+    text = os.fspath(text)
+    return Unmade(text) if text.endswith("/") and not Path(text).is_dir() else Path(text)
 
 
 def joined(*references: str) -> str:
@@ -23,8 +33,10 @@ def joined(*references: str) -> str:
 def safetensors_name(target: Path | None, name: str) -> Path:
     """The file to write: with the suffix, where it has none, and called ``name`` in a folder that is there.
 
-    Raises OutputError for a pickle's suffix.
+    Raises OutputError for a pickle's suffix, and for a folder that is not there.
     """
+    if isinstance(target, Unmade):
+        raise OutputError(f"{target}/: no such folder", "create it first, or omit the slash: it is then a file's name")
     if target is None or target.is_dir():
         target = (target or Path()) / name
     elif has_suffix(target.name, SAFETENSORS):

@@ -17,6 +17,7 @@ from peft import (
     get_peft_model_state_dict,
 )
 from peft.tuners.boft.layer import Linear as BOFTLinear
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lcmmerge.adapters import read_adapter
@@ -132,6 +133,57 @@ def test_an_initialisation_that_changed_the_base_is_refused_and_others_are_honou
     expected = model.merge_and_unload().state_dict()
     for key, value in merged(source, base.state_dict()).items():
         assert_near(value, expected[key])
+
+
+@pytest.mark.parametrize("began", ["pissa", "pissa_niter_4", "olora"])
+@pytest.mark.parametrize("how", ["converted", "beside", "both"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_what_was_taken_out_of_the_base_is_put_back(began, how, rslora, tmp_path):
+    """PEFT's own conversion, and the adapter as training began, in its folder; a left-over one counts for nothing."""
+    torch.manual_seed(0)
+    base = Pico()
+    config = LoraConfig(
+        r=2, lora_alpha=3, init_lora_weights=began, target_modules=["linear", "unbiased"], use_rslora=rslora
+    )
+    model = get_peft_model(copy.deepcopy(base), config)
+    folder = tmp_path / "adapter"
+    start = tmp_path / "start" if how == "converted" else folder / "pissa_init"
+    model.peft_config["default"].init_lora_weights = True  # as PEFT's guide has it
+    model.save_pretrained(start)
+    model.peft_config["default"].init_lora_weights = began
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    converted = {} if how == "beside" else {"path_initial_model_for_weight_conversion": str(start)}
+    model.save_pretrained(folder, **converted)
+    expected = model.merge_and_unload().state_dict()
+    for key, value in merged(open_source(folder), base.state_dict()).items():
+        assert_near(value, expected[key])
+    if how == "beside":
+        with pytest.raises(IncompatibleError, match="init_lora_weights") as caught:
+            read_adapter(open_source(folder / "adapter_model.safetensors"))
+        assert f"as {began.partition('_')[0]}_init, and name the folder" in caught.value.hint
+
+
+def test_a_quantised_base_cannot_be_had_back(tmp_path):
+    source = write(tmp_path / "a.safetensors", {
+        f"{begin}x.lora_{role}.weight": torch.ones(1, 1) for role in "AB" for begin in ("", "initial.")
+    })  # fmt: skip
+    with pytest.raises(IncompatibleError, match="'loftq', whose base was quantised"):
+        read_adapter(source, {"r": 1, "lora_alpha": 1, "init_lora_weights": "loftq"})
+
+
+def test_how_training_began_must_be_of_the_same_modules(tmp_path):
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, init_lora_weights="pissa", target_modules=["linear", "unbiased"])
+    get_peft_model(Pico(), config).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    (tmp_path / "pissa_init").mkdir()
+    few = {name: tensor for name, tensor in load_file(file).items() if "unbiased" not in name}
+    save_file(few, tmp_path / "pissa_init" / file.name)
+    with pytest.raises(FormatError, match="is not in the adapter as training began"):
+        read_adapter(open_source(tmp_path))
 
 
 @pytest.mark.parametrize("field", ["use_qalora", "layer_replication", "alora_invocation_tokens"])

@@ -18,8 +18,17 @@ from embedded.judge import Judge
 from embedded.scenes import STYLES, caption
 from embedded.text import embedded, text_encoder, tokenizer
 from lcmmerge import zoo
+from lcmmerge.refs.tokenizers import complete
 
 SHIPPED = Path(zoo.__file__).parent / "digits"
+
+
+def classic(base: Path) -> None:
+    """A pipeline's folder as transformers 4 reads it, too: 5 leaves out ``text_model.``, vocab.json and merges.txt."""
+    file = base / "text_encoder" / "model.safetensors"
+    tensors = {name.removeprefix("text_model."): tensor for name, tensor in load_file(file).items()}
+    save_file({f"text_model.{name}": tensor for name, tensor in tensors.items()}, file, {"format": "pt"})
+    complete(base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,7 @@ class Folder:
             feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(self.base)
+        classic(self.base)
 
     def load_unet(self) -> UNet2DConditionModel:
         unet = UNet2DConditionModel.from_pretrained(self.base / "unet").float().eval().requires_grad_(False)

@@ -214,3 +214,25 @@ def test_the_variant_that_was_merged_is_the_one_that_is_compared(tmp_path: Path)
     found = verify(open_source(tmp_path / "out"), [str(tmp_path)])
     found.check()
     assert found.tensors == len(open_source(folder, "fp16").tensors)
+
+
+def test_an_adapter_and_how_its_training_began(files: Callable[[str], Files], tmp_path: Path) -> None:
+    """Both files are the source: another beginning is another source."""
+    base, adapter = files("sd1").base("fp32"), tmp_path / "adapter"
+    (adapter / "pissa_init").mkdir(parents=True)
+    module = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "init_lora_weights": "pissa"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    trained, began = ({f"{module}.lora_A.weight": torch.randn(2, 8), f"{module}.lora_B.weight": torch.randn(8, 2)}
+                      for _ in range(2))  # fmt: skip
+    save_file(trained, adapter / "adapter_model.safetensors")
+    save_file(began, adapter / "pissa_init" / "adapter_model.safetensors")
+    target = tmp_path / "merged.safetensors"
+    fuse(base, target, adapter, strengths=(0.5, 0))
+    products = [state[f"{module}.lora_B.weight"] @ state[f"{module}.lora_A.weight"] for state in (trained, began)]
+    torch.testing.assert_close(load(target)[TENSOR], load(base)[TENSOR] + 0.5 * 2 * (products[0] - products[1]))
+    found = run(target, tmp_path, base.parent)
+    assert (found.different, found.stale) == ((), ())
+    save_file(trained, adapter / "pissa_init" / "adapter_model.safetensors")
+    with pytest.raises(VerificationError, match="its sha256 differs"):
+        run(target, tmp_path, base.parent)

@@ -11,7 +11,7 @@ import pytest
 from diffusers import DiffusionPipeline
 from fusing import Files, edited, fuse, metadata
 from recipefile import contents, due, recipe, run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lcmmerge.errors import (
     AlreadyFusedError,
@@ -23,10 +23,12 @@ from lcmmerge.errors import (
     RecipeError,
 )
 from lcmmerge.merge import fuse as merge
+from lcmmerge.merge.verify import verify
 from lcmmerge.recipe import runner
 from lcmmerge.recipe.loader import load
 from lcmmerge.recipe.lock import lock_text, read_lock
 from lcmmerge.recipe.runner import lock_of
+from lcmmerge.tensors import open_source
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.tensors.staging import write_text
 
@@ -332,3 +334,17 @@ def test_block_weights_and_shards_and_rounding(sd1: Files, tmp_path: Path) -> No
         one, other = load_file(tmp_path / "out" / "pico" / name), load_file(tmp_path / name)
         assert one.keys() == other.keys()
         assert all(one[key].equal(other[key]) for key in one)
+
+
+def test_parts_that_the_base_lacks(sd1: Files, tmp_path: Path) -> None:
+    """They are a source like the others: in the lock, in the metadata, and verified."""
+    stored = load_file(sd1.base())
+    pruned = {name: tensor for name, tensor in stored.items() if not name.startswith("first_stage_model.")}
+    save_file(pruned, tmp_path / "pruned.safetensors")
+    path = recipe(tmp_path, sd1, base=tmp_path / "pruned.safetensors", more="  parts_from: whole\n")
+    path.write_text(path.read_text().replace("sources:\n", f"sources:\n  whole: {sd1.base()}\n"))
+    run(path, tmp_path / "out")
+    made = tmp_path / "out/pico/pico.safetensors"
+    assert load_file(made).keys() == stored.keys()
+    found = verify(open_source(made), [str(tmp_path), str(sd1.root)])
+    assert (found.different, found.stale) == ((), ())

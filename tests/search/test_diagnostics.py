@@ -3,7 +3,7 @@
 import pytest
 from searching import CPU, adapter, planned
 
-from lcmmerge.merge.changes import Change
+from lcmmerge.search.changes import Change
 from lcmmerge.search.diagnostics import overlaps
 
 

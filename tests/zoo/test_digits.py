@@ -1,18 +1,24 @@
 """The embedded model as it ships: it loads, is recognised, and draws the right digit in the right style."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from embedded.claim import GUIDANCE
-from embedded.folder import SHIPPED, Folder, prompts
+from embedded.folder import SHIPPED, Folder, classic, prompts
 from embedded.judge import LOOKS, judged
 from embedded.merging import merged, task_vector
 from embedded.sampling import Method, sample
 from embedded.scenes import STYLES, caption
 from embedded.vae import decoded
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+from lcmmerge.history import RECIPE, record_of
+from lcmmerge.refs.tokenizers import older_files
+from lcmmerge.tensors import open_source
+from lcmmerge.tensors.digest import sha256_of
 
 FOLDER = Folder(SHIPPED)
 DIGITS = torch.arange(30) % 10
@@ -105,3 +111,33 @@ def hits(unet, method: Method, look: str) -> float:
 def test_four_evaluations_draw_the_right_digit_in_the_right_style(style, unet, vectors) -> None:
     found = json.loads(FOLDER.claim.read_text("utf-8"))[style]["found"]
     assert hits(merged(unet, found, vectors), Method("LCM", 4), style) >= 0.6
+
+
+def test_transformers_4_finds_the_text_s_files() -> None:
+    """It reads vocab.json and merges.txt, and names with ``text_model.``; transformers 5 saves neither."""
+    folder = FOLDER.base / "tokenizer"
+    written = older_files((folder / "tokenizer.json").read_text("utf-8"), "tokenizer.json")
+    assert written.keys() == {"vocab.json", "merges.txt"}
+    assert all((folder / name).read_text("utf-8") == text for name, text in written.items())
+    names = load_file(FOLDER.base / "text_encoder/model.safetensors")
+    assert len(names) == 196
+    assert all(name.startswith("text_model.") for name in names)
+
+
+def test_the_makers_leave_them_so(tmp_path) -> None:
+    base = shutil.copytree(FOLDER.base, tmp_path / "base")
+    for name in ("vocab.json", "merges.txt"):
+        (base / "tokenizer" / name).unlink()
+    file = base / "text_encoder/model.safetensors"
+    shipped = file.read_bytes()
+    save_file({name.removeprefix("text_model."): tensor for name, tensor in load_file(file).items()}, file)
+    classic(base)
+    assert file.read_bytes() == shipped
+    assert (base / "tokenizer/vocab.json").is_file()
+
+
+def test_the_loras_record_the_base_that_ships() -> None:
+    base = open_source(FOLDER.base)
+    for name in FOLDER.loras:
+        recorded = record_of(open_source(FOLDER.lora(name)), RECIPE)["base"]
+        assert recorded == {"name": "base", "sha256": sha256_of(base.files)}

@@ -80,6 +80,9 @@ class Fuse(Step):
     config_from: str | None = Field(
         None, description="The source with configs, scheduler and tokenizers, where the base is a single file."
     )
+    parts_from: str | None = Field(
+        None, description="The source of the VAE, text encoders or layers that the base lacks."
+    )
     prediction: Literal[tuple(CHOICES)] | None = Field(  # type: ignore[valid-type]
         None, description="What the base predicts, where its files do not say it."
     )
@@ -89,17 +92,19 @@ class Fuse(Step):
         None, gt=0, description="Split files above this size, such as 5GB."
     )
     drop_ema: bool = Field(False, description="Leave out a checkpoint's EMA copy.")
+    mend_position_ids: bool = Field(False, description="Write damaged position_ids of text encoders as 0, 1, 2 …")
     allow_unmatched: bool = Field(False, description="Merge what fits, and list what does not.")
 
     @property
     def roles(self) -> dict[str, str]:
-        """``base``, ``terms.style``, ``terms.style.tuned_from``, ``config_from`` → a name of ``sources``."""
+        """``base``, ``terms.style``, ``terms.style.tuned_from``, ``config_from`` … → a name of ``sources``."""
         roles = {"base": self.base}
         for name, term in self.terms.items():
             roles[f"terms.{name}"] = term.source or name
             if term.tuned_from:
                 roles[f"terms.{name}.tuned_from"] = term.tuned_from
-        return roles | ({"config_from": self.config_from} if self.config_from else {})
+        others = {"config_from": self.config_from, "parts_from": self.parts_from}
+        return roles | {role: name for role, name in others.items() if name}
 
     @property
     def rounding_seed(self) -> int | None:
@@ -157,10 +162,10 @@ def _build(
     layout = fuse.layout or base.layout
     roles = {role: inputs[source] for role, source in fuse.roles.items()}
     configs = None
-    if layout == DIFFUSERS != base.layout:
+    if layout == DIFFUSERS and (base.layout != DIFFUSERS or fuse.parts_from):
         if fuse.config_from is None:
             raise RecipeError(
-                f"{name}: fuse.layout is diffusers and the base is not: fuse.config_from is missing",
+                f"{name}: fuse.layout is diffusers, and the base no whole folder: fuse.config_from is missing",
                 f"name a source with the configs, such as hf://{base.arch.hub}",
             )
         configs = roles["config_from"].path
@@ -179,12 +184,14 @@ def _build(
             fuse.max_shard_size,
             fuse.drop_ema,
             fuse.rounding_seed,
+            fuse.mend_position_ids,
         ),
         config_from=str(configs) if configs else None,
         prediction=fuse.prediction,
         allow_unmatched=fuse.allow_unmatched,
         recipe=key,
         parameters=parameters,
+        parts_from=_source(roles["parts_from"]) if fuse.parts_from else None,
     )
     opened = {_source(item): item for item in roles.values()}
     planned = plan(merge, opened=lambda source, _: _opened(opened[source]), base=base)
@@ -232,6 +239,7 @@ def _facts(output: str, fuse: Fuse, roles: Mapping[str, Input], layout: str, set
         "options": fuse.model_dump(include={"dtype", "drop_ema", "max_shard_size", "allow_unmatched"}),
         **({"encoding": fuse.encoding} if fuse.encoding else {}),
         **({"prediction": fuse.prediction} if fuse.prediction else {}),
+        **({"mend_position_ids": True} if fuse.mend_position_ids else {}),
         "sampling": drawn_with.sampling.as_dict() if drawn_with else None,
         "rounding_seed": fuse.rounding_seed,
         **({"method": fuse.method} if fuse.method != ADD else {}),

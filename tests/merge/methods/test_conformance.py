@@ -12,11 +12,11 @@ from merging import merge_of
 from searching import ADAPTERS, write
 from torch import Tensor
 
-from lcmmerge.merge.changes import Change
 from lcmmerge.merge.methods import complete, method, methods, parse, spelled
 from lcmmerge.merge.plan import plan
 from lcmmerge.merge.tensors import merged
 from lcmmerge.merge.verify import verify
+from lcmmerge.search.changes import Change
 from lcmmerge.tensors import open_source
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from searching import ADAPTERS, CPU, adapter, planned
 
 from lcmmerge.adapters import read_adapter
 from lcmmerge.archs import identify, names_of
-from lcmmerge.merge.changes import Change
+from lcmmerge.search.changes import Change
 from lcmmerge.tensors import open_source
 
 
