@@ -68,7 +68,7 @@ def _unwrapped(source: TensorSource) -> TensorSource:
     """Without what a program put before all names: that is no part of them, and no reader would find them by it."""
     stored = {part.stored for arch in architectures().values() for part in arch.parts if part.stored}
     doubled = tuple(f"model.{begin}" for begin in stored)
-    for wrapper, begins in (("state_dict.", "state_dict."), ("module.", "module."), ("model.", doubled)):
+    for wrapper, begins in (*((begin, begin) for begin in ("state_dict.", "module.", "_orig_mod.")), ("model.", doubled)):
         names = source.tensors.keys()
         if names and all(name.startswith(begins) for name in names):
             tensors = {name.removeprefix(wrapper): info for name, info in source.tensors.items()}
