@@ -79,7 +79,7 @@ class Prediction:
         return ((V_MARK,) if self.kind == V else ()) + ((ZERO_SNR_MARK,) if self.zero_snr else ())
 
     def metadata(self, usual: str, said: Mapping[str, str], *, mixed: bool) -> dict[str, str]:
-        """What ModelSpec has for it, where it is told and not what everybody expects, or its file ``said`` of itself."""
+        """What ModelSpec has for it, where it is told and not what everybody expects, or the file ``said`` anything."""
         if not self.told_by or self.kind not in SPELLED:
             return {}
         keys = (METADATA, *said) if mixed or self.kind != usual else said

@@ -74,7 +74,7 @@ def copy_configs(configs: Path, target: Path, components: set[str], model: Model
             continue
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(inside(configs, file.as_posix(), cached=True), target / file)
-    index = read_json(local_tree(target), MODEL_INDEX, CURE)
+    index = read_json(local_tree(configs), MODEL_INDEX, CURE)
     for part, names in NEEDED.items():
         promised = part in index and index[part] != [None, None]
         if promised and not any((target / part / name).is_file() for name in names):
