@@ -39,7 +39,7 @@ class AdapterFile:
     def doubts(self) -> tuple[str, ...]:
         """PEFT keeps alpha outside the tensors: what is assumed where its configuration is not there."""
         count = len({patch.key for patch in self.patches if _is_unscaled(patch)})
-        assumed = f"{count} of its modules have no alpha, and no {SIDECAR} is beside it: taken as alpha = rank"
+        assumed = f"{count} of its modules have no alpha, and no {SIDECAR} tells it: taken as alpha = rank"
         return (assumed,) if count else ()
 
     @property
@@ -50,7 +50,7 @@ class AdapterFile:
 
 def _is_unscaled(patch: Patch) -> bool:
     """As PEFT saves it, with its wrapper or the adapter's name; what others save without alpha has alpha = rank."""
-    if patch.config or patch.given_alpha is not None or patch.roles.keys().isdisjoint(SCALED):
+    if patch.config.get("alpha") is not None or patch.given_alpha is not None or patch.roles.keys().isdisjoint(SCALED):
         return False
     return any(PEFT_PREFIX in info.name or NAMED.search(info.name) for info in patch.roles.values())
 

@@ -2,7 +2,7 @@
 
 from lcmmerge.archs.base import Architecture, Family, Model, Parameter, Variant, architectures, is_ema
 from lcmmerge.archs.component import Component
-from lcmmerge.archs.foreign import foreign_kind, supported
+from lcmmerge.archs.foreign import explain_unknown, foreign_kind, patches_foreign, supported
 from lcmmerge.archs.identify import identify
 from lcmmerge.archs.names import Home, guess_architecture, kohya_name, likely_architectures, names_of
 from lcmmerge.archs.tables import KeyMap, Slot
@@ -21,6 +21,7 @@ __all__ = [
     "Variant",
     "View",
     "architectures",
+    "explain_unknown",
     "foreign_kind",
     "guess_architecture",
     "identify",
@@ -30,6 +31,7 @@ __all__ = [
     "lora_parameters",
     "lora_targets",
     "names_of",
+    "patches_foreign",
     "supported",
     "tiles",
 ]

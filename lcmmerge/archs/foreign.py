@@ -48,16 +48,19 @@ KINDS = (
          ("^emb_params", "^string_to_param.", "^<", "^clip_g$", "^clip_l$", "^learned_embeds"), BESIDE),
     Kind("a Control-LoRA", ("^lora_controlnet",), CONTROLLED),
     Kind("a ControlNet (ControlLLLite)", ("^lllite_",), CONTROLLED),
-    Kind("a ControlNet", ("^control_model.", "controlnet_cond_embedding.", "controlnet_down_blocks.",
-                          "controlnet_mid_block.", "^input_hint_block."), CONTROLLED),
-    Kind("an IP-Adapter", ("^ip_adapter.", "^image_proj.", "^image_proj_model."), CONTROLLED),
-    Kind("a T2I-Adapter", ("^adapter.body.", "^body.0.in_conv.", "^body.0.block1.", "^body.1.in_conv."), CONTROLLED),
+    Kind("a ControlNet", ("^control_model.", "^controlnet.", "control_add_embedding.", "controlnet_cond_embedding.",
+                          "controlnet_down_blocks.", "controlnet_mid_block.", "^input_hint_block."), CONTROLLED),
+    Kind("an IP-Adapter", ("^ip_adapter.", "^image_proj.", "^image_proj_model.", "to_k_ip"), CONTROLLED),
+    Kind("PuLID", ("^id_adapter", "^pulid_"), CONTROLLED),
+    Kind("a T2I-Adapter", ("^style_embedding$", "^adapter.body.", "^body.0.in_conv.", "^body.0.block1.",
+                           "^body.1.in_conv."), CONTROLLED),
     Kind("PhotoMaker's encoder", ("^id_encoder.",), CONTROLLED),
     Kind("a hypernetwork", ("^320.0.linear", "^640.0.linear", "^768.0.linear", "^1024.0.linear", "^1280.0.linear"),
          BESIDE),
     Kind("an AnimateDiff motion model", ("motion_modules.",), CONTROLLED),
-    Kind("an upscaler", ("RDB1.", "rdb1.", "RRDB_trunk.", ".residual_group."), BESIDE),
-    Kind("a face restorer", ("^stylegan_decoder.", "params_ema.stylegan_decoder."), BESIDE),
+    Kind("an upscaler",
+         ("RDB1.", "rdb1.", "RRDB_trunk.", ".residual_group.", "^before_RG.", r"^body.\d+.weight"), BESIDE),
+    Kind("a face restorer", ("^stylegan_decoder.", "params_ema.stylegan_decoder.", "fuse_convs_dict."), BESIDE),
     Kind("a safety checker", ("special_care_embeds",), BESIDE),
     Kind("an adapter with set_weight, which replaces a weight and adds nothing to it: that is not supported",
          (".set_weight", ".reshape_weight"), "merge the checkpoint that it was made from"),
@@ -67,23 +70,31 @@ KINDS = (
 FAMILIES = (
     Kind("Stable Diffusion 3", ("joint_blocks.", "text_encoder_3.", "lora_te3.")),
     Kind("Chroma", ("distilled_guidance_layer.",)),
+    Kind("HunyuanVideo", ("txt_in.individual_token_refiner.", "context_embedder.token_refiner.")),
+    Kind("HiDream", ("double_stream_blocks.", "single_stream_blocks.")),
+    Kind("AuraFlow", ("joint_transformer_blocks.", "double_layers.")),
+    Kind("LTX", ("patchify_proj.",)),
+    Kind("Hunyuan-DiT", (r"blocks.\d+.attn1.Wqkv",)),
     Kind("Flux", ("double_blocks.", "single_transformer_blocks.")),
     Kind("PixArt", ("adaln_single.",)),
     Kind("Stable Cascade", ("clip_txt_mapper.",)),
-    Kind("Wan", ("head.modulation",)),
-    Kind("Lumina or Z-Image", ("cap_embedder.",)),
-    Kind("Krea 2", ("txtfusion.projector.",)),
+    Kind("Wan", ("head.modulation", r"blocks.\d+.(self|cross)_attn.[qkvo](?![a-z_])")),
+    Kind("Anima or Cosmos", (r"blocks.\d+.(self|cross)_attn.(q|k|v|output)_proj",)),
+    Kind("Lumina or Z-Image",
+         ("cap_embedder.", r"(?<!encoder.)layers.\d+.attention.(qkv|out|to_[qkv]|to_out)(?![a-z])")),
+    Kind("Krea 2", ("txtfusion.projector.", r"blocks.\d+.attn.w[qkvo](?![a-z])")),
     Kind("Stable Video Diffusion", VIDEO),
 )
 # These several families have, also some of ours.
 SHARED = (
     Kind("Stable Diffusion 3, Flux or another diffusion transformer",
-         ("transformer.transformer_blocks.", "lora_transformer.", "text_encoders.t5xxl.")),
+         ("(?<!temporal_)transformer.transformer_blocks.", "diffusion_model.transformer_blocks.", "lora_transformer.",
+          "text_encoders.t5xxl.")),
 )  # fmt: skip
 PARTS = (
     Kind("a CLIP image encoder alone", ("vision_model.", "^visual.transformer.")),
-    Kind("a VAE alone", ("decoder.conv_in.", "^taesd_decoder.")),
-    Kind("a text encoder alone", ("token_embedding.", ".SelfAttention.q.")),
+    Kind("a VAE alone", ("decoder.conv_in.", r"^(taesd_)?(en|de)coder.\d+.")),
+    Kind("a text encoder alone", ("token_embedding.", ".SelfAttention.q.", "embed_tokens.")),
 )
 DENOISERS = Kind("a denoiser", ("input_blocks.", "down_blocks.0.attentions.", "output_blocks.", "transformer_blocks."))
 WIDTHS = (768, 1024, 1280)  # of the text encoders
@@ -107,6 +118,11 @@ def foreign_kind(source: TensorSource) -> Kind | None:
         "." not in info.name and 0 < len(info.shape) < 3 and info.shape[-1] in WIDTHS for info in source
     )
     return next((kind for kind in KINDS if kind.has(names)), KINDS[0] if vectors else None)
+
+
+def patches_foreign(modules: Iterable[str]) -> bool:
+    """Whether an adapter is for such a kind alone, such as a motion model's LoRA."""
+    return all(any(kind.pattern.search(module) for kind in KINDS) for module in modules)
 
 
 def explain_unknown(

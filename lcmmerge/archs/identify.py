@@ -68,7 +68,8 @@ def _unwrapped(source: TensorSource) -> TensorSource:
     """Without what a program put before all names: that is no part of them, and no reader would find them by it."""
     stored = {part.stored for arch in architectures().values() for part in arch.parts if part.stored}
     doubled = tuple(f"model.{begin}" for begin in stored)
-    for wrapper, begins in (("state_dict.", "state_dict."), ("module.", "module."), ("model.", doubled)):
+    wrappers: dict[str, str | tuple[str, ...]] = {begin: begin for begin in ("state_dict.", "module.", "_orig_mod.")}
+    for wrapper, begins in (wrappers | {"model.": doubled}).items():
         names = source.tensors.keys()
         if names and all(name.startswith(begins) for name in names):
             tensors = {name.removeprefix(wrapper): info for name, info in source.tensors.items()}

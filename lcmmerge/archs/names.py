@@ -12,7 +12,7 @@ architecture's canonical and single-file names:
 | ``down_blocks.0.…``, ``text_model.…``, ``base_model.model.…`` | PEFT, on one model |
 | ``diffusion_model.input_blocks.1.…``, ``text_encoders.clip_l.transformer.…`` | ComfyUI |
 | ``model.diffusion_model.input_blocks.1.…`` | a single file's own names |
-| ``unet.base_model.model.…``, ``module.…`` | wrappers saved along |
+| ``unet.base_model.model.…``, ``module.…``, ``_orig_mod.…`` | wrappers saved along |
 | ``oft_unet_…`` | sd-scripts' OFT |
 | ``clip_l.text_model.…``, ``clip_g.…`` | OMI, as OneTrainer writes it |
 | ``unet:0``, ``text_encoder:0`` | lora_diffusion, the first LoRAs: by number (``Component.numbered``) |
@@ -37,10 +37,10 @@ from lcmmerge.archs.views import WHOLE, View
 from lcmmerge.refs.weights import SINGLE_FILE
 
 DENOISER = (
-    "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "net.", "model.", "pipe.dit.",
+    "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "net.", "model.", "pipe.dit.", "pipe.unet.",
     "lora_unet_", "lora_transformer_", "oft_unet_",
 )  # fmt: skip
-ANY = ("base_model.model.", "base_model.", "lycoris_", "state_dict.", "module.")
+ANY = ("base_model.model.", "base_model.", "lycoris_", "state_dict.", "module.", "_orig_mod.")
 ATTENTION = re.compile(r"attn2[._]to_k$")  # it reads the text
 NUMBERED = re.compile(r"(\w+):(\d+)")  # cloneofsimo's lora_diffusion
 

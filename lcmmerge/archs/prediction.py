@@ -22,6 +22,7 @@ V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 EDM_MARKS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 MARKS = (V_MARK, ZERO_SNR_MARK, *EDM_MARKS)
 METADATA = "modelspec.prediction_type"  # epsilon or v: https://github.com/Stability-AI/ModelSpec
+KEYS = (METADATA, "modelspec.predict_key")  # the second as ComfyUI writes it
 SPELLED = {EPSILON: "epsilon", V: "v"}
 SAID = {"epsilon": EPSILON, "v": V, V: V}
 ASKED, BY_SCHEDULER = "as asked", "by its scheduler"
@@ -77,10 +78,12 @@ class Prediction:
         """The empty tensors by which a single file says so."""
         return ((V_MARK,) if self.kind == V else ()) + ((ZERO_SNR_MARK,) if self.zero_snr else ())
 
-    def metadata(self, usual: str, *, mixed: bool) -> dict[str, str]:
-        """What ModelSpec has for it, where it is told and not what everybody expects."""
-        says_much = self.told_by and (mixed or self.kind != usual)
-        return {METADATA: SPELLED[self.kind]} if says_much and self.kind in SPELLED else {}
+    def metadata(self, usual: str, said: Mapping[str, str], *, mixed: bool) -> dict[str, str]:
+        """What ModelSpec has for it, where it is told and not what everybody expects, or the file ``said`` anything."""
+        if not self.told_by or self.kind not in SPELLED:
+            return {}
+        keys = (METADATA, *said) if mixed or self.kind != usual else said
+        return {key: SPELLED[self.kind] for key in keys if key in KEYS}
 
     def as_dict(self) -> dict[str, Any]:
         return {"type": self.kind, "zero_terminal_snr": self.zero_snr, "told_by": self.told_by or None}
@@ -103,9 +106,9 @@ def prediction_of(source: TensorSource, usual: str) -> Prediction:
             config = read_object(source.path / SCHEDULER)
             if config.get("_class_name") or config.get("prediction_type"):
                 return _scheduler(config)
-    if kind := SAID.get(source.metadata.get(METADATA, "").strip().lower()):
-        return Prediction(kind, None, "by its metadata")
-    return Prediction(usual)
+    said = (SAID.get(source.metadata.get(key, "").strip().lower()) for key in KEYS)
+    kind = next(filter(None, said), None)
+    return Prediction(kind, None, "by its metadata") if kind else Prediction(usual)
 
 
 def _marked(names: Collection[str]) -> Prediction | None:
@@ -123,4 +126,4 @@ def _scheduler(config: Mapping[str, Any]) -> Prediction:
         return Prediction(EDM, False, by)
     if name.startswith("FlowMatch"):
         return Prediction(FLOW, None, by)
-    return Prediction(str(config.get("prediction_type", EPSILON)), bool(config.get("rescale_betas_zero_snr")), by)
+    return Prediction(str(config.get("prediction_type") or EPSILON), bool(config.get("rescale_betas_zero_snr")), by)

@@ -80,9 +80,9 @@ def copy_configs(
             continue
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(inside(configs, file.as_posix(), cached=True), target / file)
+    index = read_json(local_tree(configs), MODEL_INDEX, CURE)
     if lent:
-        lend(*lent, target)
-    index = read_json(local_tree(target), MODEL_INDEX, CURE)
+        index = lend(*lent, target)
     for part, names in NEEDED.items():
         promised = part in index and index[part] != [None, None]
         if promised and not any((target / part / name).is_file() for name in names):

@@ -93,7 +93,9 @@ def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int
     wanted = plan.sources if settings.hash_base else {k: s for k, s in plan.sources.items() if k != "base"}
     known = provenance.placeholders(wanted)
     family = plan.base.arch.family
-    predicts = plan.base.prediction.metadata(family.prediction, mixed=family.mixed)
+    predicts = plan.base.prediction.metadata(
+        family.prediction, plan.base.source.metadata, mixed=family.mixed
+    )
     with hashing(wanted) as hashes:
 
         def metadata(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lcmmerge.archs import Model, Parameter, Slot, View, is_ema, tiles
 from lcmmerge.archs.completed import lent
 from lcmmerge.archs.positions import position_ids, right_positions
-from lcmmerge.archs.prediction import ASKED, EDM, MARKS
+from lcmmerge.archs.prediction import ASKED, EPSILON, MARKS, V
 from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.merge.operand import Operand
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
@@ -145,12 +145,14 @@ def _mended(base: Model, chosen: list[Draft]) -> Iterator[Draft]:
 
 
 def _marks(base: Model) -> list[Draft]:
-    """Empty tensors that tell what it predicts; EDM's hold numbers that only its own files know."""
+    """Empty tensors that tell what it predicts. EDM's hold numbers that only its own files know; others have none."""
     found = base.prediction
-    if found.kind == EDM:
-        raise IncompatibleError(f"{base.source.path}: {found}, of which a single file needs numbers", "omit --layout")
     if found.kind == base.arch.family.prediction and not found.zero_snr:
         return []
+    if found.kind not in (EPSILON, V):
+        raise IncompatibleError(
+            f"{base.source.path}: {found}, which a single file made of it would not say", "omit --layout"
+        )
     file = base.source.files[0]
     return [
         Draft.of("", name, Operand(name, file, ((0, 0),), DTYPES["F32"], (0,)), converts=False) for name in found.marks

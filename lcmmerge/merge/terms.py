@@ -15,12 +15,14 @@ from lcmmerge.adapters import Adapter, AdapterFile, Dense, Patch, algorithm, rea
 from lcmmerge.archs import (
     Model,
     Parameter,
+    explain_unknown,
     foreign_kind,
     guess_architecture,
     identify,
     is_ema,
     likely_architectures,
     names_of,
+    patches_foreign,
 )
 from lcmmerge.errors import (
     FormatError,
@@ -138,6 +140,8 @@ def read_content(source: TensorSource) -> AdapterFile | Model:
         except UnknownArchitectureError:
             if not adapter.patches or (adapter.unknown and foreign_kind(source)):
                 raise
+    if patches_foreign(adapter.modules):
+        raise explain_unknown(source)
     return adapter
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 
 from lcmmerge.archs.modelspec import HASH
+from lcmmerge.archs.prediction import MARKS
 from lcmmerge.errors import NotFoundError, VerificationError
 from lcmmerge.history import RECIPE, record_of
 from lcmmerge.merge.execute import execute
@@ -67,6 +68,12 @@ class Verified:
 
     def check(self) -> None:
         """Raises VerificationError where anything differs."""
+        if self.different and all(item.name in MARKS for item in self.different):
+            marks = ", ".join(f"{item.name} is {item.reason}" for item in self.different)
+            raise VerificationError(
+                f"{self.path}: its weights are what its recipe gives, but not its marks of what it predicts: {marks}",
+                "it was merged before they were written, or its base says something else now: merge it again",
+            )
         if self.different:
             few = ", ".join(item.name for item in self.different[:3]) + (", …" if len(self.different) > 3 else "")
             raise VerificationError(

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from lcmmerge.errors import NotFoundError
 from lcmmerge.refs.files import inside
@@ -14,8 +15,9 @@ from lcmmerge.refs.weights import MODEL_INDEX, local_tree, read_json, small_file
 CURE = "name another with --config-from"
 
 
-def lend(configs: Path, components: Iterable[str], target: Path) -> None:
-    """Give the folder ``target`` the components' configs, the text encoders' tokenizers, and their lines in its index.
+def lend(configs: Path, components: Iterable[str], target: Path) -> dict[str, Any]:
+    """Give the folder ``target`` the components' configs, the text encoders' tokenizers, and their lines in its index,
+    which is returned.
 
     Raises NotFoundError where ``configs`` has no config of one, FormatError.
     """
@@ -39,3 +41,4 @@ def lend(configs: Path, components: Iterable[str], target: Path) -> None:
             if file.startswith(f"{part}/"):
                 shutil.copyfile(inside(configs, file, cached=True), target / file)
     (target / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return index

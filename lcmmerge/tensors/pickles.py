@@ -22,7 +22,7 @@ from lcmmerge.errors import FormatError, NotFoundError, UnsafePickleError
 from lcmmerge.refs.files import open_regular
 from lcmmerge.tensors.dtypes import TORCH_DTYPES
 from lcmmerge.tensors.info import TensorInfo
-from lcmmerge.tensors.signatures import ZIP, foreign, head_of
+from lcmmerge.tensors.signatures import UNPACK, ZIP, foreign, head_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +69,10 @@ def _records(path: Path) -> dict[int, int]:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             size = os.fstat(file.fileno()).st_size
             records = {}
+            names = archive.namelist()
+            if not any(name.endswith("data.pkl") for name in names):
+                inside = f" of other files ({names[0]!r} first)" if names else " with nothing in it"
+                raise FormatError(f"{path}: is a zip archive{inside}, not weights as torch.save writes them", UNPACK)
             for record in archive.infolist():
                 if record.filename.endswith("/byteorder") and not _little_endian(archive, record):
                     raise FormatError(f"{path}: was written on a big-endian machine", SAVE_AGAIN)

@@ -16,6 +16,7 @@ PICKLE = re.compile(rb"\x80[\x02-\x05]")
 ONNX = re.compile(rb"\x08[\x01-\x20]\x12.[ -~]", re.DOTALL)  # ir_version, then the producer's name
 TEXT = re.compile(rb"[\t\n\r -~\x80-\xff]+")
 AGAIN = "download or export the file again"
+UNPACK = "unpack it, and name the file in it"
 SIGN_IN = "download it again, signed in or with the site's token"
 
 # First bytes → what such a file is, and what helps.
@@ -23,9 +24,14 @@ FOREIGN = {
     b"GGUF": ("GGUF", "take the safetensors of this model: GGUF's weights are quantised in most files"),
     b"ggml": ("GGML", "take the safetensors of this model"),
     b"\x89HDF": ("HDF5, as Keras writes it", "take the safetensors of this model"),
-    b"7z\xbc\xaf": ("a 7z archive", "unpack it, and name the file in it"),
-    b"Rar!": ("a RAR archive", "unpack it, and name the file in it"),
-    b"\x1f\x8b": ("a gzip archive", "unpack it, and name the file in it"),
+    b"7z\xbc\xaf": ("a 7z archive", UNPACK),
+    b"Rar!": ("a RAR archive", UNPACK),
+    b"\x1f\x8b": ("a gzip archive", UNPACK),
+    b"BZh": ("a bzip2 archive", UNPACK),
+    b"\xfd7zXZ": ("an xz archive", UNPACK),
+    b"\x28\xb5\x2f\xfd": ("a zstd archive", UNPACK),
+    b"\x93NUMPY": ("one array of numpy", "take the safetensors of this model"),
+    b"%PDF": ("a PDF", AGAIN),
     b"\x89PNG": ("a picture (PNG)", "name the model, not its preview"),
     b"\xff\xd8\xff": ("a picture (JPEG)", "name the model, not its preview"),
     b"RIFF": ("a picture (WebP) or a sound", "name the model, not its preview"),
@@ -66,6 +72,8 @@ def _foreign(head: bytes) -> tuple[str, str] | None:
     for begins, known in FOREIGN.items():
         if head.startswith(begins):
             return known
+    if head[257:262] == b"ustar":
+        return "a tar archive", UNPACK
     if ONNX.match(head):
         return "an ONNX graph", "take the checkpoint that it was exported from"
     if head.startswith(ZIP):

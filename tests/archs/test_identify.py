@@ -198,6 +198,14 @@ def test_scaled_fp8_is_refused(extra: str, tmp_path: Path) -> None:
         (["diffusion_model.out.2.set_weight"], "set_weight, which replaces"),
         (["vision_model.embeddings.class_embedding"], "a CLIP image encoder"),
         (["blocks.0.self_attn.q.weight", "head.modulation"], "Wan"),
+        (["double_blocks.0.img_mod.linear.weight", "txt_in.individual_token_refiner.x"], "HunyuanVideo"),
+        (["adaln_single.linear.weight", "patchify_proj.weight"], "LTX"),
+        (["controlnet_mid_block.weight", "control_add_embedding.linear_1.weight"], "a ControlNet"),
+        (["id_adapter.latents"], "PuLID"),
+        (["0.to_q_lora.down.weight", "1.to_k_ip.weight"], "an IP-Adapter"),
+        (["decoder.1.weight", "encoder.0.weight"], "a VAE alone"),
+        (["model.embed_tokens.weight"], "a text encoder alone"),
+        (["body.0.weight", "body.1.weight"], "an upscaler"),
         (["fc.weight"], "no architecture"),
         ([], "no architecture"),
     ],
@@ -270,7 +278,7 @@ def test_what_is_left_of_an_adapter_in_a_checkpoint_is_a_leftover() -> None:
     assert list(found.leftovers) == [stray]
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict.", "module.", "model.", "module.model."])
+@pytest.mark.parametrize("wrapper", ["state_dict.", "module.", "_orig_mod.", "model.", "module.model."])
 def test_what_stands_before_all_names_is_no_part_of_them(wrapper: str, tmp_path: Path) -> None:
     plain = ldm_shapes(tmp_path)
     found = identify(named_source({wrapper + name: shape for name, shape in plain.items()}))

@@ -61,6 +61,7 @@ def test_schedulers_of_diffusers(name: str, tmp_path: Path) -> None:
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, EDM),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, FLOW),
         ({"_class_name": "DDIMScheduler", "prediction_type": "sample"}, "sample"),
+        ({"_class_name": "DDIMScheduler", "prediction_type": None}, EPSILON),
         ([], EPSILON),
     ],
 )
@@ -68,10 +69,20 @@ def test_other_schedulers(config: object, kind: str, tmp_path: Path) -> None:
     assert prediction_of(folder(tmp_path, config), EPSILON).kind == kind
 
 
+@pytest.mark.parametrize("key", ["modelspec.prediction_type", "modelspec.predict_key"])
 @pytest.mark.parametrize(("said", "kind"), [("v", V), ("epsilon", EPSILON), ("V ", V), ("?", FLOW)])
-def test_metadata(said: str, kind: str) -> None:
-    source = TensorSource(Path("a"), "single-file", {}, (), {"modelspec.prediction_type": said})
+def test_metadata(said: str, kind: str, key: str) -> None:
+    source = TensorSource(Path("a"), "single-file", {}, (), {key: said})
     assert prediction_of(source, FLOW).kind == kind
+
+
+def test_metadata_that_say_something_else_are_set_right() -> None:
+    said = {"modelspec.prediction_type": "v", "modelspec.predict_key": "v", "modelspec.title": "x"}
+    keys = ("modelspec.prediction_type", "modelspec.predict_key")
+    assert Prediction.named("epsilon").metadata(EPSILON, said, mixed=False) == dict.fromkeys(keys, "epsilon")
+    assert Prediction.named("v").metadata(EPSILON, {}, mixed=False) == {keys[0]: "v"}
+    assert Prediction.named("epsilon").metadata(EPSILON, {}, mixed=False) == {}
+    assert Prediction(EDM, False, "by edm_mean").metadata(EPSILON, said, mixed=False) == {}
 
 
 def test_sd2_is_a_guess_until_somebody_says_it() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from fusing import assert_same, canonical, fuse, load, raw
+from fusing import assert_same, canonical, fuse, load, metadata, raw
 from pico import PIPELINES, canonical_state, pico
 from safetensors.torch import load_file, save_file
 from tiers import of_each
 from transformers import CLIPTextModel
 
-from lcmmerge.errors import IncompatibleError, NotFoundError, OutputError, ShapeMismatchError
+from lcmmerge.errors import IncompatibleError, NotFoundError, OutputError, ShapeMismatchError, VerificationError
 from lcmmerge.merge.verify import verify
 from lcmmerge.tensors import open_source
 
@@ -334,6 +334,35 @@ def test_what_a_model_predicts_goes_into_both_layouts(files, tmp_path):
     assert not report.dropped
     fuse(marked, tmp_path / "same.safetensors", **idle)
     assert_same(load(tmp_path / "same.safetensors"), load(marked))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"prediction_type": "sample"}, {"_class_name": "FlowMatchEulerDiscreteScheduler"}], ids=str
+)
+def test_what_no_mark_says_goes_into_no_single_file(changed, files, tmp_path):
+    inputs, folder = files("sd1"), tmp_path / "folder"
+    shutil.copytree(inputs.folder(), folder)
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler_of(folder) | changed))
+    with pytest.raises(IncompatibleError, match="which a single file made of it would not say"):
+        fuse(folder, tmp_path / "out.safetensors", inputs.style, layout="single-file")
+
+
+def test_a_merge_without_the_marks_of_today_is_not_called_changed(files, tmp_path):
+    """As merged before marks were written; or its folder's scheduler, which no hash holds, says something else now."""
+    inputs, folder, merged = files("sd1"), tmp_path / "folder", tmp_path / "merged.safetensors"
+    shutil.copytree(inputs.folder(), folder)
+    (folder / "scheduler/scheduler_config.json").write_text(
+        json.dumps(scheduler_of(folder) | {"prediction_type": "v_prediction"})
+    )
+    fuse(folder, merged, inputs.style, layout="single-file")
+    old, tensors = tmp_path / "old.safetensors", load(merged)
+    del tensors["v_pred"]
+    save_file(tensors, old, metadata(merged))
+    places = [str(tmp_path), str(inputs.root)]
+    verify(open_source(merged), places).check()
+    with pytest.raises(VerificationError, match="weights are what .* gives, but .*: v_pred is missing") as caught:
+        verify(open_source(old), places).check()
+    assert "merged before they were written" in caught.value.hint
 
 
 def test_what_a_person_says_goes_before_the_marks(files, tmp_path):

@@ -294,6 +294,8 @@ def test_a_scale_that_nothing_states_is_told(files, tmp_path):
     assert [doubt for doubt in plan(merge).doubts if "1 of its modules have no alpha" in doubt]
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 6}')
     assert not [doubt for doubt in plan(merge).doubts if "alpha" in doubt]
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3}')
+    assert [doubt for doubt in plan(merge).doubts if "no adapter_config.json tells it" in doubt]
 
 
 # Refused, with the likely cause
@@ -411,6 +413,11 @@ def test_an_architecture_without_an_official_lcm_lora(files, tmp_path, cli):
         ({"emb_params": (2, 16)}, "a textual inversion"),
         ({"ip_adapter.0.to_q_lora.down.weight": (4, 8), "ip_adapter.0.to_q_lora.up.weight": (8, 4),
           "image_proj.norm.weight": (8,)}, "an IP-Adapter"),
+        ({"down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": (4, 8),
+          "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attn1.to_q.lora_B.weight": (8, 4)},
+         "an AnimateDiff motion model"),
+        ({"lora_controlnet_mid_block_resnets_0_conv1.lora_down.weight": (4, 8),
+          "lora_controlnet_mid_block_resnets_0_conv1.lora_up.weight": (8, 4)}, "a Control-LoRA"),
         ({"diffusion_model.out.2.set_weight": (4, 8, 3, 3)}, "set_weight"),
         ({"decoder.conv_in.weight": (8, 4, 3, 3)}, "a VAE alone"),
         ({"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": (8, 8)}, "Flux"),
@@ -421,6 +428,25 @@ def test_a_style_that_is_something_else_is_told_what_it_is(names, said, files, t
     save_file({name: drawn(*shape) for name, shape in names.items()}, tmp_path / "style.safetensors")
     with pytest.raises(UnknownArchitectureError, match=said):
         fuse(files("sd1").base(), tmp_path / "fused.safetensors", tmp_path / "style.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("module", "made_for"),
+    [
+        ("diffusion_model.blocks.0.self_attn.q", "Wan"),
+        ("lora_unet_blocks_0_cross_attn_k_proj", "Anima or Cosmos"),
+        ("lora_unet_blocks_0_attn_wq", "Krea 2"),
+        ("diffusion_model.layers.0.attention.to_q", "Lumina or Z-Image"),
+        ("diffusion_model.double_stream_blocks.0.block.attn1.to_q", "HiDream"),
+        ("diffusion_model.transformer_blocks.0.attn1.to_q", "another diffusion transformer"),
+    ],
+)
+def test_a_lora_of_a_family_that_is_not_ours_is_told_by_its_names(module, made_for, files, tmp_path):
+    tensors = {f"{module}.lora_down.weight": drawn(3, 8), f"{module}.lora_up.weight": drawn(8, 3)}
+    write(tmp_path / "style.safetensors", tensors)
+    with pytest.raises(UnmatchedKeysError) as caught:
+        fuse(files("sd1").base(), tmp_path / "fused.safetensors", tmp_path / "style.safetensors")
+    assert made_for in caught.value.hint
 
 
 def test_the_base_is_not_blamed_for_being_what_it_is(files, tmp_path):

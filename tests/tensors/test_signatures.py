@@ -1,5 +1,6 @@
 """What people have in place of weights is named, and what has another's suffix is read for what it is."""
 
+import zipfile
 from pathlib import Path
 
 import onnx
@@ -24,6 +25,9 @@ CASES = {
     "gguf": (b"GGUF" + (3).to_bytes(4, "little") + bytes(600), "GGUF", "safetensors"),
     "onnx": (GRAPH.SerializeToString(), "an ONNX graph", "checkpoint"),
     "archive": (b"7z\xbc\xaf\x27\x1c" + bytes(600), "a 7z archive", "unpack"),
+    "tar": (bytes(1) + b"w" * 256 + b"ustar" + bytes(600), "a tar archive", "unpack"),
+    "xz": (b"\xfd7zXZ\0" + bytes(600), "an xz archive", "unpack"),
+    "array": (b"\x93NUMPY" + bytes(600), "one array of numpy", "safetensors"),
     "preview": (b"\x89PNG\r\n\x1a\n" + bytes(600), "a picture", "preview"),
     "empty": (b"", "is empty", "again"),
     "zeros": (bytes(5000), "all zeros", "again"),
@@ -57,6 +61,15 @@ def test_safetensors_of_any_name(tmp_path: Path, name: str) -> None:
 def test_a_pickle_of_any_name(tmp_path: Path, name: str) -> None:
     torch.save({"w": torch.tensor([3.0])}, tmp_path / name)
     assert open_source(tmp_path / name)["w"].scalar() == 3
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt"])
+def test_a_zip_archive_of_something_else_is_to_be_unpacked(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("lora.safetensors", save({"w": torch.ones(2)}))
+    with pytest.raises(FormatError, match=r"zip archive of other files \('lora\.safetensors' first\)") as caught:
+        open_source(tmp_path / name)
+    assert "unpack it" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt"])
