@@ -360,7 +360,7 @@ def test_a_merge_without_the_marks_of_today_is_not_called_changed(files, tmp_pat
     save_file(tensors, old, metadata(merged))
     places = [str(tmp_path), str(inputs.root)]
     verify(open_source(merged), places).check()
-    with pytest.raises(VerificationError, match="weights are what .* gives, but .*: v_pred is missing") as caught:
+    with pytest.raises(VerificationError, match=r"weights are what .* gives, but .*: v_pred is missing") as caught:
         verify(open_source(old), places).check()
     assert "merged before they were written" in caught.value.hint
 
