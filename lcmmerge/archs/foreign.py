@@ -66,13 +66,9 @@ KINDS = (
 )  # fmt: skip
 FAMILIES = (
     Kind("Stable Diffusion 3", ("joint_blocks.", "text_encoder_3.", "lora_te3.")),
-    Kind("Chroma", ("distilled_guidance_layer.",)),
-    Kind("Flux", ("double_blocks.", "single_transformer_blocks.")),
     Kind("PixArt", ("adaln_single.",)),
     Kind("Stable Cascade", ("clip_txt_mapper.",)),
     Kind("Wan", ("head.modulation",)),
-    Kind("Lumina or Z-Image", ("cap_embedder.",)),
-    Kind("Krea 2", ("txtfusion.projector.",)),
     Kind("Stable Video Diffusion", VIDEO),
 )
 # These several families have, also some of ours.

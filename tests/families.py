@@ -1,0 +1,166 @@
+"""Every family of diffusion transformers as diffusers' own class: tiny, and with the rows that its converter counts on."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from diffusers.loaders import single_file_utils
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lcmmerge.archs import Architecture, architectures, tiles
+from lcmmerge.archs.transformer import Transformer
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family. ``tiny``: a config that runs; ``few``: the published one with few blocks; ``converter``: diffusers' name
+    of it, empty where a single file has the canonical names. ``beside``: what single files have besides, by name.
+    """
+
+    tiny: dict[str, Any]
+    few: dict[str, Any]
+    converter: str = ""
+    beside: tuple[str, ...] = ()
+
+
+FLUX = {"num_layers": 2, "num_single_layers": 2}
+SMALL = {"attention_head_dim": 8, "num_attention_heads": 2, "axes_dims_rope": (2, 2, 4)}
+CASES = {
+    "flux1": Case(
+        FLUX | SMALL | {"in_channels": 4, "joint_attention_dim": 12, "pooled_projection_dim": 6, "guidance_embeds": True},
+        FLUX | {"guidance_embeds": True},
+        "flux",
+    ),
+    "chroma": Case(
+        FLUX | SMALL | {"in_channels": 4, "joint_attention_dim": 12, "approximator_num_channels": 8,
+                        "approximator_hidden_dim": 10, "approximator_layers": 2},
+        FLUX,
+        "chroma",
+    ),
+    "flux2": Case(
+        FLUX | {"in_channels": 8, "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 12,
+                "timestep_guidance_channels": 8, "axes_dims_rope": (2, 2, 2, 2)},
+        FLUX,
+        "flux2",
+    ),
+    "flux3": Case(
+        FLUX | {"in_channels": 8, "cond_in_channels": 8, "attention_head_dim": 8, "num_attention_heads": 2,
+                "joint_attention_dim": 12, "timestep_channels": 8, "axes_dims_rope": (2, 2, 2, 2), "flow_map": True},
+        FLUX | {"flow_map": True},
+        "flux3",
+        beside=("repa_projectors.0.weight",),
+    ),
+    "z_image": Case(
+        {"in_channels": 4, "dim": 16, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
+         "cap_feat_dim": 12, "axes_dims": [2, 2, 4], "axes_lens": [8, 8, 8]},
+        {"n_layers": 2},
+        "z_image",
+        beside=("norm_final.weight",),
+    ),
+    "krea2": Case(
+        {"in_channels": 8, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "intermediate_size": 24, "timestep_embed_dim": 8, "text_hidden_dim": 16, "num_text_layers": 3,
+         "text_num_attention_heads": 2, "text_num_key_value_heads": 2, "text_intermediate_size": 20,
+         "axes_dims_rope": (2, 2, 4)},
+        {"num_layers": 2},
+        "krea2",
+    ),
+    "qwen_image": Case(
+        {"in_channels": 16, "out_channels": 4, "num_layers": 2, "joint_attention_dim": 12} | SMALL,
+        {"num_layers": 2},
+    ),
+}  # fmt: skip
+
+
+def families() -> dict[str, Architecture]:
+    """All whose denoiser is a transformer: each must have a case."""
+    return {name: arch for name, arch in architectures().items() if isinstance(arch.denoiser, Transformer)}
+
+
+def class_of(name: str) -> Any:
+    return getattr(diffusers, families()[name].denoiser.module)
+
+
+def published(name: str) -> nn.Module:
+    with init_empty_weights():
+        return class_of(name)()
+
+
+@cache
+def tiny(name: str) -> nn.Module:
+    """Shared: copy it before changing it."""
+    model = class_of(name)(**CASES[name].tiny)
+    return model.eval().requires_grad_(False)
+
+
+@cache
+def state_of(name: str) -> State:
+    """The tiny model's weights, random, by canonical name; the component in front."""
+    generator = torch.Generator().manual_seed(0)
+    state = tiny(name).state_dict()
+    return {f"transformer.{key}": 0.2 * torch.randn(tensor.shape, generator=generator) for key, tensor in state.items()}
+
+
+def narrow(name: str) -> State:
+    """Random weights with the published model's rows, one number wide: all that a converter looks at."""
+    with init_empty_weights():
+        state = class_of(name)(**CASES[name].few).state_dict()
+    return {
+        key: torch.randn(*tensor.shape[:1], *(1 for _ in tensor.shape[1:])) for key, tensor in state.items()
+    }
+
+
+def sized(arch: Architecture, canonical: State) -> Architecture:
+    inner = [name.removeprefix("transformer.") for name in canonical]
+    return replace(arch, parts=(arch.denoiser.sized(inner), *arch.parts[1:]))
+
+
+def stored(name: str, canonical: State) -> State:
+    """The weights as the table says that a single file has them, without what stands before their names."""
+    arch = sized(families()[name], canonical)
+    found: State = {}
+    for key, slots in arch.keymap("single-file").stored.items():
+        slots = tuple(slot for slot in slots if slot.parameter in canonical)
+        if not slots:
+            continue
+        made_of = tiles([slot.view for slot in slots], [tuple(canonical[slot.parameter].shape) for slot in slots])
+        assert made_of, key
+        tensor = torch.full(made_of[0], float("nan"), dtype=canonical[slots[0].parameter].dtype)
+        for slot in slots:
+            slot.view.put(tensor, canonical[slot.parameter])
+        found[key.removeprefix(arch.denoiser.stored)] = tensor
+    return found
+
+
+def converted(name: str, state: State) -> State:
+    """What diffusers reads from such a single file."""
+    converter = CASES[name].converter
+    names = [n for n in dir(single_file_utils) if re.fullmatch(rf"convert_{converter}(_transformer)?(_checkpoint)?_to_diffusers", n)]
+    return getattr(single_file_utils, names[0])(dict(state)) if converter else state
+
+
+def single_file(path: Path, name: str, canonical: State, begin: str = "model.diffusion_model.") -> Path:
+    state = {begin + key: tensor.contiguous() for key, tensor in stored(name, canonical).items()}
+    save_file(state | {begin + key: torch.ones(2) for key in CASES[name].beside}, path)
+    return path
+
+
+def folder(path: Path, name: str, canonical: State) -> Path:
+    """A diffusers folder, its transformer in shards."""
+    model = class_of(name)(**CASES[name].tiny)
+    model.load_state_dict({key.removeprefix("transformer."): tensor for key, tensor in canonical.items()})
+    model.save_pretrained(path / "transformer", max_shard_size="10KB")
+    index = {"_class_name": "Pipeline", "transformer": ["diffusers", type(model).__name__]}
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
