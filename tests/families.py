@@ -76,6 +76,42 @@ CASES = {
         {"num_layers": 2},
         "krea2",
     ),
+    "wan": Case(
+        {"patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
+         "text_dim": 12, "freq_dim": 8, "ffn_dim": 20, "num_layers": 2, "image_dim": 6, "added_kv_proj_dim": 24},
+        {"num_layers": 2, "image_dim": 6, "added_kv_proj_dim": 5120},
+        "wan",
+    ),
+    "qwen_image21": Case(
+        {"in_channels": 8, "out_channels": 8, "num_layers": 2, "context_in_dim": 12} | SMALL,
+        {"num_layers": 2},
+        "qwen_image21",
+    ),
+    "lumina2": Case(
+        {"in_channels": 4, "hidden_size": 48, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 6,
+         "num_kv_heads": 2, "multiple_of": 8, "axes_dim_rope": (2, 2, 4), "axes_lens": (8, 8, 8), "cap_feat_dim": 12},
+        {"num_layers": 2},
+        "lumina2",
+        beside=("norm_final.weight",),
+    ),
+    "auraflow": Case(
+        {"sample_size": 4, "in_channels": 4, "num_mmdit_layers": 2, "num_single_dit_layers": 2, "attention_head_dim": 8,
+         "num_attention_heads": 2, "joint_attention_dim": 12, "caption_projection_dim": 16, "pos_embed_max_size": 16},
+        {"num_mmdit_layers": 2, "num_single_dit_layers": 2},
+        "auraflow",
+    ),
+    "ernie_image": Case(
+        {"hidden_size": 16, "num_attention_heads": 2, "num_layers": 2, "ffn_hidden_size": 20, "in_channels": 4,
+         "out_channels": 4, "text_in_dim": 12, "rope_axes_dim": (2, 2, 4)},
+        {"num_layers": 2},
+        "ernie_image",
+    ),
+    "cosmos2": Case(
+        {"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2,
+         "text_embed_dim": 12, "adaln_lora_dim": 4, "max_size": (4, 8, 8), "extra_pos_embed_type": None},
+        {"num_layers": 2, "extra_pos_embed_type": None},
+        "cosmos",
+    ),
     "qwen_image": Case(
         {"in_channels": 16, "out_channels": 4, "num_layers": 2, "joint_attention_dim": 12} | SMALL,
         {"num_layers": 2},

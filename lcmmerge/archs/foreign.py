@@ -25,19 +25,22 @@ class Kind:
     """A kind of file that is not taken.
 
     ``marks``: patterns that no other kind's names have; a dot is one, or an underscore, as adapters spell it. ``cure``:
-    what to do, by default to take what is supported.
+    what to do, by default to take what is supported. ``beside``: where the marks alone are others', too, what some name
+    has besides.
     """
 
     what: str
     marks: tuple[str, ...]
     cure: str = ""
+    beside: str = ""
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         return re.compile("|".join(self.marks).replace(".", "[._]"))
 
-    def has(self, names: Iterable[str]) -> bool:
-        return any(self.pattern.search(name) for name in names)
+    def has(self, names: Sequence[str]) -> bool:
+        marked = any(self.pattern.search(name) for name in names)
+        return marked and (not self.beside or any(self.beside in name for name in names))
 
 
 BESIDE = "it is loaded beside a checkpoint, and is no change of its weights: omit it here"
@@ -47,6 +50,7 @@ KINDS = (
     Kind("a textual inversion (an embedding of a word)",
          ("^emb_params", "^string_to_param.", "^<", "^clip_g$", "^clip_l$", "^learned_embeds"), BESIDE),
     Kind("a Control-LoRA", ("^lora_controlnet",), CONTROLLED),
+    Kind("a control LoRA of FLUX.1 (Canny, Depth)", (".key_norm.scale$",), CONTROLLED, ".lora_A."),
     Kind("a ControlNet (ControlLLLite)", ("^lllite_",), CONTROLLED),
     Kind("a ControlNet", ("^control_model.", "controlnet_cond_embedding.", "controlnet_down_blocks.",
                           "controlnet_mid_block.", "^input_hint_block."), CONTROLLED),
@@ -68,7 +72,6 @@ FAMILIES = (
     Kind("Stable Diffusion 3", ("joint_blocks.", "text_encoder_3.", "lora_te3.")),
     Kind("PixArt", ("adaln_single.",)),
     Kind("Stable Cascade", ("clip_txt_mapper.",)),
-    Kind("Wan", ("head.modulation",)),
     Kind("Stable Video Diffusion", VIDEO),
 )
 # These several families have, also some of ours.

@@ -216,27 +216,32 @@ def guess_architecture(modules: Iterable[str]) -> str | None:
 
 
 def likely_architectures(modules: Iterable[str]) -> tuple[Architecture, ...]:
-    """The architecture that has the most of the modules; among equals, the one of which they are the greater part
-    (everything of SSD-1B's has a home in SDXL, too). Where names do not tell (the U-Nets of SD 1 and 2), a mapping to
-    the shapes that an adapter was made for may: the text's width, or an MLP's. Several where nothing tells.
+    """The architectures that have the most of the modules; of those whose denoisers are of one class, the one of which
+    they are the greater part (everything of SSD-1B's has a home in SDXL, too). A mapping to the shapes that an adapter
+    was made for tells what names do not: the text's width is SD 1's or SD 2's, an MLP's FLUX.1's or FLUX.2's.
     """
     keys = set(modules)
     if guess_family(keys):
         return ()
-    scores = {arch.name: _score(arch, keys) for arch in architectures().values()}
-    best = max(scores.values())
-    if not best[0] or (best[0] < len(keys) and guess_family(keys, SHARED)):
-        return ()
-    likely = tuple(architectures()[name] for name, score in scores.items() if score == best)
     shapes = modules if isinstance(modules, Mapping) else {}
-    return tuple(arch for arch in likely if _may_be(arch, shapes)) or likely
+    scores = {arch: _score(arch, keys) for arch in architectures().values()}
+    most = max(count for count, _ in scores.values())
+    if not most or (most < len(keys) and guess_family(keys, SHARED)):
+        return ()
+    likely = [arch for arch, (count, _) in scores.items() if count == most]
+    likely = [arch for arch in likely if _may_be(arch, shapes)] or likely
+    shares: dict[str, float] = {}
+    for arch in likely:
+        shares[arch.denoiser.module] = max(scores[arch][1], shares.get(arch.denoiser.module, 0.0))
+    return tuple(arch for arch in likely if scores[arch][1] == shares[arch.denoiser.module])
 
 
 def _may_be(arch: Architecture, shapes: Mapping[str, Shape]) -> bool:
     """Whether an adapter whose modules were made for these shapes may be the architecture's."""
     names, denoiser = names_of(arch), arch.denoiser
     matrices = ((names.find(key), shape) for key, shape in shapes.items() if len(shape) > 1)
-    return all(denoiser.may_have(home.module, shape) for home, shape in matrices if home and len(home.parts) == 1)
+    parts = ((part, shape) for home, shape in matrices if home for part in home.parts)
+    return all(denoiser.may_have(module, view.shape(shape)) for (module, view), shape in parts)
 
 
 def _score(arch: Architecture, keys: set[str]) -> tuple[int, float]:

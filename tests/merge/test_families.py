@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import flux
 import pytest
 import torch
 from families import families, folder, single_file, sized, state_of, stored
@@ -122,3 +123,32 @@ def test_every_command(name: str, tmp_path: Path, cli: Cli) -> None:
         done = cli("fuse", base, made, "--lambda", "1", "0", "-o", again)
         assert done.code == 0, done.err
         assert_close(load_file(again), doubled(load_file(tuned)), 1e-4)
+
+
+@pytest.mark.parametrize("layout", ["single-file", "folder"])
+def test_a_flux_lora_in_every_dialect_gives_the_same_bytes(layout: str, tmp_path: Path, cli: Cli) -> None:
+    weights, made = state_of("flux1"), {}
+    if layout == "folder":
+        base = folder(tmp_path / "base", "flux1", weights)
+    else:
+        base = single_file(tmp_path / "base.safetensors", "flux1", weights)
+    for dialect in flux.DIALECTS:
+        style, target = flux.lora(tmp_path / dialect, dialect), tmp_path / f"out-{dialect}{base.suffix}"
+        done = cli("fuse", base, style, "--lambda", "0.8", "0", "-o", target)
+        assert done.code == 0, (dialect, done.err)
+        made[dialect] = load(target)
+    first, before = made.pop("kohya"), load(base)
+    moved = {name for name in before if not torch.equal(first[name], before[name])}
+    assert len(moved) == flux.BLOCKS * (4 + 2 if layout == "single-file" else 8 + 4)
+    for dialect, found in made.items():
+        assert found.keys() == first.keys()
+        assert not [name for name, tensor in first.items() if not torch.equal(found[name], tensor)], dialect
+
+
+def test_an_alpha_that_nobody_tells_is_not_guessed(tmp_path: Path, cli: Cli) -> None:
+    base = single_file(tmp_path / "base.safetensors", "flux1", state_of("flux1"))
+    style = flux.lora(tmp_path / "named", "named")
+    (style.parent / "adapter_config.json").unlink()
+    done = cli("fuse", base, style, "--lambda", "0.8", "0", "-o", tmp_path / "out.safetensors")
+    done.assert_fault(3, "has no alpha")
+    assert not (tmp_path / "out.safetensors").exists()
