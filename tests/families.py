@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ State = dict[str, Tensor]
 @dataclass(frozen=True)
 class Case:
     """A family. ``tiny``: a config that runs; ``few``: the published one with few blocks; ``converter``: diffusers' name
-    of it, empty where a single file has the canonical names. ``beside``: what single files have besides, by name.
+    of it, empty where a single file has the canonical names. ``full``: the published config, where it is not the class's
+    default. ``beside``: what single files have besides, by name.
     """
 
     tiny: dict[str, Any]
     few: dict[str, Any]
     converter: str = ""
+    full: dict[str, Any] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
 
 
@@ -112,6 +114,44 @@ CASES = {
         {"num_layers": 2, "extra_pos_embed_type": None},
         "cosmos",
     ),
+    "sd3": Case(
+        {"sample_size": 4, "in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 8,
+         "num_attention_heads": 2, "joint_attention_dim": 12, "caption_projection_dim": 16, "pooled_projection_dim": 6,
+         "pos_embed_max_size": 4, "dual_attention_layers": (0,), "qk_norm": "rms_norm"},
+        {"num_layers": 3, "dual_attention_layers": (0, 1), "qk_norm": "rms_norm"},
+        "sd3",
+        {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"},
+    ),
+    "sana": Case(
+        {"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2,
+         "num_cross_attention_heads": 2, "cross_attention_head_dim": 8, "cross_attention_dim": 16,
+         "caption_channels": 12, "sample_size": 4},
+        {"num_layers": 2},
+        "sana",
+        beside=("pos_embed", "y_embedder.y_embedding"),
+    ),
+    "hunyuan_video": Case(
+        FLUX | {"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 8,
+                "num_refiner_layers": 1, "text_embed_dim": 12, "pooled_projection_dim": 6, "rope_axes_dim": (2, 2, 4)},
+        FLUX,
+        "hunyuan_video",
+    ),
+    "hidream": Case(
+        FLUX | {"patch_size": 2, "in_channels": 4, "attention_head_dim": 8, "num_attention_heads": 2,
+                "caption_channels": [12, 10], "text_emb_dim": 6, "axes_dims_rope": (4, 4), "max_resolution": (4, 4),
+                "llama_layers": [0, 1]},
+        FLUX | {"patch_size": 2, "in_channels": 16, "caption_channels": [4096, 4096], "llama_layers": [0, 1]},
+        "hidream",
+        {"patch_size": 2, "in_channels": 16, "caption_channels": [4096, 4096], "llama_layers": [0] * 48},
+    ),
+    "ltx2": Case(
+        {"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16,
+         "audio_in_channels": 4, "audio_out_channels": 4, "audio_num_attention_heads": 2, "audio_attention_head_dim": 4,
+         "audio_cross_attention_dim": 8, "num_layers": 2, "caption_channels": 12, "gated_attn": True,
+         "audio_gated_attn": True},
+        {"num_layers": 2, "gated_attn": True, "audio_gated_attn": True},
+        "ltx2",
+    ),
     "qwen_image": Case(
         {"in_channels": 16, "out_channels": 4, "num_layers": 2, "joint_attention_dim": 12} | SMALL,
         {"num_layers": 2},
@@ -130,7 +170,7 @@ def class_of(name: str) -> Any:
 
 def published(name: str) -> nn.Module:
     with init_empty_weights():
-        return class_of(name)()
+        return class_of(name)(**CASES[name].full)
 
 
 @cache

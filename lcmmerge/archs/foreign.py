@@ -69,8 +69,7 @@ KINDS = (
          "convert it to safetensors with lora_diffusion, which names them"),
 )  # fmt: skip
 FAMILIES = (
-    Kind("Stable Diffusion 3", ("joint_blocks.", "text_encoder_3.", "lora_te3.")),
-    Kind("PixArt", ("adaln_single.",)),
+    Kind("PixArt", ("^adaln_single.", "^transformer.adaln_single.")),
     Kind("Stable Cascade", ("clip_txt_mapper.",)),
     Kind("Stable Video Diffusion", VIDEO),
 )

@@ -19,6 +19,7 @@ class BlockList:
     ``name``: such as ``transformer_blocks``, before a block's number; ``stored``: in a single file, where it is
     another. ``depth``: how many the published model has. ``letter``: ``--block-weights`` has ``B00``, ``B01``, …;
     without one they are of the block BASE. ``aliases``: what adapter files alone call modules, below ``stored``.
+    ``last``: the table of the last block, where it is another.
     """
 
     name: str
@@ -27,6 +28,7 @@ class BlockList:
     letter: str = ""
     stored: str = ""
     aliases: Table = ()
+    last: Table = ()
 
     def sized(self, names: Iterable[str]) -> BlockList:
         """As many as these names, canonical or stored, tell; at least one, so that what has none lacks it."""
@@ -37,7 +39,8 @@ class BlockList:
     def slots(self, table: Table, canonical: str, stored: str) -> Iterator[Slot]:
         for number in range(self.depth):
             begin = f"{stored}{self.stored or self.name}.{number}."
-            yield from expand(table, f"{canonical}{self.name}.{number}.", begin)
+            its = self.last if self.last and table is self.table and number == self.depth - 1 else table
+            yield from expand(its, f"{canonical}{self.name}.{number}.", begin)
 
     @property
     def blocks(self) -> tuple[str, ...]:
