@@ -24,8 +24,8 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A family. ``tiny``: a config that runs; ``few``: the published one with few blocks; ``converter``: diffusers' name
-    of it, empty where a single file has the canonical names. ``full``: the published config, where it is not the class's
+    """A family. ``tiny``: a small config; ``few``: the published one with few blocks; ``converter``: diffusers' name of
+    it, empty where a single file has the canonical names. ``full``: the published config, where it is not the class's
     default. ``beside``: what single files have besides, by name.
     """
 
@@ -40,7 +40,8 @@ FLUX = {"num_layers": 2, "num_single_layers": 2}
 SMALL = {"attention_head_dim": 8, "num_attention_heads": 2, "axes_dims_rope": (2, 2, 4)}
 CASES = {
     "flux1": Case(
-        FLUX | SMALL | {"in_channels": 4, "joint_attention_dim": 12, "pooled_projection_dim": 6, "guidance_embeds": True},
+        FLUX | SMALL | {"in_channels": 4, "joint_attention_dim": 12, "pooled_projection_dim": 6,
+                        "guidance_embeds": True},
         FLUX | {"guidance_embeds": True},
         "flux",
     ),
@@ -79,8 +80,9 @@ CASES = {
         "krea2",
     ),
     "wan": Case(
-        {"patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
-         "text_dim": 12, "freq_dim": 8, "ffn_dim": 20, "num_layers": 2, "image_dim": 6, "added_kv_proj_dim": 24},
+        {"patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4,
+         "out_channels": 4, "text_dim": 12, "freq_dim": 8, "ffn_dim": 20, "num_layers": 2, "image_dim": 6,
+         "added_kv_proj_dim": 24},
         {"num_layers": 2, "image_dim": 6, "added_kv_proj_dim": 5120},
         "wan",
     ),
@@ -145,8 +147,9 @@ CASES = {
         {"patch_size": 2, "in_channels": 16, "caption_channels": [4096, 4096], "llama_layers": [0] * 48},
     ),
     "ltx2": Case(
-        {"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16,
-         "audio_in_channels": 4, "audio_out_channels": 4, "audio_num_attention_heads": 2, "audio_attention_head_dim": 4,
+        {"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 8,
+         "cross_attention_dim": 16, "audio_in_channels": 4, "audio_out_channels": 4, "audio_num_attention_heads": 2,
+         "audio_attention_head_dim": 4,
          "audio_cross_attention_dim": 8, "num_layers": 2, "caption_channels": 12, "gated_attn": True,
          "audio_gated_attn": True},
         {"num_layers": 2, "gated_attn": True, "audio_gated_attn": True},
@@ -222,8 +225,10 @@ def stored(name: str, canonical: State) -> State:
 def converted(name: str, state: State) -> State:
     """What diffusers reads from such a single file."""
     converter = CASES[name].converter
-    names = [n for n in dir(single_file_utils) if re.fullmatch(rf"convert_{converter}(_transformer)?(_checkpoint)?_to_diffusers", n)]
-    return getattr(single_file_utils, names[0])(dict(state)) if converter else state
+    called = re.compile(rf"convert_{converter}(_transformer)?(_checkpoint)?_to_diffusers")
+    found = next((function for name, function in vars(single_file_utils).items() if called.fullmatch(name)), None)
+    assert bool(found) == bool(converter)
+    return found(dict(state)) if found else state
 
 
 def single_file(path: Path, name: str, canonical: State, begin: str = "model.diffusion_model.") -> Path:

@@ -78,7 +78,8 @@ def fused() -> Factors:
     """Black Forest Labs' module → up and down, of what XLabs knows."""
     generator = torch.Generator().manual_seed(1)
     sizes = {"qkv": (3, 1), "proj": (1, 1), "linear1": (7, 1), "linear2": (1, 5)}
-    double = [f"double_blocks.{i}.{x}_attn.{kind}" for i in range(BLOCKS) for x in ("img", "txt") for kind in ("qkv", "proj")]
+    attentions = [f"{x}_attn.{kind}" for x in ("img", "txt") for kind in ("qkv", "proj")]
+    double = [f"double_blocks.{i}.{name}" for i in range(BLOCKS) for name in attentions]
     single = [f"single_blocks.{i}.{kind}" for i in range(BLOCKS) for kind in ("linear1", "linear2")]
     found = {}
     for module in (*double, *single):

@@ -56,8 +56,8 @@ def _is_unscaled(patch: Patch) -> bool:
 
 
 def _refuse_untold_alpha(patches: Iterable[Patch]) -> None:
-    """Raises IncompatibleError for a model's own state dict, with the adapter's name in it: who published it set an alpha,
-    and PEFT's configuration, which has it, was left behind.
+    """Raises IncompatibleError for a model's own state dict, with the adapter's name in it: who published it set an
+    alpha, and PEFT's configuration, which has it, was left behind.
     """
     for patch in patches:
         scaled = patch.config or patch.given_alpha is not None

@@ -80,10 +80,6 @@ class TextEncoder(Component):
         inner = name.removeprefix(begin)
         return f"{begin}text_model.{inner}" if begin and WITHOUT_MODEL.match(inner) else name
 
-    def begins(self) -> tuple[str, ...]:
-        number = self.name.removeprefix("text_encoder").strip("_") or "1"  # some count where there is only one
-        return (*Component.begins(self), f"lora_te{number}_")
-
     def numbered(self) -> tuple[str, ...]:
         layers = [f"{self.name}.{LAYER.format(i=i)}self_attn." for i in range(self.layers)]
         return tuple(f"{layer}{name}_proj" for layer in layers for name in ("k", "v", "q", "out"))

@@ -50,7 +50,9 @@ class Component:
     def begins(self) -> tuple[str, ...]:
         """What may stand before its modules' names in adapter files."""
         comfy = f"text_encoders.{self.comfy}.transformer.", f"text_encoders.{self.comfy}.", f"{self.comfy}."
-        return (f"{self.name}.", self.stored, self.kohya, *(comfy if self.comfy else ()))
+        number = self.name.removeprefix("text_encoder").strip("_") or "1"  # some count where there is only one
+        counted = (f"lora_te{number}_",) if self.name.startswith("text_encoder") else ()
+        return (f"{self.name}.", self.stored, self.kohya, *counted, *(comfy if self.comfy else ()))
 
     def aliases(self) -> Iterator[Slot]:
         """What adapter files alone call its modules, as if a single file did, without what stands before its names."""

@@ -71,7 +71,7 @@ CLIP_L = TextEncoder(
     comfy="clip_l",
     layers=12,
 )
-T5 = Component(name="text_encoder_2", module="T5EncoderModel", kohya="lora_te2_", comfy="t5xxl")
+T5 = Component(name="text_encoder_2", module="T5EncoderModel", kohya="lora_te3_", comfy="t5xxl")
 
 ARCHITECTURE = Architecture(
     title="FLUX.1",

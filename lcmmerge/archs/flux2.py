@@ -1,4 +1,4 @@
-"""FLUX.2: dev, klein 4B and 9B: as FLUX.1, with modulation layers that all blocks share, and single blocks that stay fused.
+"""FLUX.2, dev and klein 4B and 9B: FLUX.1's two kinds of blocks; all share modulations, and the single ones stay fused.
 
 Single files have the names of https://github.com/black-forest-labs/flux2, src/flux2/model.py.
 """

@@ -1,4 +1,4 @@
-"""FLUX.3 klein: blocks for image, reference and text, then joint ones; the distilled one is told where a step ends, too.
+"""FLUX.3 klein: blocks for image, reference and text, then joint ones; the distilled one is told where a step ends.
 
 Single files have the names of Black Forest Labs' release, in which ``repa_projectors`` are of the training alone.
 """
@@ -10,6 +10,7 @@ from lcmmerge.archs.transformer import BlockList, Transformer
 from lcmmerge.archs.views import SWAPPED
 
 STREAMS = ("image", "image_cond", "txt")
+MODULATIONS = [f"{when}_stream_modulations.{stream}" for when in ("early", "single") for stream in STREAMS]
 ENDS = (
     Row("timestep_embedder.linear_1.weight", "time_in.in_layer.weight"),
     Row("timestep_embedder.linear_2.weight", "time_in.out_layer.weight"),
@@ -18,8 +19,7 @@ ENDS = (
     Row("x_embedders.image.weight", "emb_in.image.weight"),
     Row("x_embedders.image_cond.weight", "emb_in.image_cond.weight"),
     Row("context_embedder.weight", "txt_in.weight"),
-    *(Row(f"early_stream_modulations.{x}.linear.weight", f"early_stream_modulations.{x}.lin.weight") for x in STREAMS),
-    *(Row(f"single_stream_modulations.{x}.linear.weight", f"single_stream_modulations.{x}.lin.weight") for x in STREAMS),
+    *(Row(f"{name}.linear.weight", f"{name}.lin.weight") for name in MODULATIONS),
     Row("norm_out.linear.weight", "final_layer.image.adaLN_modulation.1.weight", SWAPPED),
     Row("proj_out.weight", "final_layer.image.linear.weight"),
 )

@@ -11,6 +11,7 @@ from lcmmerge.archs.views import SWAPPED
 
 TEXT = "context_embedder."
 TIME = "time_text_embed."
+REFINERS = (TEXT + "token_refiner.refiner_blocks", "txt_in.individual_token_refiner.blocks")
 ENDS = (
     Row("x_embedder.proj.{p}", "img_in.proj.{p}"),
     Row(TEXT + "time_text_embed.timestep_embedder.linear_1.{p}", "txt_in.t_embedder.mlp.0.{p}"),
@@ -73,7 +74,7 @@ ARCHITECTURE = Architecture(
             kohya="lora_transformer_",
             ends=ENDS,
             lists=(
-                BlockList(TEXT + "token_refiner.refiner_blocks", REFINER, 2, "R", "txt_in.individual_token_refiner.blocks"),
+                BlockList(REFINERS[0], REFINER, 2, "R", REFINERS[1]),
                 BlockList("transformer_blocks", DOUBLE, 20, "D", "double_blocks"),
                 BlockList("single_transformer_blocks", SINGLE, 40, "S", "single_blocks"),
             ),

@@ -1,6 +1,6 @@
-"""Krea 2, Raw and Turbo: a single-stream transformer with gated attention; another fuses the layers of its text encoder.
+"""Krea 2, Raw and Turbo: a single-stream transformer with gated attention; a smaller one fuses its text's layers.
 
-Single files have the names of https://huggingface.co/krea/Krea-2-Raw, in which a block's six modulations are one vector.
+Single files have the names of https://huggingface.co/krea/Krea-2-Raw; a block's six modulations are one vector there.
 """
 
 from lcmmerge.archs.base import Architecture, Family

@@ -9,7 +9,7 @@ stands for ``weight`` and ``bias``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from lcmmerge.archs.views import WHOLE, View, part
@@ -48,15 +48,6 @@ def fused(stored: str, canonicals: Sequence[str], shares: Sequence[int] = ()) ->
     return tuple(
         Row(canonical, stored, part(end - share, end, ends[-1]))
         for canonical, share, end in zip(canonicals, shares, ends, strict=True)
-    )
-
-
-def prefixed(table: Table, canonical: str, stored: str = "") -> Table:
-    """A table below names of a component; an empty ``stored`` is the same as ``canonical``."""
-    before = stored or canonical
-    return tuple(
-        replace(row, canonical=canonical + row.canonical, stored=before + (row.stored or row.canonical))
-        for row in table
     )
 
 

@@ -24,13 +24,11 @@ ENDS = (
     Row("scale_shift_table", "head.modulation"),
     Row("proj_out.{p}", "head.head.{p}"),
 )
-ATTENTION = (
-    *(Row(f"attn{i}.to_{x}.{{p}}", f"{kind}.{x}.{{p}}") for i, kind in ((1, "self_attn"), (2, "cross_attn")) for x in "qkv"),
-    *(Row(f"attn{i}.to_out.0.{{p}}", f"{kind}.o.{{p}}") for i, kind in ((1, "self_attn"), (2, "cross_attn"))),
-    *(Row(f"attn{i}.norm_{x}.weight", f"{kind}.norm_{x}.weight") for i, kind in ((1, "self_attn"), (2, "cross_attn")) for x in "qk"),
-)
+ATTENTIONS = {"attn1": "self_attn", "attn2": "cross_attn"}
 BLOCK = (
-    *ATTENTION,
+    *(Row(f"{new}.to_{x}.{{p}}", f"{old}.{x}.{{p}}") for new, old in ATTENTIONS.items() for x in "qkv"),
+    *(Row(f"{new}.to_out.0.{{p}}", f"{old}.o.{{p}}") for new, old in ATTENTIONS.items()),
+    *(Row(f"{new}.norm_{x}.weight", f"{old}.norm_{x}.weight") for new, old in ATTENTIONS.items() for x in "qk"),
     Row("attn2.add_k_proj.{p}", "cross_attn.k_img.{p}", optional=True),
     Row("attn2.add_v_proj.{p}", "cross_attn.v_img.{p}", optional=True),
     Row("attn2.norm_added_k.weight", "cross_attn.norm_k_img.weight", optional=True),

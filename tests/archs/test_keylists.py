@@ -167,6 +167,13 @@ def test_names_of_a_transformers_single_file(file: str, name: str) -> None:
     assert all(slot.view.splits(listed[key]) for key in listed for slot in keymap.read(begin + key))
 
 
+@pytest.mark.parametrize("file", ["anima-lora-kohya", "anima-lora-peft"])
+def test_animas_adapters_are_cosmos_predict_2s(file: str) -> None:
+    """By names: the lists have the text's width where the image's is."""
+    modules = read_adapter(named_source(read_json(f"{file}.keys.json"))).modules
+    assert not [key for key in modules if names_of(architectures()["cosmos2"]).find(key) is None]
+
+
 def keys(listed: Shapes) -> set[str]:
     return {re.sub(r"\.(lora_(down|up)\.weight|alpha)$", "", key) for key in listed}
 

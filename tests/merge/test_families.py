@@ -145,6 +145,24 @@ def test_a_flux_lora_in_every_dialect_gives_the_same_bytes(layout: str, tmp_path
         assert not [name for name, tensor in first.items() if not torch.equal(found[name], tensor)], dialect
 
 
+@pytest.mark.parametrize("begin", ["lora_te3_", "lora_te2_", "text_encoder_2.", "text_encoders.t5xxl.transformer."])
+def test_an_adapter_reaches_a_text_encoder_that_keeps_its_names(begin: str, tmp_path: Path, cli: Cli) -> None:
+    base, module = folder(tmp_path / "base", "flux1", state_of("flux1")), "encoder.block.0.layer.0.SelfAttention.q"
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"text_encoder_2": ["transformers", "T5EncoderModel"]}))
+    (base / "text_encoder_2").mkdir()
+    weights = {f"{module}.weight": torch.randn(6, 4), "encoder.final_layer_norm.weight": torch.randn(4)}
+    save_file(weights, base / "text_encoder_2" / "model.safetensors")
+    key = begin + (module.replace(".", "_") if begin.startswith("lora") else module)
+    up, down = torch.randn(6, RANK), torch.randn(RANK, 4)
+    save_file({f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}, tmp_path / "style.safetensors")
+    done = cli("fuse", base, tmp_path / "style.safetensors", "--lambda", "0.5", "0", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    found = load(tmp_path / "out")
+    wanted = weights[f"{module}.weight"].double() + 0.5 * (up.double() @ down.double())
+    torch.testing.assert_close(found[f"text_encoder_2.{module}.weight"].double(), wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_an_alpha_that_nobody_tells_is_not_guessed(tmp_path: Path, cli: Cli) -> None:
     base = single_file(tmp_path / "base.safetensors", "flux1", state_of("flux1"))
     style = flux.lora(tmp_path / "named", "named")
