@@ -1,4 +1,4 @@
-"""Every family of diffusion transformers as diffusers' own class: tiny, and with the rows that its converter counts on."""
+"""Every family of diffusion transformers as diffusers' own class: tiny, and with the rows that converters count on."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ FAMILIES = (
 # These several families have, also some of ours.
 SHARED = (
     Kind("Stable Diffusion 3, Flux or another diffusion transformer",
-         ("transformer.transformer_blocks.", "lora_transformer.", "text_encoders.t5xxl.")),
+         ("transformer.transformer_blocks.", "lora_transformer.", "text_encoders.t5xxl.", "^lora_te3.")),
 )  # fmt: skip
 PARTS = (
     Kind("a CLIP image encoder alone", ("vision_model.", "^visual.transformer.")),

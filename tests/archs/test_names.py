@@ -149,7 +149,7 @@ def test_every_canonical_module_names_itself(name: str) -> None:
 def test_a_name_is_found_with_underscores_for_its_dots(name: str, seed: int, begin: str) -> None:
     """Unless two components have it (SDXL's text encoders)."""
     arch = architectures()[name]
-    modules = sorted({parameter.rpartition(".")[0] for parameter in arch.keymap("diffusers").slots})
+    modules = sorted({module_of(parameter) for parameter in arch.keymap("diffusers").slots})
     module = modules[seed % len(modules)]
     inner = module.partition(".")[2]
     found = names_of(arch).find(begin + inner.replace(".", "_"))
@@ -179,8 +179,8 @@ def test_guess_by_the_modules_alone(name: str, lcm: str, style: str, tmp_path: P
     [
         (["lora_unet_double_blocks_0_img_mod_lin"], "FLUX.1"),
         (["lora_unet_joint_blocks_0_x_block_attn_proj"], "Stable Diffusion 3"),
-        (["transformer.single_transformer_blocks.0.norm.linear"], "FLUX.1"),
-        (["lora_te3_encoder_block_0_layer_0_SelfAttention_k"], "Stable Diffusion 3"),
+        (["transformer.single_transformer_blocks.0.norm.linear"], "FLUX.1 or HunyuanVideo"),
+        (["lora_te3_encoder_block_0_layer_0_SelfAttention_k"], "Stable Diffusion 3, Flux or another diffusion transformer"),
         (["some_other_model_fc1"], None),
         ([], None),
     ],
