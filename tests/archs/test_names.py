@@ -180,7 +180,10 @@ def test_guess_by_the_modules_alone(name: str, lcm: str, style: str, tmp_path: P
         (["lora_unet_double_blocks_0_img_mod_lin"], "FLUX.1"),
         (["lora_unet_joint_blocks_0_x_block_attn_proj"], "Stable Diffusion 3"),
         (["transformer.single_transformer_blocks.0.norm.linear"], "FLUX.1 or HunyuanVideo"),
-        (["lora_te3_encoder_block_0_layer_0_SelfAttention_k"], "Stable Diffusion 3, Flux or another diffusion transformer"),
+        (
+            ["lora_te3_encoder_block_0_layer_0_SelfAttention_k"],
+            "Stable Diffusion 3, Flux or another diffusion transformer",
+        ),
         (["some_other_model_fc1"], None),
         ([], None),
     ],
