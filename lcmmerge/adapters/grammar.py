@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lcmmerge.adapters.base import SHARED, Patch, Shape, algorithms
 from lcmmerge.adapters.names import PEFT, PEFT_PREFIX, Name, parse_name
 from lcmmerge.adapters.peft_config import Config, changed_base, module_config, read_configs, scales_input
-from lcmmerge.errors import FormatError
+from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.refs.weights import INITIAL, SIDECAR
 from lcmmerge.tensors import TensorInfo, TensorSource
 
 EMBEDDING = re.compile(r"bundle_emb\.|emb_params$|string_to_param\.|<|clip_[lg]$")
 
-NAMED = re.compile(r"\.lora_[AB]\.(?!(?:weight|bias)$)")
+NAMED = re.compile(r"\.lora_A\.(?!(?:weight|bias)$)")
 SCALED = ("up", "hada_w1_a", "lokr_w1_a", "lokr_w2_a")
 OFT_SETTINGS = ("coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms")
 
@@ -49,10 +49,25 @@ class AdapterFile:
 
 
 def _is_unscaled(patch: Patch) -> bool:
-    """As PEFT saves it, with its wrapper or the adapter's name; what others save without alpha has alpha = rank."""
+    """As PEFT saves it, with its wrapper; what others save without alpha has alpha = rank."""
     if patch.config.get("alpha") is not None or patch.given_alpha is not None or patch.roles.keys().isdisjoint(SCALED):
         return False
-    return any(PEFT_PREFIX in info.name or NAMED.search(info.name) for info in patch.roles.values())
+    return any(PEFT_PREFIX in info.name for info in patch.roles.values())
+
+
+def _refuse_untold_alpha(patches: Iterable[Patch]) -> None:
+    """Raises IncompatibleError for a model's own state dict, with the adapter's name in it: who published it set an
+    alpha, and PEFT's configuration, which has it, was left behind.
+    """
+    for patch in patches:
+        scaled = patch.config or patch.given_alpha is not None
+        info = next((info for info in patch.roles.values() if NAMED.search(info.name)), None)
+        if info and not scaled and PEFT_PREFIX not in info.name:
+            raise IncompatibleError(
+                f"{info.path}: {patch.key} has no alpha, and names such as {info.name} are of files whose alpha is not "
+                "their rank",
+                f'write the alpha that its publisher states to {SIDECAR} beside it: {{"lora_alpha": 64}}',
+            )
 
 
 @dataclass(slots=True)
@@ -65,7 +80,7 @@ def read_adapter(source: TensorSource, sidecar: Mapping[str, Any] | None = None)
     """Every tensor of ``source`` lands in a patch, in ``embeddings`` or in ``unknown``.
 
     ``sidecar``: the content of an ``adapter_config.json``; by default the metadata's or the file beside.
-    Raises FormatError for a module that lacks one of the tensors it needs.
+    Raises FormatError for a module that lacks one of the tensors it needs, IncompatibleError for an untold alpha.
     """
     modules, embeddings, unknown = _group(source)
     configs = read_configs(source, sidecar)
@@ -76,6 +91,7 @@ def read_adapter(source: TensorSource, sidecar: Mapping[str, Any] | None = None)
             unknown += [info.name for info in module.roles.values()]
         else:
             patches += _patches(key, module, configs)
+    _refuse_untold_alpha(patches)
     grammars = {grammar for module in modules.values() for grammar in module.grammars}
     return AdapterFile(source, tuple(patches), tuple(embeddings), tuple(unknown), tuple(sorted(grammars)))
 

@@ -3,7 +3,7 @@
     kohya      lora_unet_…_to_q.lora_down.weight              also .alpha and .dora_scale
     peft       base_model.model.….to_q.lora_A.default.weight  with or without the adapter's name
     diffusers  unet.….to_q.lora.down.weight, ….q_proj.lora_linear_layer.down.weight
-    processor  ….attn1.processor.to_q_lora.down.weight        older diffusers, also behind kohya's names
+    processor  ….attn1.processor.to_q_lora.down.weight        older diffusers, also behind kohya's names; XLabs
     cloneofsimo  unet:0:down                                  lora_diffusion, which numbers the modules
     lycoris    ….hada_w1_a, ….lokr_w1, ….oft_blocks, ….diff
 
@@ -24,7 +24,7 @@ from lcmmerge.adapters.base import SHARED, algorithms
 
 SCALES = {"alpha": (SHARED, "alpha"), "scalar": (SHARED, "scalar")}  # of every algorithm
 PEFT = "peft"
-PROCESSOR = re.compile(r"(?P<key>.+)_lora\.(?P<role>up|down)\.weight")
+PROCESSOR = re.compile(r"(?P<key>.+)_lora(?P<stream>[12]?)\.(?P<role>up|down)\.weight")
 NUMBERED = re.compile(r"(?P<key>(?:unet|text_encoder):\d+):(?P<role>up|down)")
 PEFT_PREFIX = "base_model.model."
 
@@ -94,4 +94,5 @@ def _processor(name: str) -> Name | None:
         return None
     key = re.sub(r"[._]processor([._]to_\w+)$", r"\1", match["key"])
     key = re.sub(r"(self_attn[._])to_(q|k|v|out)$", r"\1\2_proj", key)
-    return Name("processor", re.sub(r"([._])to_out$", r"\1to_out\g<1>0", key), match["role"])
+    key = re.sub(r"([._])to_out$", r"\1to_out\g<1>0", key)
+    return Name("processor", key + match["stream"], match["role"])  # XLabs': 1 is the image's, 2 the text's

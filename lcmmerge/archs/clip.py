@@ -44,7 +44,7 @@ OPEN_CLIP: Table = (
     Row(LAYER + "mlp.fc2.{p}", BLOCK + "mlp.c_proj.{p}"),
     Row("text_model.final_layer_norm.{p}", "ln_final.{p}"),
 )
-WITHOUT_MODEL = re.compile(r"^(text_encoder(?:_\d)?\.|.+\.transformer\.)(embeddings|encoder|final_layer_norm)\.")
+WITHOUT_MODEL = re.compile(r"(?=(embeddings|encoder|final_layer_norm)\.)")
 # The first as diffusers' first converters wrote it, in SSD-1B's published file too; the last is OpenCLIP's own.
 OPEN_CLIP_PROJECTION: Table = (
     Row("text_projection.weight"),
@@ -56,12 +56,11 @@ OPEN_CLIP_PROJECTION: Table = (
 class TextEncoder(Component):
     """A CLIP text encoder.
 
-    ``comfy``: ComfyUI's name for it. ``layers`` are those in use: SD 2 reads the last but one of OpenCLIP's 24, so
-    diffusers keeps 23, and the 24th is no parameter of ours but a leftover, copied in its own layout and dropped in
+    ``layers`` are those in use: SD 2 reads the last but one of OpenCLIP's 24, so diffusers keeps 23, and the 24th is no
+    parameter of ours but a leftover, copied in its own layout and dropped in
     another. ``open_clip``: a single file has OpenCLIP's names. ``projection``: it ends in a projection.
     """
 
-    comfy: str
     layers: int
     open_clip: bool = False
     projection: bool = False
@@ -77,12 +76,9 @@ class TextEncoder(Component):
 
     def respell(self, name: str) -> str:
         """Some old LDM files, and files of transformers 5, have no ``text_model.``."""
-        return WITHOUT_MODEL.sub(r"\1text_model.\2.", name)
-
-    def begins(self) -> tuple[str, ...]:
-        number = self.name.removeprefix("text_encoder").strip("_") or "1"  # some count where there is only one
-        comfy = f"text_encoders.{self.comfy}.transformer.", f"text_encoders.{self.comfy}.", f"{self.comfy}."
-        return (f"{self.name}.", self.stored, self.kohya, f"lora_te{number}_", *comfy)
+        begin = next((begin for begin in (f"{self.name}.", self.stored) if name.startswith(begin)), "")
+        inner = name.removeprefix(begin)
+        return f"{begin}text_model.{inner}" if begin and WITHOUT_MODEL.match(inner) else name
 
     def numbered(self) -> tuple[str, ...]:
         layers = [f"{self.name}.{LAYER.format(i=i)}self_attn." for i in range(self.layers)]

@@ -20,9 +20,9 @@ class Component:
     ``stored``: what stands before its names in a single file. ``module``: the class of diffusers or transformers that
     computes it. ``kohya``: how kohya-ss/sd-scripts begins its modules' names in adapter files, empty where it has none;
     ``kohya_stored``: a single file's names follow, and not the canonical ones. ``kind``: what messages call it.
-    ``sentinel``: a parameter that tells it from others, where it is what a checkpoint is recognised by. ``context``:
-    the width of the published model's text. ``inputs``: the parameter that has more input channels in models that are
-    given more than latents.
+    ``sentinel``: a parameter that tells it from others, where it is what a checkpoint is recognised by. ``inputs``:
+    the parameter that has more input channels in models that are given more than latents. ``comfy``: what ComfyUI calls
+    it, a text encoder.
     """
 
     name: str
@@ -32,8 +32,8 @@ class Component:
     kohya_stored: bool = False
     kind: str = "component"
     sentinel: str = ""
-    context: int = 0
     inputs: str = ""
+    comfy: str = ""
 
     def slots(self) -> Iterator[Slot]:
         """Every name that it may have in a single file; none where its tensors keep whatever names they have."""
@@ -49,7 +49,18 @@ class Component:
 
     def begins(self) -> tuple[str, ...]:
         """What may stand before its modules' names in adapter files."""
-        return (f"{self.name}.", self.stored, self.kohya)
+        comfy = f"text_encoders.{self.comfy}.transformer.", f"text_encoders.{self.comfy}.", f"{self.comfy}."
+        number = self.name.removeprefix("text_encoder").strip("_") or "1"  # some count where there is only one
+        counted = (f"lora_te{number}_",) if self.name.startswith("text_encoder") else ()
+        return (f"{self.name}.", self.stored, self.kohya, *counted, *(comfy if self.comfy else ()))
+
+    def aliases(self) -> Iterator[Slot]:
+        """What adapter files alone call its modules, as if a single file did, without what stands before its names."""
+        yield from ()
+
+    def may_have(self, module: str, shape: Shape) -> bool:
+        """Whether an adapter for this canonical module, made for this shape, may be its own."""
+        return True
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """A canonical module's name, without the component, and what adapter files call it instead."""

@@ -25,19 +25,22 @@ class Kind:
     """A kind of file that is not taken.
 
     ``marks``: patterns that no other kind's names have; a dot is one, or an underscore, as adapters spell it. ``cure``:
-    what to do, by default to take what is supported.
+    what to do, by default to take what is supported. ``beside``: where the marks alone are others', too, what some name
+    has besides.
     """
 
     what: str
     marks: tuple[str, ...]
     cure: str = ""
+    beside: str = ""
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         return re.compile("|".join(self.marks).replace(".", "[._]"))
 
-    def has(self, names: Iterable[str]) -> bool:
-        return any(self.pattern.search(name) for name in names)
+    def has(self, names: Sequence[str]) -> bool:
+        marked = any(self.pattern.search(name) for name in names)
+        return marked and (not self.beside or any(self.beside in name for name in names))
 
 
 BESIDE = "it is loaded beside a checkpoint, and is no change of its weights: omit it here"
@@ -47,6 +50,7 @@ KINDS = (
     Kind("a textual inversion (an embedding of a word)",
          ("^emb_params", "^string_to_param.", "^<", "^clip_g$", "^clip_l$", "^learned_embeds"), BESIDE),
     Kind("a Control-LoRA", ("^lora_controlnet",), CONTROLLED),
+    Kind("a control LoRA of FLUX.1 (Canny, Depth)", (".key_norm.scale$",), CONTROLLED, ".lora_A."),
     Kind("a ControlNet (ControlLLLite)", ("^lllite_",), CONTROLLED),
     Kind("a ControlNet", ("^control_model.", "^controlnet.", "control_add_embedding.", "controlnet_cond_embedding.",
                           "controlnet_down_blocks.", "controlnet_mid_block.", "^input_hint_block."), CONTROLLED),
@@ -68,28 +72,15 @@ KINDS = (
          "convert it to safetensors with lora_diffusion, which names them"),
 )  # fmt: skip
 FAMILIES = (
-    Kind("Stable Diffusion 3", ("joint_blocks.", "text_encoder_3.", "lora_te3.")),
-    Kind("Chroma", ("distilled_guidance_layer.",)),
-    Kind("HunyuanVideo", ("txt_in.individual_token_refiner.", "context_embedder.token_refiner.")),
-    Kind("HiDream", ("double_stream_blocks.", "single_stream_blocks.")),
-    Kind("AuraFlow", ("joint_transformer_blocks.", "double_layers.")),
-    Kind("LTX", ("patchify_proj.",)),
     Kind("Hunyuan-DiT", (r"blocks.\d+.attn1.Wqkv",)),
-    Kind("Flux", ("double_blocks.", "single_transformer_blocks.")),
-    Kind("PixArt", ("adaln_single.",)),
+    Kind("PixArt", ("^adaln_single.", "^transformer.adaln_single.")),
     Kind("Stable Cascade", ("clip_txt_mapper.",)),
-    Kind("Wan", ("head.modulation", r"blocks.\d+.(self|cross)_attn.[qkvo](?![a-z_])")),
-    Kind("Anima or Cosmos", (r"blocks.\d+.(self|cross)_attn.(q|k|v|output)_proj",)),
-    Kind("Lumina or Z-Image",
-         ("cap_embedder.", r"(?<!encoder.)layers.\d+.attention.(qkv|out|to_[qkv]|to_out)(?![a-z])")),
-    Kind("Krea 2", ("txtfusion.projector.", r"blocks.\d+.attn.w[qkvo](?![a-z])")),
     Kind("Stable Video Diffusion", VIDEO),
 )
 # These several families have, also some of ours.
 SHARED = (
     Kind("Stable Diffusion 3, Flux or another diffusion transformer",
-         ("(?<!temporal_)transformer.transformer_blocks.", "diffusion_model.transformer_blocks.", "lora_transformer.",
-          "text_encoders.t5xxl.")),
+         ("(?<!temporal_)transformer.transformer_blocks.", "lora_transformer.", "text_encoders.t5xxl.", "^lora_te3.")),
 )  # fmt: skip
 PARTS = (
     Kind("a CLIP image encoder alone", ("vision_model.", "^visual.transformer.")),

@@ -81,31 +81,30 @@ def _unwrapped(source: TensorSource) -> TensorSource:
 def _readings(source: TensorSource) -> Iterator[Reading]:
     """The file as each architecture that might be its would read it."""
     for arch in architectures().values():
-        if (naming := _naming(arch, source)) is None:
-            continue
-        keymap, begins = naming
-        shapes = {_begun(info.name, begins): info.shape for info in source}
-        if not arch.denoiser.accepts(shapes):
-            continue
-        begin = arch.denoiser.stored if keymap == SINGLE_FILE else f"{arch.denoiser.name}."
-        inner = (name.removeprefix(begin) for name in shapes if name.startswith(begin))
-        if (sized := arch.denoiser.sized(inner)) != arch.denoiser:  # else its key maps, which are made once, serve
-            arch = replace(arch, parts=(sized, *arch.parts[1:]))
-        yield Reading(arch, keymap, begins, tuple(name for name in _needed(arch, keymap) if name not in shapes))
+        for keymap, begins in _namings(arch, source):
+            shapes = {_begun(info.name, begins): info.shape for info in source}
+            if not arch.denoiser.accepts(shapes):
+                continue
+            begin = arch.denoiser.stored if keymap == SINGLE_FILE else f"{arch.denoiser.name}."
+            inner = (name.removeprefix(begin) for name in shapes if name.startswith(begin))
+            if (sized := arch.denoiser.sized(inner)) != arch.denoiser:  # else its key maps, which are made once, serve
+                arch = replace(arch, parts=(sized, *arch.parts[1:]))
+            yield Reading(arch, keymap, begins, tuple(name for name in _needed(arch, keymap) if name not in shapes))
 
 
-def _naming(arch: Architecture, source: TensorSource) -> tuple[str, tuple[str, str]] | None:
-    """The key map that a file's names are of, and what begins the denoiser's names in the file, and in the map."""
+def _namings(arch: Architecture, source: TensorSource) -> Iterator[tuple[str, tuple[str, str]]]:
+    """The key maps that a file's names may be of, and what begins the denoiser's names in the file, and in the map."""
     denoiser = arch.denoiser
     canonical = f"{denoiser.name}.{denoiser.sentinel}"
     stored = arch.keymap(SINGLE_FILE).slots[canonical].stored
     if canonical in source.tensors:
-        return DIFFUSERS, ("", "")
-    if denoiser.sentinel in source.tensors:
-        return DIFFUSERS, ("", f"{denoiser.name}.")
+        yield DIFFUSERS, ("", "")
+    elif denoiser.sentinel in source.tensors:
+        yield DIFFUSERS, ("", f"{denoiser.name}.")
     inner = stored.removeprefix(denoiser.stored)
     found = next((prefix for prefix in PREFIXES if prefix + inner in source.tensors), None)
-    return None if found is None else (SINGLE_FILE, (found, denoiser.stored))
+    if found is not None:
+        yield SINGLE_FILE, (found, denoiser.stored)
 
 
 def _begun(name: str, begins: tuple[str, str]) -> str:

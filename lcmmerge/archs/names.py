@@ -15,6 +15,9 @@ architecture's canonical and single-file names:
 | ``unet.base_model.model.…``, ``module.…``, ``_orig_mod.…`` | wrappers saved along |
 | ``oft_unet_…`` | sd-scripts' OFT |
 | ``clip_l.text_model.…``, ``clip_g.…`` | OMI, as OneTrainer writes it |
+| ``transformer_blocks.0.…`` | Lightning, LightX2V; also with an adapter's name (``.default``): DiffSynth |
+| ``lora_transformer_…``, ``double_blocks.0.img_attn.qkv.0`` | OneTrainer |
+| ``double_blocks.0.processor.qkv_lora1`` | XLabs (``Component.aliases``) |
 | ``unet:0``, ``text_encoder:0`` | lora_diffusion, the first LoRAs: by number (``Component.numbered``) |
 
 In 16 public key lists of FLUX, Qwen-Image, Anima and Krea 2 LoRAs each of 7,105 names is found so, and no two fall
@@ -29,19 +32,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from lcmmerge.archs.base import Architecture, architectures
+from lcmmerge.archs.base import Architecture, Model, architectures
 from lcmmerge.archs.component import Component
 from lcmmerge.archs.foreign import SHARED, guess_family
 from lcmmerge.archs.tables import Slot
-from lcmmerge.archs.views import WHOLE, View
-from lcmmerge.refs.weights import SINGLE_FILE
+from lcmmerge.archs.views import WHOLE, Shape, View
+from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 
 DENOISER = (
     "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "net.", "model.", "pipe.dit.", "pipe.unet.",
     "lora_unet_", "lora_transformer_", "oft_unet_",
 )  # fmt: skip
 ANY = ("base_model.model.", "base_model.", "lycoris_", "state_dict.", "module.", "_orig_mod.")
-ATTENTION = re.compile(r"attn2[._]to_k$")  # it reads the text
 NUMBERED = re.compile(r"(\w+):(\d+)")  # cloneofsimo's lora_diffusion
 
 
@@ -68,8 +70,9 @@ class Home:
 class ModuleNames:
     """An architecture's modules, by any name that an adapter file may have for them."""
 
-    def __init__(self, arch: Architecture) -> None:
-        slots = arch.keymap(SINGLE_FILE).slots.values()
+    def __init__(self, arch: Architecture, kept: Iterable[str] = ()) -> None:
+        """``kept``: the parameters of components whose tensors keep their names."""
+        slots = (*arch.keymap(SINGLE_FILE).slots.values(), *(Slot(name, name) for name in kept))
         by_part: dict[str, list[Slot]] = {}
         for slot in slots:
             by_part.setdefault(slot.parameter.partition(".")[0], []).append(slot)
@@ -136,10 +139,15 @@ class Tables:
             module = module_of(slot.parameter)
             for name in part.spellings(module.removeprefix(f"{part.name}.")):
                 canonical[squash(name)] = Home(((module, WHOLE),))
+        for slot in part.aliases():
+            groups.setdefault(slot.stored, []).append(slot)
         for name, group in groups.items():
-            if not name.endswith("bias"):  # a bias is as its weight, of which alone the shape may be another
-                home = Home(tuple((module_of(slot.parameter), slot.view) for slot in group))
-                stored[squash(module_of(name.removeprefix(part.stored)))] = home
+            if name.endswith("bias"):  # a bias is as its weight, of which alone the shape may be another
+                continue
+            key = squash(module_of(name.removeprefix(part.stored)))
+            stored[key] = Home(tuple((module_of(slot.parameter), slot.view) for slot in group))
+            if len(group) > 1:
+                stored |= {f"{key}_{i}": Home(((module_of(slot.parameter), WHOLE),)) for i, slot in enumerate(group)}
         return cls(part, canonical, stored)
 
     def begun(self, key: str) -> Home | None:
@@ -164,7 +172,7 @@ def squash(name: str) -> str:
 
 def module_of(parameter: str) -> str:
     """A parameter's name without what of its module it is; a bare one is its own."""
-    for ending in (".weight", ".bias", "_weight", "_bias"):
+    for ending in (".weight", ".bias", ".scale", "_weight", "_bias"):
         if parameter.endswith(ending):
             return parameter.removesuffix(ending)
     return parameter
@@ -173,6 +181,13 @@ def module_of(parameter: str) -> str:
 @cache
 def names_of(arch: Architecture) -> ModuleNames:
     return ModuleNames(arch)
+
+
+def names_in(model: Model) -> ModuleNames:
+    """Also those of the components whose tensors keep their names: T5, a Qwen …"""
+    known = model.arch.keymap(DIFFUSERS).slots
+    kept = [name for name in model.parameters if name not in known]
+    return ModuleNames(model.arch, kept) if kept else names_of(model.arch)
 
 
 def kohya_name(module: str, arch: Architecture) -> str | None:
@@ -185,7 +200,9 @@ def kohya_name(module: str, arch: Architecture) -> str | None:
     part = next((part for part in arch.parts if part.name == component), None)
     if part is None or not part.kohya:
         return None
-    if part.kohya_stored and (slot := arch.keymap(SINGLE_FILE).slots.get(f"{module}.weight")):
+    slots = arch.keymap(SINGLE_FILE).slots
+    slot = slots.get(f"{module}.weight") or slots.get(module)
+    if part.kohya_stored and slot and slot.view.is_whole:  # a fused tensor's name is of all its parts
         name = module_of(slot.stored.removeprefix(part.stored))
     return part.kohya + squash(name)
 
@@ -199,21 +216,32 @@ def guess_architecture(modules: Iterable[str]) -> str | None:
 
 
 def likely_architectures(modules: Iterable[str]) -> tuple[Architecture, ...]:
-    """The architecture that has the most of the modules; among equals, the one of which they are the greater part
-    (everything of SSD-1B's has a home in SDXL, too). Where names do not tell (the U-Nets of SD 1 and 2), a mapping to
-    the shapes that an adapter was made for may: the text's width does. Several where nothing tells.
+    """The architectures that have the most of the modules; of those whose denoisers are of one class, the one of which
+    they are the greater part (everything of SSD-1B's has a home in SDXL, too). A mapping to the shapes that an adapter
+    was made for tells what names do not: the text's width is SD 1's or SD 2's, an MLP's FLUX.1's or FLUX.2's.
     """
     keys = set(modules)
     if guess_family(keys):
         return ()
-    scores = {arch.name: _score(arch, keys) for arch in architectures().values()}
-    best = max(scores.values())
-    if not best[0] or (best[0] < len(keys) and guess_family(keys, SHARED)):
-        return ()
-    likely = tuple(architectures()[name] for name, score in scores.items() if score == best)
     shapes = modules if isinstance(modules, Mapping) else {}
-    width = next((shape[1] for key, shape in shapes.items() if ATTENTION.search(key) and len(shape) > 1), None)
-    return tuple(arch for arch in likely if arch.denoiser.context == width) or likely
+    scores = {arch: _score(arch, keys) for arch in architectures().values()}
+    most = max(count for count, _ in scores.values())
+    if not most or (most < len(keys) and guess_family(keys, SHARED)):
+        return ()
+    likely = [arch for arch, (count, _) in scores.items() if count == most]
+    likely = [arch for arch in likely if _may_be(arch, shapes)] or likely
+    shares: dict[str, float] = {}
+    for arch in likely:
+        shares[arch.denoiser.module] = max(scores[arch][1], shares.get(arch.denoiser.module, 0.0))
+    return tuple(arch for arch in likely if scores[arch][1] == shares[arch.denoiser.module])
+
+
+def _may_be(arch: Architecture, shapes: Mapping[str, Shape]) -> bool:
+    """Whether an adapter whose modules were made for these shapes may be the architecture's."""
+    names, denoiser = names_of(arch), arch.denoiser
+    matrices = ((names.find(key), shape) for key, shape in shapes.items() if len(shape) > 1)
+    parts = ((part, shape) for home, shape in matrices if home for part in home.parts)
+    return all(denoiser.may_have(module, view.shape(shape)) for (module, view), shape in parts)
 
 
 def _score(arch: Architecture, keys: set[str]) -> tuple[int, float]:

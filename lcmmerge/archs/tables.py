@@ -8,11 +8,11 @@ stands for ``weight`` and ``bias``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from lcmmerge.archs.views import WHOLE, View
+from lcmmerge.archs.views import WHOLE, View, part
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,16 @@ class Row:
 
 
 Table = tuple[Row, ...]
+
+
+def fused(stored: str, canonicals: Sequence[str], shares: Sequence[int] = ()) -> Table:
+    """The rows of a stored tensor in which parameters lie one below another: in equal parts, or in such ``shares``."""
+    shares = shares or [1] * len(canonicals)
+    ends = [sum(shares[: number + 1]) for number in range(len(shares))]
+    return tuple(
+        Row(canonical, stored, part(end - share, end, ends[-1]))
+        for canonical, share, end in zip(canonicals, shares, ends, strict=True)
+    )
 
 
 def expand(table: Table, canonical: str, stored: str, count: int = 1) -> Iterator[Slot]:

@@ -9,6 +9,7 @@ from typing import Self
 
 from lcmmerge.archs.component import BASE, Component
 from lcmmerge.archs.tables import Slot, Table, expand
+from lcmmerge.archs.views import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,29 +17,43 @@ class BlockList:
     """Equal blocks, one after another.
 
     ``name``: such as ``transformer_blocks``, before a block's number; ``stored``: in a single file, where it is
-    another. ``depth``: how many the published model has. ``letter``: ``--block-weights`` has ``B00``, ``B01``, …
+    another. ``depth``: how many the published model has. ``letter``: ``--block-weights`` has ``B00``, ``B01``, …;
+    without one they are of the block BASE. ``aliases``: what adapter files alone call modules, below ``stored``.
+    ``last``: the table of the last block, where it is another.
     """
 
     name: str
     table: Table
     depth: int
-    letter: str
+    letter: str = ""
     stored: str = ""
+    aliases: Table = ()
+    last: Table = ()
 
     def sized(self, names: Iterable[str]) -> BlockList:
-        """As many as these names, canonical or stored, tell."""
+        """As many as these names, canonical or stored, tell; at least one, so that what has none lacks it."""
         numbered = re.compile(rf"(?:{re.escape(self.name)}|{re.escape(self.stored or self.name)})\.(\d{{1,4}})\.")
         numbers = [int(match[1]) for name in names if (match := numbered.match(name))]
-        return replace(self, depth=max(numbers, default=-1) + 1)
+        return replace(self, depth=max(numbers, default=0) + 1)
+
+    def slots(self, table: Table, canonical: str, stored: str) -> Iterator[Slot]:
+        for number in range(self.depth):
+            begin = f"{stored}{self.stored or self.name}.{number}."
+            its = self.last if self.last and table is self.table and number == self.depth - 1 else table
+            yield from expand(its, f"{canonical}{self.name}.{number}.", begin)
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        return tuple(f"{self.letter}{number:02}" for number in range(self.depth))
+        return tuple(f"{self.letter}{number:02}" for number in range(self.depth)) if self.letter else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transformer(Component):
-    """A diffusion transformer. ``ends``: the table of what there is once; what it names is of the block BASE."""
+    """A diffusion transformer. ``ends``: the table of what there is once; what it names is of the block BASE.
+
+    ``ratios``: how many times its inputs a module's outputs are, by how its canonical name ends, where that tells the
+    family from others that have the same names.
+    """
 
     name: str = "transformer"
     stored: str = "model.diffusion_model."
@@ -46,13 +61,20 @@ class Transformer(Component):
     kind: str = "diffusion transformer"
     ends: Table
     lists: tuple[BlockList, ...]
+    ratios: tuple[tuple[str, int], ...] = ()
 
     def slots(self) -> Iterator[Slot]:
         yield from expand(self.ends, f"{self.name}.", self.stored)
         for item in self.lists:
-            for number in range(item.depth):
-                stored = f"{self.stored}{item.stored or item.name}.{number}."
-                yield from expand(item.table, f"{self.name}.{item.name}.{number}.", stored)
+            yield from item.slots(item.table, f"{self.name}.", self.stored)
+
+    def aliases(self) -> Iterator[Slot]:
+        for item in self.lists:
+            yield from item.slots(item.aliases, f"{self.name}.", self.stored)
+
+    def may_have(self, module: str, shape: Shape) -> bool:
+        ratio = next((ratio for end, ratio in self.ratios if module.endswith(f".{end}")), None)
+        return ratio is None or shape[0] == ratio * shape[1]
 
     def sized(self, names: Iterable[str]) -> Self:
         names = tuple(names)
@@ -64,6 +86,6 @@ class Transformer(Component):
     def block_of(self, slot: Slot) -> str:
         inner = slot.parameter.removeprefix(f"{self.name}.")
         for item in self.lists:
-            if inner.startswith(f"{item.name}."):
-                return item.blocks[int(inner.split(".")[1])]
+            if item.letter and inner.startswith(f"{item.name}."):
+                return item.blocks[int(inner.removeprefix(f"{item.name}.").partition(".")[0])]
         return BASE

@@ -29,7 +29,7 @@ class UNet(Component):
     0 is no transformer. ``mid`` is the depth between the middle's two residual layers; without attention there is only
     one.
     ``linear_projection``: ``proj_in`` and ``proj_out`` are linear, not 1×1 convolutions. ``added``: there is
-    an embedding of size and pooled text beside the timestep's.
+    an embedding of size and pooled text beside the timestep's. ``context``: the width of the published model's text.
     """
 
     name: str = "unet"
@@ -44,6 +44,7 @@ class UNet(Component):
     up: tuple[tuple[int, ...], ...]
     linear_projection: bool
     added: bool = False
+    context: int = 0
 
     def slots(self) -> Iterator[Slot]:
         """``conv_shortcut`` is only where the width changes."""
@@ -57,6 +58,9 @@ class UNet(Component):
     def accepts(self, shapes: Mapping[str, Shape]) -> bool:
         linear = any(name.endswith(".proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
         return linear == self.linear_projection
+
+    def may_have(self, module: str, shape: Shape) -> bool:
+        return shape[1] == self.context or not module.endswith("attn2.to_k")
 
     def purpose(self, shapes: Mapping[str, Shape]) -> str:
         """By the number of input channels: latents, and what else is given beside them."""

@@ -15,6 +15,8 @@ from lcmmerge.archs import (
     guess_architecture,
     kohya_name,
     likely_architectures,
+    module_of,
+    names_in,
     names_of,
     supported,
 )
@@ -102,7 +104,7 @@ def align(terms: Sequence[WeightedAdapter], arch: Architecture, base: Model | No
     shares: dict[str, list[Share]] = {}
     for term in terms:
         fits = partial(fits_in, term.file, base) if base else lambda key, home: True
-        homes = names_of(base.arch if base else arch).settle(term.file.modules, fits)
+        homes = (names_in(base) if base else names_of(arch)).settle(term.file.modules, fits)
         for patch in term.file.patches:
             for name, share in _shares(term, patch, homes.get(patch.key), arch, base):
                 found = shares.setdefault(name, [])
@@ -132,12 +134,13 @@ def _shares(
         found = places(views, parameters)
     if found is None:
         raise ShapeMismatchError(f"{term.path}: {patch.key}: its parts make up no tensor", "they fit different models")
-    for (module, _), place in zip(home.parts, found, strict=True):
-        yield f"{module}.{patch.parameter}", Share(term, patch, adapter, place)
+    names = [p.name for p in parameters or ()] or [f"{module}.{patch.parameter}" for module, _ in home.parts]
+    for name, place in zip(names, found, strict=True):
+        yield name, Share(term, patch, adapter, place)
 
 
 def _target(name: str, shares: tuple[Share, ...], arch: Architecture, base: Model | None) -> AlignedParameter:
-    module, _, _ = name.rpartition(".")
+    module = module_of(name)
     first = shares[0]
     if base:
         shape = base.parameters[name].shape

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lcmmerge.archs import Model, kohya_name, modelspec
+from lcmmerge.archs import Model, kohya_name, modelspec, module_of
 from lcmmerge.errors import IncompatibleError, NumericError, UnmatchedKeysError
 from lcmmerge.lora import lorafile
 from lcmmerge.lora.lorafile import LoraLayer, LoraOrigin, Made
@@ -136,14 +136,16 @@ def _source(tuned: TaskVector) -> TensorSource:
 
 def _target(difference: Difference, base: Model, settings: ExtractSettings) -> ExtractedParameter:
     """Embeddings and the VAE have no place in a LoRA file; norms and biases have where the whole is asked for."""
-    module, _, parameter = difference.tuned.name.rpartition(".")
-    key = kohya_name(module, base.arch)
+    name = difference.tuned.name
+    module = module_of(name)
+    key, parameter = kohya_name(module, base.arch), name.removeprefix(f"{module}.")
     if key is None or ".embeddings." in module:
         return ExtractedParameter(difference, "", LEFT_OUT)
-    if len(difference.shape) > 1:
+    bare = name == module  # a table of modulations
+    if len(difference.shape) > 1 and not bare:
         return ExtractedParameter(difference, key, LOW_RANK)
-    if not settings.full:
-        return ExtractedParameter(difference, key, LEFT_OUT)
+    if not settings.full or bare:
+        return ExtractedParameter(difference, key, "diff" if settings.full else LEFT_OUT)
     weight = base.parameters.get(f"{module}.weight")
     norm = weight is not None and len(weight.shape) == 1
     return ExtractedParameter(difference, key, f"{parameter[0]}_norm" if norm else "diff_b")

@@ -101,8 +101,10 @@ def channels_of(patch: Patch, parameter: Parameter, base: Model) -> Channels | N
 
 
 def home_parameters(home: Home, patch: Patch, base: Model) -> list[Parameter] | None:
-    """The base's parameters that a patch is for; None where it lacks one."""
+    """The base's parameters that a patch is for; None where it lacks one. A bare parameter is its own module."""
     names = [f"{module}.{patch.parameter}" for module, _ in home.parts]
+    if patch.parameter == "weight" and home.module in base.parameters:
+        names = [home.module]
     return [base.parameters[name] for name in names] if all(name in base.parameters for name in names) else None
 
 
@@ -125,9 +127,10 @@ def views_of(home: Home, patch: Patch) -> list[View]:
 
 def places(views: Sequence[View], parameters: Sequence[Parameter]) -> Sequence[Place | None] | None:
     """Where each parameter lies in the tensor that they make up; None where they make up none."""
-    if len(views) == 1 and views[0].is_whole:
+    shapes = [parameter.shape for parameter in parameters]
+    if len(views) == 1 and views[0].is_whole and views[0].stored_shape(shapes[0])[:1] == shapes[0][:1]:
         return [None]
-    found = tiles(views, [parameter.shape for parameter in parameters])
+    found = tiles(views, shapes)
     if found is None:
         return None
     operands = [Operand.of_parameter(parameter.name, parameter) for parameter in parameters]

@@ -21,7 +21,7 @@ from lcmmerge.archs import (
     identify,
     is_ema,
     likely_architectures,
-    names_of,
+    names_in,
     patches_foreign,
 )
 from lcmmerge.errors import (
@@ -158,7 +158,7 @@ def match(index: int, term: TaskVector, base: Model) -> Matched:
     """Find the home of everything that ``term`` brings. Raises ShapeMismatchError, IncompatibleError (integers)."""
     if isinstance(term.content, Checkpoint):
         return _match_checkpoint(index, term, term.content, base)
-    homes = names_of(base.arch).settle(term.content.modules, partial(fits_in, term.content, base))
+    homes = names_in(base).settle(term.content.modules, partial(fits_in, term.content, base))
     contributions: dict[str, Contribution] = {}
     unmatched = [*term.content.embeddings, *term.content.unknown]
     homeless: list[Patch] = []

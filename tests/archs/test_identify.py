@@ -174,9 +174,6 @@ def test_scaled_fp8_is_refused(extra: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ([f"{LDM}joint_blocks.0.x_block.attn.qkv.weight"], "Stable Diffusion 3"),
-        ([f"{LDM}double_blocks.0.img_attn.qkv.weight"], "Flux"),
-        (["transformer.single_transformer_blocks.0.attn.to_q.weight"], "Flux"),
         (["transformer.transformer_blocks.0.attn.to_q.weight"], "Stable Diffusion 3, Flux"),
         (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
         (["conv_in.weight", "controlnet_cond_embedding.conv_in.weight"], "a ControlNet"),

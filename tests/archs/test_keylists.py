@@ -8,10 +8,23 @@ import re
 from pathlib import Path
 
 import pytest
+from families import published
 from named import named_source
 from published import shapes
 
-from lcmmerge.archs import architectures, guess_architecture, identify, is_ema, lora_targets, names_of
+from lcmmerge.adapters import algorithm, read_adapter
+from lcmmerge.archs import (
+    architectures,
+    guess_architecture,
+    identify,
+    is_ema,
+    likely_architectures,
+    lora_targets,
+    names_of,
+    tiles,
+)
+from lcmmerge.errors import UnknownArchitectureError
+from lcmmerge.merge.terms import read_content
 
 FOLDER = os.environ.get("LCMMERGE_KEYLISTS", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="LCMMERGE_KEYLISTS names no folder")
@@ -107,6 +120,58 @@ def test_ssd_1bs_unet() -> None:
     real = {k: s for k, s in shapes("ssd1b").items() if k.startswith("unet.") and k.endswith(".weight")}
     assert listed == real
     assert listed.keys() <= architectures()["ssd1b"].keymap("diffusers").slots.keys()
+
+
+# file → the family of the base that it is for
+TRANSFORMERS = {
+    "flux-lora-kohya": "flux1",
+    "flux-lora-aitoolkit": "flux1",
+    "flux-lora-diffusers": "flux1",
+    "flux-lora-diffusers-no-proj-mlp": "flux1",
+    "flux-lora-diffusers-base-model": "flux1",
+    "flux-lora-xlabs": "flux1",
+    "flux-lokr-bfl": "flux1",
+    "krea2-lora-kohya": "krea2",
+    "qwen-image-lora-diffusers": "qwen_image",
+}
+
+
+@pytest.mark.parametrize("file", TRANSFORMERS)
+def test_every_module_of_a_transformers_adapter_fits_its_home(file: str) -> None:
+    listed = read_json(f"{file}.keys.json")
+    name = TRANSFORMERS[file]
+    adapter = read_adapter(named_source(listed))
+    assert adapter.patches and not adapter.unknown and not adapter.embeddings
+    real = {f"transformer.{key}": tuple(tensor.shape) for key, tensor in published(name).state_dict().items()}
+    for patch in adapter.patches:
+        home = names_of(architectures()[name]).find(patch.key)
+        assert home, patch.key
+        made = tiles([view for _, view in home.parts], [real[f"{module}.weight"] for module, _ in home.parts])
+        invented = file == "flux-lokr-bfl"  # its names are a published file's, its shapes are nobody's
+        assert made and (invented or algorithm(patch)[1].fit(patch, made[0]) == ""), patch.key
+    assert name in [arch.name for arch in likely_architectures(adapter.modules)]
+
+
+def test_a_control_lora_is_refused_by_name() -> None:
+    with pytest.raises(UnknownArchitectureError, match=r"a control LoRA of FLUX\.1"):
+        read_content(named_source(read_json("flux-control-lora.keys.json")))
+
+
+@pytest.mark.parametrize(("file", "name"), [("flux2-bfl", "flux2"), ("z-image-comfyui", "z_image")])
+def test_names_of_a_transformers_single_file(file: str, name: str) -> None:
+    """The lists have the first block of each kind; FLUX.2's is klein 9B, without guidance."""
+    listed = read_json(f"{file}.base.keys.json")
+    keymap, begin = architectures()[name].keymap("single-file"), architectures()[name].denoiser.stored
+    strange = [key for key in listed if not keymap.read(begin + key)]
+    assert strange == (["norm_final.weight"] if name == "z_image" else [])
+    assert all(slot.view.splits(listed[key]) for key in listed for slot in keymap.read(begin + key))
+
+
+@pytest.mark.parametrize("file", ["anima-lora-kohya", "anima-lora-peft"])
+def test_animas_adapters_are_cosmos_predict_2s(file: str) -> None:
+    """By names: the lists have the text's width where the image's is."""
+    modules = read_adapter(named_source(read_json(f"{file}.keys.json"))).modules
+    assert not [key for key in modules if names_of(architectures()["cosmos2"]).find(key) is None]
 
 
 def keys(listed: Shapes) -> set[str]:

@@ -23,7 +23,7 @@ from lcmmerge.archs import (
     lora_targets,
     names_of,
 )
-from lcmmerge.archs.names import Home
+from lcmmerge.archs.names import Home, module_of
 from lcmmerge.archs.views import TRANSPOSED, WHOLE, part
 from lcmmerge.tensors import open_source
 
@@ -137,7 +137,7 @@ def test_a_transposed_module() -> None:
 @pytest.mark.parametrize("name", architectures())
 def test_every_canonical_module_names_itself(name: str) -> None:
     names, parameters = names_of(architectures()[name]), architectures()[name].keymap("diffusers").slots
-    for module in {parameter.rpartition(".")[0] for parameter in parameters}:
+    for module in {module_of(parameter) for parameter in parameters}:
         assert names.find(module) == Home(((module, WHOLE),))
 
 
@@ -149,7 +149,7 @@ def test_every_canonical_module_names_itself(name: str) -> None:
 def test_a_name_is_found_with_underscores_for_its_dots(name: str, seed: int, begin: str) -> None:
     """Unless two components have it (SDXL's text encoders)."""
     arch = architectures()[name]
-    modules = sorted({parameter.rpartition(".")[0] for parameter in arch.keymap("diffusers").slots})
+    modules = sorted({module_of(parameter) for parameter in arch.keymap("diffusers").slots})
     module = modules[seed % len(modules)]
     inner = module.partition(".")[2]
     found = names_of(arch).find(begin + inner.replace(".", "_"))
@@ -177,10 +177,13 @@ def test_guess_by_the_modules_alone(name: str, lcm: str, style: str, tmp_path: P
 @pytest.mark.parametrize(
     ("keys", "guess"),
     [
-        (["lora_unet_double_blocks_0_img_attn_proj"], "Flux"),
+        (["lora_unet_double_blocks_0_img_mod_lin"], "FLUX.1"),
         (["lora_unet_joint_blocks_0_x_block_attn_proj"], "Stable Diffusion 3"),
-        (["transformer.single_transformer_blocks.0.attn.to_q"], "Flux"),
-        (["lora_te3_encoder_block_0_layer_0_SelfAttention_k"], "Stable Diffusion 3"),
+        (["transformer.single_transformer_blocks.0.norm.linear"], "FLUX.1 or HunyuanVideo"),
+        (
+            ["lora_te3_encoder_block_0_layer_0_SelfAttention_k"],
+            "Stable Diffusion 3, Flux or another diffusion transformer",
+        ),
         (["some_other_model_fc1"], None),
         ([], None),
     ],
@@ -192,7 +195,7 @@ def test_guess_foreign(keys: list[str], guess: str | None) -> None:
 @pytest.mark.parametrize("name", architectures())
 def test_kohya_names_are_names_of_their_module(name: str) -> None:
     arch = architectures()[name]
-    modules = {parameter.rpartition(".")[0] for parameter in arch.keymap("diffusers").slots}
+    modules = {module_of(parameter) for parameter in arch.keymap("diffusers").slots}
     for module in [module for module in modules if not module.startswith("vae.")]:
         home = names_of(arch).find(kohya_name(module, arch) or "")
         assert home and home.module == module

@@ -70,7 +70,7 @@ def test_every_dialect_of_a_lora(dialect: str, tmp_path: Path) -> None:
 
 def test_a_flux_lora_is_not_taken_for_one() -> None:
     keys = {f"transformer.transformer_blocks.0.{name}" for name in ("attn.to_q", "attn.add_k_proj", "ff.net.0.proj")}
-    assert "Flux" in (guess_architecture(keys) or "")
+    assert "FLUX.1" in (guess_architecture(keys) or "")
 
 
 @pytest.mark.skipif(not os.environ.get("LCMMERGE_KEYLISTS"), reason="LCMMERGE_KEYLISTS names no folder")

@@ -1,0 +1,73 @@
+"""The tables of every family of diffusion transformers. Oracles: diffusers' own classes and single-file converters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from families import CASES, converted, families, folder, narrow, published, single_file, sized, state_of, stored
+from named import named_source
+
+from lcmmerge.archs import identify
+from lcmmerge.errors import UnknownArchitectureError
+from lcmmerge.tensors import open_source
+
+FAMILIES = tuple(families())
+BEGINS = ("", "model.diffusion_model.", "diffusion_model.", "net.", "model.")
+
+
+def test_each_family_has_a_case() -> None:
+    assert set(FAMILIES) == set(CASES)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_canonical_names_are_those_of_diffusers_class(name: str) -> None:
+    """At the published depth."""
+    real = {f"transformer.{key}" for key in published(name).state_dict()}
+    arch = families()[name]
+    mapped = {key for key in arch.keymap("diffusers").slots if key.startswith("transformer.")}
+    assert real <= mapped
+    assert not (mapped - real) & arch.required
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_diffusers_converter_gives_the_weights_back(name: str) -> None:
+    """Of our table, backwards."""
+    weights = narrow(name)
+    single = stored(name, {f"transformer.{key}": tensor for key, tensor in weights.items()})
+    single |= {key: torch.ones(2) for key in CASES[name].beside}
+    found = converted(name, single)
+    assert found.keys() == weights.keys()
+    assert not [key for key, tensor in weights.items() if not torch.equal(found[key], tensor)]
+
+
+@pytest.mark.parametrize("begin", BEGINS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_single_file_is_recognised(name: str, begin: str, tmp_path: Path) -> None:
+    weights = state_of(name)
+    model = identify(open_source(single_file(tmp_path / "base.safetensors", name, weights, begin)))
+    assert (model.arch.name, model.layout, model.components) == (name, "component", ("transformer",))
+    assert model.shapes == {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    assert set(model.leftovers) == {begin + key for key in CASES[name].beside} and not model.missing
+    assert model.arch.denoiser == sized(families()[name], weights).denoiser
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_folder_is_recognised(name: str, tmp_path: Path) -> None:
+    weights = state_of(name)
+    path = folder(tmp_path / "base", name, weights)
+    for source in (open_source(path), open_source(path / "transformer")):
+        model = identify(source)
+        assert (model.arch.name, model.components) == (name, ("transformer",))
+        assert model.shapes == {key: tuple(tensor.shape) for key, tensor in weights.items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_without_a_block_list_is_not_whole(name: str) -> None:
+    arch = families()[name]
+    for item in arch.denoiser.lists:  # type: ignore[attr-defined]
+        shapes = {key: tuple(tensor.shape) for key, tensor in state_of(name).items()}
+        left = {key: shape for key, shape in shapes.items() if not key.startswith(f"transformer.{item.name}.")}
+        with pytest.raises(UnknownArchitectureError, match="lacks"):
+            identify(named_source(left))

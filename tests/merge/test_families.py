@@ -1,0 +1,172 @@
+"""Every family of diffusion transformers, merged by the commands. Oracle: the same sums in float64."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import flux
+import pytest
+import torch
+from families import families, folder, single_file, sized, state_of, stored
+from fusing import load
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FAMILIES = tuple(families())
+RANK = 3
+Cli = Callable[..., object]
+State = dict[str, Tensor]
+
+
+def deltas(state: Mapping[str, Tensor], seed: int) -> tuple[State, State]:
+    """A LoRA of every matrix, and a difference of every vector: in a file, by whose names the tensors go, and as ΔW."""
+    generator = torch.Generator().manual_seed(seed)
+    file: State = {}
+    found: State = {}
+    for name, tensor in state.items():
+        module, _, kind = name.rpartition(".")
+        if kind in ("weight", "scale") and tensor.dim() == 2:
+            up = 0.3 * torch.randn(tensor.shape[0], RANK, generator=generator)
+            down = 0.3 * torch.randn(RANK, tensor.shape[1], generator=generator)
+            file |= {f"{module}.lora_up.weight": up, f"{module}.lora_down.weight": down}
+            file[f"{module}.alpha"] = torch.tensor(1.5)
+            found[name] = (1.5 / RANK) * (up.double() @ down.double())
+        else:
+            whole = 0.1 * torch.randn(tensor.shape, generator=generator)
+            role = {"weight": "diff", "scale": "diff", "bias": "diff_b"}.get(kind)
+            file[f"{module}.{role}" if role else f"{name}.diff"] = whole
+            found[name] = whole.double()
+    return file, found
+
+
+def canonical(name: str, single: State) -> State:
+    """A single file's tensors as the table reads them."""
+    arch = sized(families()[name], state_of(name))
+    slots = arch.keymap("single-file").slots
+    return {
+        key: slots[key].view.fitting(tuple(single[at].shape)).take(single[at])
+        for key in state_of(name)
+        if (at := slots[key].stored.removeprefix(arch.denoiser.stored)) in single
+    }
+
+
+def doubled(state: Mapping[str, Tensor]) -> State:
+    return {name: tensor.double() for name, tensor in state.items()}
+
+
+def added(state: Mapping[str, Tensor], delta: Mapping[str, Tensor], strength: float) -> State:
+    return {name: tensor.double() + strength * delta[name] for name, tensor in state.items()}
+
+
+def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], within: float = 1e-6) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name].double(), tensor, rtol=within, atol=within, msg=name)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stored_names_on_a_folder(name: str, tmp_path: Path, cli: Cli) -> None:
+    """A LoRA of fused tensors on a base that keeps them apart."""
+    weights = state_of(name)
+    base, target = folder(tmp_path / "base", name, weights), tmp_path / "out"
+    single = stored(name, weights)
+    file, delta = deltas(single, 1)
+    save_file({f"diffusion_model.{key}": tensor for key, tensor in file.items()}, tmp_path / "style.safetensors")
+    done = cli("fuse", base, tmp_path / "style.safetensors", "--lambda", "0.8", "0", "-o", target)
+    assert done.code == 0, done.err
+    assert_close(load(target), canonical(name, added(single, delta, 0.8)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_canonical_names_on_a_single_file(name: str, tmp_path: Path, cli: Cli) -> None:
+    """A LoRA of parts on a base that has them fused."""
+    weights = state_of(name)
+    base, target = single_file(tmp_path / "base.safetensors", name, weights), tmp_path / "out.safetensors"
+    file, delta = deltas({key.removeprefix("transformer."): tensor for key, tensor in weights.items()}, 2)
+    save_file({f"transformer.{key}": tensor for key, tensor in file.items()}, tmp_path / "style.safetensors")
+    done = cli("fuse", base, tmp_path / "style.safetensors", "--lambda", "0.8", "0", "-o", target)
+    assert done.code == 0, done.err
+    begin, found, before = "model.diffusion_model.", load_file(target), load_file(base)
+    wanted = added(weights, {f"transformer.{key}": tensor for key, tensor in delta.items()}, 0.8)
+    expected = {begin + key: tensor for key, tensor in stored(name, wanted).items()}
+    beside = before.keys() - expected.keys()
+    assert_close(found, expected | doubled({key: before[key] for key in beside}))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_command(name: str, tmp_path: Path, cli: Cli) -> None:
+    weights = state_of(name)
+    base = single_file(tmp_path / "base.safetensors", name, weights)
+    assert json.loads(cli("inspect", base, "--json").out)["architecture"] == name
+    loras = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for seed, path in enumerate(loras):
+        file, _ = deltas({key: tensor for key, tensor in stored(name, weights).items() if tensor.dim() == 2}, seed)
+        save_file({f"diffusion_model.{key}": t for key, t in file.items() if not key.endswith(".diff")}, path)
+    both = ("--lcm", loras[1], "--lambda", "0.8", "0.6")
+    planned = cli("fuse", base, loras[0], *both, "--dry-run")
+    assert planned.code == 0, planned.err
+    tuned = tmp_path / "tuned.safetensors"
+    for step in (("fuse", base, loras[0], *both, "-o", tuned), ("verify", tuned)):
+        done = cli(*step)
+        assert done.code == 0, done.err
+    lora, combined = tmp_path / "lora.safetensors", tmp_path / "combined.safetensors"
+    steps = (
+        ("extract", tuned, base, "--rank", 2 * RANK, "--dtype", "fp32", "-o", lora),
+        ("combine", loras[0], "0.8", loras[1], "0.6", "--base", base, "--dtype", "fp32", "-o", combined),
+    )
+    for made, step in zip((lora, combined), steps, strict=True):
+        done = cli(*step)
+        assert done.code == 0, done.err
+        again = tmp_path / f"again-{made.name}"
+        done = cli("fuse", base, made, "--lambda", "1", "0", "-o", again)
+        assert done.code == 0, done.err
+        assert_close(load_file(again), doubled(load_file(tuned)), 1e-4)
+
+
+@pytest.mark.parametrize("layout", ["single-file", "folder"])
+def test_a_flux_lora_in_every_dialect_gives_the_same_bytes(layout: str, tmp_path: Path, cli: Cli) -> None:
+    weights, made = state_of("flux1"), {}
+    if layout == "folder":
+        base = folder(tmp_path / "base", "flux1", weights)
+    else:
+        base = single_file(tmp_path / "base.safetensors", "flux1", weights)
+    for dialect in flux.DIALECTS:
+        style, target = flux.lora(tmp_path / dialect, dialect), tmp_path / f"out-{dialect}{base.suffix}"
+        done = cli("fuse", base, style, "--lambda", "0.8", "0", "-o", target)
+        assert done.code == 0, (dialect, done.err)
+        made[dialect] = load(target)
+    first, before = made.pop("kohya"), load(base)
+    moved = {name for name in before if not torch.equal(first[name], before[name])}
+    assert len(moved) == flux.BLOCKS * (4 + 2 if layout == "single-file" else 8 + 4)
+    for dialect, found in made.items():
+        assert found.keys() == first.keys()
+        assert not [name for name, tensor in first.items() if not torch.equal(found[name], tensor)], dialect
+
+
+@pytest.mark.parametrize("begin", ["lora_te3_", "lora_te2_", "text_encoder_2.", "text_encoders.t5xxl.transformer."])
+def test_an_adapter_reaches_a_text_encoder_that_keeps_its_names(begin: str, tmp_path: Path, cli: Cli) -> None:
+    base, module = folder(tmp_path / "base", "flux1", state_of("flux1")), "encoder.block.0.layer.0.SelfAttention.q"
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"text_encoder_2": ["transformers", "T5EncoderModel"]}))
+    (base / "text_encoder_2").mkdir()
+    weights = {f"{module}.weight": torch.randn(6, 4), "encoder.final_layer_norm.weight": torch.randn(4)}
+    save_file(weights, base / "text_encoder_2" / "model.safetensors")
+    key = begin + (module.replace(".", "_") if begin.startswith("lora") else module)
+    up, down = torch.randn(6, RANK), torch.randn(RANK, 4)
+    save_file({f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}, tmp_path / "style.safetensors")
+    done = cli("fuse", base, tmp_path / "style.safetensors", "--lambda", "0.5", "0", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    found = load(tmp_path / "out")
+    wanted = weights[f"{module}.weight"].double() + 0.5 * (up.double() @ down.double())
+    torch.testing.assert_close(found[f"text_encoder_2.{module}.weight"].double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_an_alpha_that_nobody_tells_is_not_guessed(tmp_path: Path, cli: Cli) -> None:
+    base = single_file(tmp_path / "base.safetensors", "flux1", state_of("flux1"))
+    style = flux.lora(tmp_path / "named", "named")
+    (style.parent / "adapter_config.json").unlink()
+    done = cli("fuse", base, style, "--lambda", "0.8", "0", "-o", tmp_path / "out.safetensors")
+    done.assert_fault(3, "has no alpha")
+    assert not (tmp_path / "out.safetensors").exists()
