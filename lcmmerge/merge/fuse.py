@@ -82,7 +82,7 @@ def _prepare_folder(plan: Plan, folder: Path) -> None:
     for component in components:
         (folder / component).mkdir()
     copy_configs(plan.configs or plan.base.source.path, folder, components, plan.base)
-    if plan.accelerator:
+    if plan.accelerator and plan.accelerator.sampling.in_folders:
         set_scheduler(folder, plan.accelerator.sampling)
 
 
