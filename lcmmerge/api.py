@@ -47,11 +47,11 @@ class Merge(spec.Merge):
     """θ′ = θ_base + Σ λτ: a base, and named task vectors with their λs.
 
     ``terms``: name → (reference, λ), or a Term with block factors, or λ alone for an accelerator of
-    ``lcmmerge accelerators``, whose file for the base's architecture it then is.
+    ``lcmmerge accelerators``, whose file for the base's architecture it then is; None for its usual λ.
 
     >>> merge = lcmmerge.Merge("base.safetensors", {"style": ("style.safetensors", 0.8), "hyper-8steps": 1.0})
     >>> merge.command()
-    'lcmmerge fuse base.safetensors style.safetensors --lambda 0.8 1.0 --lcm hyper-8steps'
+    'lcmmerge fuse base.safetensors style.safetensors --lambda 0.8 1.0 --accelerator hyper-8steps'
     """
 
     __slots__ = ()
@@ -110,7 +110,7 @@ class Merge(spec.Merge):
         stored = spec.stored_as(dtype, encoding)
         output = spec.Written(place, layout, stored, max_shard_size, drop_ema, rounding_seed, mend_position_ids)
         planned = replace(self, output=output).plan()
-        _warn((*planned.doubts, *planned.scheduler_doubts))
+        _warn((*planned.doubts, *planned.scheduler_doubts, *planned.obligations))
         return fuse(planned, settings=Settings(threads, device, hash_base), force=force)
 
     def search(

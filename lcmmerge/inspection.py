@@ -69,7 +69,8 @@ class CheckpointFacts:
     @property
     def official_lcm(self) -> str | None:
         """The reference of the architecture's official LCM-LoRA."""
-        return OFFICIAL.files.get(self.model.arch.name)
+        file = OFFICIAL.files.get(self.model.arch.name)
+        return file if isinstance(file, str) else None
 
     def as_dict(self) -> dict[str, Any]:
         arch = self.model.arch

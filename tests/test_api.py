@@ -43,7 +43,7 @@ def test_its_doctest(name, tmp_path, monkeypatch, capfd):
 def test_write_is_the_command(tmp_path, cli, monkeypatch):
     monkeypatch.chdir(tmp_path)
     report = Merge(BASE, TERMS).write("called", layout="single-file", dtype="fp16")
-    options = ["--lambda", "0.8", "1.0", "--lcm", "zoo:digits/lcm.safetensors", "--accelerator", "lcm"]
+    options = ["--lambda", "0.8", "1.0", "--accelerator", "zoo:digits/lcm.safetensors", "--accelerator", "lcm"]
     assert cli("fuse", BASE, NEON, *options, "--layout", "single-file", "--dtype", "fp16", "-o", "typed").code == 0
     assert Path("called.safetensors").read_bytes() == Path("typed.safetensors").read_bytes()
     assert report.as_dict()["output"] == "called.safetensors"

@@ -124,6 +124,6 @@ def _scheduler(config: Mapping[str, Any]) -> Prediction:
     name, by = str(config.get("_class_name", "")), BY_SCHEDULER
     if name.startswith("EDM"):
         return Prediction(EDM, False, by)
-    if name.startswith("FlowMatch"):
+    if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
         return Prediction(FLOW, None, by)
     return Prediction(str(config.get("prediction_type") or EPSILON), bool(config.get("rescale_betas_zero_snr")), by)

@@ -45,15 +45,16 @@ class NameType(click.ParamType[str]):
 
 
 def accelerators() -> Iterable[str]:
-    from lcmmerge.accelerators import ENTRIES
+    from lcmmerge.accelerators import ACCELERATORS
 
-    return (entry.name for entry in ENTRIES)
+    return ACCELERATORS
 
 
-def architectures() -> Iterable[str]:
-    from lcmmerge.archs import architectures
+def accelerated() -> Iterable[str]:
+    """The architectures that accelerators are for."""
+    from lcmmerge.accelerators import bases
 
-    return architectures()
+    return bases()
 
 
 def methods() -> Iterable[str]:
@@ -96,4 +97,4 @@ def _begun(incomplete: str, names: Iterable[str]) -> Items:
 
 
 REFERENCE = ReferenceType()
-ACCELERATOR = NameType(accelerators)
+ACCELERATOR = NameType(accelerators, reference=True)

@@ -9,14 +9,14 @@ import click
 from lcmmerge.cli.candidates import REFERENCE, NameType, targets
 from lcmmerge.cli.common import ADAPTER_DTYPE, STEPS, Pixels, output_options
 from lcmmerge.cli.options import (
-    accelerator_option,
     adapter_option,
     config_option,
-    is_given,
+    held_options,
+    is_file,
     lambda_option,
-    lcm_option,
     merge_of,
     method_option,
+    named,
     prediction_option,
     threads_option,
     tuned_from_option,
@@ -42,9 +42,8 @@ if TYPE_CHECKING:
 )
 @click.option("--dtype", type=ADAPTER_DTYPE, default="fp16", show_default=True, help="Of weights and graphs.")
 @click.option("--vae-dtype", type=ADAPTER_DTYPE, help="[default: as --dtype; fp32 where a VAE overflows fp16]")
-@lambda_option("style and of the LCM-LoRA")
-@lcm_option("The acceleration LoRA to merge, as in `lcmmerge fuse`.")
-@accelerator_option("MODEL or --lcm is drawn as")
+@lambda_option("style and of the acceleration LoRA")
+@held_options("STYLE or --lambda")
 @adapter_option
 @tuned_from_option("MODEL")
 @method_option
@@ -72,7 +71,8 @@ if TYPE_CHECKING:
 @output_options
 def export(
     model: str, style: str | None, target: Path, to: str, dtype: str, vae_dtype: str | None,
-    lambdas: tuple[float, float], lcm: str | None, accelerator: str | None, adapters: Sequence[tuple[str, float]],
+    lambdas: tuple[float, float] | None, accelerator: Sequence[str], lcm: Sequence[str],
+    adapters: Sequence[tuple[str, float]],
     tuned_from: str | None, method: str, statics: tuple[tuple[int, int], ...], fused: bool, config_from: str | None,
     prediction: str | None,
     variant: str | None, cache: Path | None, engines: tuple[str, ...], whole: int | None, names: str | None,
@@ -93,7 +93,7 @@ def export(
 
     \b
       lcmmerge export merged.safetensors -o export
-      lcmmerge export base style.safetensors --lambda 0.8 1.0 --lcm lcm -o export
+      lcmmerge export base style.safetensors --lambda 0.8 1.0 --accelerator lcm -o export
       lcmmerge export merged.safetensors --to tensorrt --static 768x512 -o export
     """
     check_installed("export")
@@ -103,19 +103,21 @@ def export(
     from lcmmerge.merge.outcome import Settings
     from lcmmerge.merge.spec import Written
 
-    if not (style or lcm):  # a model alone gets no LCM-LoRA, and a style gets one
-        if is_given("lambdas"):
-            raise click.UsageError("--lambda is of a merge: give STYLE, or --lcm.")
+    given = (*lcm, *accelerator)
+    merges = style or lcm or (accelerator and lambdas) or any(map(is_file, accelerator))
+    if not merges:  # a model alone gets no LCM-LoRA, and a style gets one
+        if lambdas:
+            raise click.UsageError("--lambda is of a merge: give STYLE, or --accelerator.")
         lambdas = (1.0, 0.0)
     merge = merge_of(
-        model, style, lambdas, lcm=lcm, accelerator=accelerator if style or lcm else None, adapters=adapters,
+        model, style, lambdas, accelerators=given if merges else (), adapters=adapters,
         tuned_from=tuned_from, variant=variant, config_from=config_from,
         prediction=prediction, output=Written(target), method=method,
     )  # fmt: skip
     prepared = prepare(
         ExportRequest(
             merge, to, dtype, vae_dtype, statics, fused, cache, parity, engines, force, Settings(threads), whole,
-            names == NVIDIA, accelerator,
+            names == NVIDIA, named(given),
         )
     )  # fmt: skip
     _warn(prepared, output)
@@ -124,7 +126,7 @@ def export(
 
 def _warn(prepared: PreparedExport, output: Output) -> None:
     request, plan = prepared.request, prepared.plan
-    for doubt in plan.doubts:
+    for doubt in (*plan.doubts, *plan.obligations):
         output.warn(doubt)
     fast = request.merge.accelerated
     if fast and fast.source and fast.strength and not plan.accelerator:

@@ -9,13 +9,11 @@ import click
 from lcmmerge.cli.candidates import REFERENCE, NameType, encodings
 from lcmmerge.cli.common import DTYPE, Bytes, TargetType, few, output_options
 from lcmmerge.cli.options import (
-    accelerator_option,
     adapter_option,
     arithmetic_options,
-    is_given,
     lambda_option,
-    lcm_option,
     merge_of,
+    merged_option,
     method_option,
     once_each,
     prediction_option,
@@ -34,11 +32,8 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @click.command(short_help="Merge a style and an acceleration LoRA into a checkpoint.")
 @click.argument("base", type=REFERENCE)
 @click.argument("style", type=REFERENCE, required=False)
-@lambda_option("style and of the LCM-LoRA")
-@lcm_option(
-    "The acceleration LoRA; NAME: of `lcmmerge accelerators`.  [default: the architecture's official LCM-LoRA]"
-)
-@accelerator_option()
+@lambda_option("style and of the acceleration LoRA")
+@merged_option
 @adapter_option
 @tuned_from_option("BASE")
 @method_option
@@ -80,23 +75,23 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @output_options
 def fuse(
-    base: str, style: str | None, lambdas: tuple[float, float], lcm: str | None, accelerator: str | None,
+    base: str, style: str | None, lambdas: tuple[float, float] | None, accelerator: Sequence[str],
     adapters: Sequence[tuple[str, float]], tuned_from: str | None, method: str, weights: Sequence[tuple[str, str]],
     target: Path | None, layout: str | None, dtype: str | None, encoding: str | None, rounding: str, seed: int,
     config_from: str | None, parts_from: str | None,
     prediction: str | None, variant: str | None, shard: int | None, drop_ema: bool, mend_position_ids: bool,
     allow_unmatched: bool, hash_base: bool, force: bool, device: str, threads: int, dry_run: bool, output: Output,
 ) -> None:  # fmt: skip
-    """Merge STYLE and an LCM-LoRA into BASE, and write one standalone checkpoint.
+    """Merge STYLE and an acceleration LoRA into BASE, and write one standalone checkpoint.
 
     BASE is a checkpoint (.safetensors, .ckpt, a shard index, a diffusers folder), STYLE a LoRA or one of its
-    relatives, or a whole fine-tuned checkpoint. Without STYLE, the LCM-LoRA alone is merged, at λ2. Everything that
-    STYLE holds must find its place in BASE; if it does not, nothing is written and the exit code is 3.
+    relatives, or a whole fine-tuned checkpoint. Without STYLE, the acceleration LoRA alone is merged, at λ2. Everything
+    that STYLE holds must find its place in BASE; if it does not, nothing is written and the exit code is 3.
 
     \b
       lcmmerge fuse base.safetensors style.safetensors --lambda 0.8 1.0
-      lcmmerge fuse base.safetensors style.safetensors --lcm hyper-8steps
-      lcmmerge fuse base.safetensors --lcm hyper.safetensors --accelerator hyper-8steps -o fast.safetensors
+      lcmmerge fuse base.safetensors style.safetensors --accelerator hyper-8steps
+      lcmmerge fuse base.safetensors --accelerator hyper.safetensors --accelerator hyper-8steps -o fast.safetensors
       lcmmerge fuse base.safetensors style.safetensors --method ties:density=0.3
       lcmmerge fuse base.safetensors style.safetensors --layout diffusers --dtype fp16
 
@@ -110,10 +105,10 @@ def fuse(
     from lcmmerge.merge.plan import plan
     from lcmmerge.merge.spec import Written, stored_as
 
-    if not style and is_given("lambdas"):
+    if not style and lambdas:
         output.note(f"No STYLE is given, so λ1 = {lambdas[0]:g} has no term.")
     merge = merge_of(
-        base, style, lambdas, lcm=lcm, accelerator=accelerator, adapters=adapters, tuned_from=tuned_from,
+        base, style, lambdas, accelerators=accelerator, adapters=adapters, tuned_from=tuned_from,
         block_weights=once_each(weights, "--block-weights"), variant=variant, config_from=config_from,
         output=Written(
             target, layout, stored_as(dtype, encoding), shard, drop_ema, seed if rounding == "stochastic" else None,
@@ -210,8 +205,8 @@ def _show_sampling(plan: Plan, output: Output) -> None:
         output.warn(doubt)
     if plan.accelerator:
         output.note(f"Draw with {plan.accelerator.sampling}.")
-        if plan.accelerator.restriction:
-            output.warn(f"{plan.accelerator.name} is under {plan.accelerator.licence}: {plan.accelerator.restriction}")
+    for obligation in plan.obligations:
+        output.warn(obligation)
 
 
 def _show_layers(report: Report, output: Output) -> None:

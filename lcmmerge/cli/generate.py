@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lcmmerge.cli.candidates import ACCELERATOR, REFERENCE
+from lcmmerge.cli.candidates import REFERENCE
 from lcmmerge.cli.common import IMAGES, STEPS, Number, output_options
 from lcmmerge.cli.options import (
     drawing_options,
-    is_given,
+    held_options,
+    is_file,
     lambda_option,
-    lcm_option,
     merge_of,
     method_option,
+    named,
     seed_option,
     size_option,
 )
@@ -49,13 +50,12 @@ PROVIDERS = click.Choice(("tensorrt", "cuda", "cpu", "torch"))  # of graphs.runt
 @click.option("--steps", type=STEPS, help="[default: the accelerator's or scheduler's]")
 @click.option("--guidance", type=Number(0), help="Up to 1 it is off.  [default: as for --steps]")
 @click.option("--scheduler", type=SCHEDULERS, help="[default: what the model was merged for, else its own]")
-@click.option("--accelerator", type=ACCELERATOR, metavar="NAME", help="Draw as `lcmmerge accelerators` says of NAME.")
 @click.option(
     "--live", "style", type=REFERENCE, metavar="STYLE",
     help="Draw as if STYLE were fused into MODEL. Nothing is written.",
 )
-@lambda_option("live style and LCM-LoRA")
-@lcm_option("The live merge's acceleration LoRA, as in `lcmmerge fuse`.")
+@lambda_option("live style and acceleration LoRA")
+@held_options("--live or --lambda")
 @method_option
 @drawing_options
 @click.option("--provider", type=PROVIDERS, help="What runs an export.  [default: the fastest that is usable here]")
@@ -64,7 +64,7 @@ PROVIDERS = click.Choice(("tensorrt", "cuda", "cpu", "torch"))  # of graphs.runt
 def generate(
     model: str, prompts: Sequence[str], prompt_file: Path | None, folder: Path, negative: str, seed: int, count: int,
     batch: int, size: Size | None, steps: int | None, guidance: float | None, scheduler: str | None,
-    accelerator: str | None, style: str | None, lambdas: tuple[float, float], lcm: str | None, method: str,
+    style: str | None, lambdas: tuple[float, float] | None, accelerator: Sequence[str], lcm: Sequence[str], method: str,
     config_from: str | None, prediction: str | None, variant: str | None, dtype: str | None, device: str | None,
     provider: str | None, force: bool, output: Output,
 ) -> None:  # fmt: skip
@@ -80,9 +80,10 @@ def generate(
     \b
       lcmmerge generate merged.safetensors --prompt "a paper fox" -o images
       lcmmerge generate base --prompts prompts.txt --scheduler dpm-solver++ --steps 20 -o baseline
-      lcmmerge generate base --live style.safetensors --lcm lcm --lambda 0.8 1.0 --prompt "a paper fox" -o live
+      lcmmerge generate base --live style.safetensors --accelerator lcm --lambda 0.8 1.0 --prompt "a paper fox" -o live
     """
-    live = bool(style or lcm)
+    given = (*lcm, *accelerator)
+    live = bool(style or lcm or (accelerator and lambdas) or any(map(is_file, accelerator)))
     exported = not live and _is_export(model)
     check_installed("export" if exported else "draw")
     quiet_libraries()
@@ -102,16 +103,16 @@ def generate(
         raise click.UsageError("--provider is of an export, a folder that `lcmmerge export` wrote.")
     elif live:
         merge = merge_of(
-            model, style, lambdas, lcm=lcm, accelerator=accelerator, variant=variant, config_from=config_from,
+            model, style, lambdas, accelerators=given, variant=variant, config_from=config_from,
             method=method, prediction=prediction,
         )  # fmt: skip
         opened = _live(merge, scheduler, device, dtype, output, force=force)
-    elif is_given("lambdas"):
-        raise click.UsageError("--lambda is of a live merge: give --live STYLE, or --lcm.")
+    elif lambdas:
+        raise click.UsageError("--lambda is of a live merge: give --live STYLE, or --accelerator.")
     else:
         opened = _checkpoint(model, variant, config_from, prediction, device, dtype, output)
     preset = presets.choose(
-        opened.model, opened.configs, accelerator=opened.accelerator or accelerator, scheduler=scheduler, steps=steps,
+        opened.model, opened.configs, accelerator=opened.accelerator or named(given), scheduler=scheduler, steps=steps,
         guidance=guidance,
     )  # fmt: skip
     if negative and preset.guidance <= 1:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 from click.core import ParameterSource
 
-from lcmmerge.cli.candidates import ACCELERATOR, REFERENCE, NameType, Weighed, accelerators, methods
+from lcmmerge.cli.candidates import ACCELERATOR, REFERENCE, NameType, Weighed, methods
 from lcmmerge.cli.common import ADAPTER_DTYPE, SEEDS, STRENGTH, THREADS, Pixels
 
 if TYPE_CHECKING:
@@ -28,18 +28,33 @@ def together(*options: Option) -> Option:
 
 def lambda_option(what: str) -> Option:
     return click.option(
-        "--lambda", "lambdas", nargs=2, type=STRENGTH, default=(1.0, 1.0), show_default=True, metavar="λ1 λ2",
-        help=f"Strength of the {what}.",
+        "--lambda", "lambdas", nargs=2, type=STRENGTH, metavar="λ1 λ2",
+        help=f"Strength of the {what}.  [default: 1, and the accelerator's usual one]",
     )  # fmt: skip
 
 
-def lcm_option(what: str) -> Option:
-    return click.option("--lcm", type=NameType(accelerators, reference=True), metavar="REF|NAME", help=what)
-
-
-def accelerator_option(what: str = "the file of --lcm is") -> Option:
+def accelerator_option(*names: str, what: str) -> Option:
+    """``names``: by default both, where they mean the same."""
     return click.option(
-        "--accelerator", type=ACCELERATOR, metavar="NAME", help=f"Which of `lcmmerge accelerators` {what}."
+        *(names or ("--accelerator", "--lcm")), type=ACCELERATOR, multiple=True, metavar="REF|NAME", help=what
+    )
+
+
+merged_option = accelerator_option(
+    what="The acceleration LoRA: a file, or a name of `lcmmerge accelerators`; or both, the file and what it is.  "
+    "[default: the architecture's official LCM-LoRA]",
+)
+
+
+def held_options(merge: str) -> Option:
+    """Of commands whose MODEL may hold an accelerator already. ``merge``: what asks for one to be merged."""
+    return together(
+        accelerator_option(
+            "--accelerator",
+            what="The acceleration LoRA: a file, or a name of `lcmmerge accelerators`; or both, the file and what it "
+            f"is. A name without {merge} is what MODEL holds already: it is drawn so.",
+        ),
+        accelerator_option("--lcm", what="The same, and a name alone is merged, too."),
     )
 
 
@@ -93,10 +108,9 @@ seed_option = click.option(
 def merge_of(
     base: str,
     style: str | None,
-    lambdas: tuple[float, float] = (1.0, 1.0),
+    lambdas: tuple[float, float] | None = None,
     *,
-    lcm: str | None = None,
-    accelerator: str | None = None,
+    accelerators: Sequence[str] = (),
     adapters: Sequence[tuple[str, float]] = (),
     tuned_from: str | None = None,
     block_weights: Mapping[str, str] | None = None,
@@ -110,15 +124,18 @@ def merge_of(
 ) -> Merge:
     """The merge that the options describe: STYLE at λ1, the acceleration LoRA at λ2, then the adapters.
 
+    ``accelerators``: as ``acceleration`` takes them.
+
     Raises OptionError, NotFoundError for a name that no accelerator has.
     """
     from lcmmerge.errors import OptionError
     from lcmmerge.merge.methods import parse
     from lcmmerge.merge.spec import STYLE, Merge, Source, Term, Written, distinct
 
+    first, second = lambdas or (1.0, None)
     origin = Source(tuned_from) if tuned_from else None
-    wanted = [Term(STYLE, Source(style), lambdas[0], made_from=origin)] if style else []
-    if fast := acceleration(lcm, accelerator, lambdas[1]):
+    wanted = [Term(STYLE, Source(style), first, made_from=origin)] if style else []
+    if fast := acceleration(accelerators, second):
         wanted.append(fast)
     wanted += [Term(Path(reference).stem, Source(reference), each, made_from=origin) for reference, each in adapters]
     names = distinct([term.name for term in wanted])
@@ -143,25 +160,47 @@ def merge_of(
     )
 
 
-def acceleration(lcm: str | None, accelerator: str | None, strength: float) -> Term | None:
-    """λ2's term: a file, or a name of the table; where nothing is given, the official LCM-LoRA, unless λ2 is 0.
+def acceleration(given: Sequence[str], strength: float | None) -> Term | None:
+    """λ2's term: a file, a name of the table, or both; of nothing the official LCM-LoRA, unless λ2 is 0.
 
-    A path that exists is not a name. Raises NotFoundError, OptionError.
+    Raises NotFoundError, OptionError.
     """
-    from lcmmerge.accelerators import NAME, OFFICIAL
-    from lcmmerge.accelerators import accelerator as named
+    from lcmmerge.accelerators import OFFICIAL
     from lcmmerge.errors import OptionError
-    from lcmmerge.merge.spec import LCM, Source, Term
+    from lcmmerge.merge.spec import LCM, USUAL, Source, Term
 
-    said = named(accelerator) if accelerator else None
-    if lcm is None and not strength:
+    if not given and strength == 0:
         return None
-    if lcm and (Path(lcm).exists() or not NAME.fullmatch(lcm)):
-        return Term(LCM, Source(lcm), strength, accelerator=said.name if said else None)
-    kind = named(lcm) if lcm else OFFICIAL
-    if said not in (None, kind):
-        raise OptionError(f"the accelerator is {kind.name}, not {said.name}", f"name it by --lcm {said.name}")
-    return Term(LCM, None, strength, accelerator=kind.name)
+    files, said = [word for word in given if is_file(word)], named(given)
+    if len(files) > 1:
+        cause = f"the accelerator is one file, not {files[0]} and {files[1]}"
+        raise OptionError(cause, "add the other by --adapter REF λ")
+    source = Source(files[0]) if files else None
+    return Term(
+        LCM,
+        source,
+        USUAL if strength is None else strength,
+        accelerator=said or (None if source else OFFICIAL.name),
+    )
+
+
+def is_file(word: str) -> bool:
+    """Whether it stands for a file, and not for an accelerator by name: a path that exists is none."""
+    from lcmmerge.accelerators import NAME
+
+    return Path(word).exists() or not NAME.fullmatch(word)
+
+
+def named(given: Sequence[str]) -> str | None:
+    """The one accelerator that is named. Raises NotFoundError, OptionError."""
+    from lcmmerge.accelerators import accelerator
+    from lcmmerge.errors import OptionError
+
+    found = list(dict.fromkeys(accelerator(word).name for word in given if not is_file(word)))
+    if len(found) > 1:
+        cause = f"the accelerator is {found[0]}, not {found[1]}"
+        raise OptionError(cause, f"merge one by --accelerator {found[0]}, and the other's file by --adapter REF λ")
+    return found[0] if found else None
 
 
 def once_each(pairs: Sequence[tuple[str, Value]], option: str) -> dict[str, Value]:

@@ -11,10 +11,9 @@ from lcmmerge.cli.axes import Axis, Blocks, GridCommand, ObjectiveOption, Object
 from lcmmerge.cli.candidates import REFERENCE
 from lcmmerge.cli.common import IMAGES, STEPS, Number, output_options
 from lcmmerge.cli.options import (
-    accelerator_option,
     drawing_options,
-    lcm_option,
     merge_of,
+    merged_option,
     once_each,
     seed_option,
     size_option,
@@ -41,7 +40,8 @@ CELLS = click.IntRange(1, MOST_CELLS)
 @click.argument("style", type=REFERENCE, required=False)
 @click.option(
     "--grid", "axes", type=Axis(), multiple=True, metavar="TERM=FIRST:LAST:STEP …",
-    help="The λs of each term: style, lcm, or an adapter's file name without its suffix. One without stays at 1.",
+    help="The λs of each term: style, lcm, or an adapter's file name without its suffix. One without stays at 1, the "
+    "accelerator at its usual strength.",
 )
 @click.option("--optimize", type=CELLS, metavar="N", help="Let Optuna choose N cells, after the grid's.")
 @click.option("--front", is_flag=True, help="With --optimize: seek cells that are good in score or in style (NSGA-II).")
@@ -58,8 +58,7 @@ CELLS = click.IntRange(1, MOST_CELLS)
 @click.option("--prompts", "prompt_file", type=click.Path(path_type=Path), required=True, help="One prompt a line.")
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="The study's folder.")
 @click.option("--steps", type=STEPS, help="Of a cell.  [default: the accelerator's]")
-@lcm_option("The acceleration LoRA, as in `lcmmerge fuse`.")
-@accelerator_option()
+@merged_option
 @click.option("--adapter", "adapters", type=REFERENCE, multiple=True, metavar="REF", help="One more term.")
 @tuned_from_option("BASE")
 @click.option("--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC", help="As in `lcmmerge fuse`.")
@@ -91,13 +90,13 @@ CELLS = click.IntRange(1, MOST_CELLS)
 def search(
     base: str, style: str | None, axes: Sequence[tuple[str, Any]], optimize: int | None, front: bool,
     blocks: Sequence[tuple[str, Mapping[str, Range]]], halving: int | None, prompt_file: Path, work: Path,
-    steps: int | None, lcm: str | None, accelerator: str | None, adapters: Sequence[str], tuned_from: str | None,
+    steps: int | None, accelerator: Sequence[str], adapters: Sequence[str], tuned_from: str | None,
     weights: Sequence[tuple[str, str]], objective: str, count: int, seed: int, size: tuple[int, int] | None, batch: int,
     guidance: float | None, storage: str | None, ray: str | None, bake: Path | None, recipe: Path | None,
     config_from: str | None,
     prediction: str | None, variant: str | None, dtype: str | None, device: str | None, force: bool, output: Output,
 ) -> None:  # fmt: skip
-    """Draw STYLE and an LCM-LoRA merged into BASE at each λ of a grid, and choose by measuring.
+    """Draw STYLE and an acceleration LoRA merged into BASE at each λ of a grid, and choose by measuring.
 
     A cell's few-step images are compared with many-step ones of the style model, of the same prompts and seeds.
     Beside the cells stand what they must beat: DPM-Solver++ at as many evaluations of the U-Net, and the few-step
@@ -121,7 +120,7 @@ def search(
     from lcmmerge.search.run import search
 
     merge = merge_of(
-        base, style, lcm=lcm, accelerator=accelerator, adapters=[(reference, 1.0) for reference in adapters],
+        base, style, accelerators=accelerator, adapters=[(reference, 1.0) for reference in adapters],
         tuned_from=tuned_from, block_weights=once_each(weights, "--block-weights"), variant=variant,
         config_from=config_from, prediction=prediction,
     )  # fmt: skip

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from lcmmerge import accelerators
 from lcmmerge.accelerators import ACCELERATORS, OF_THE_MODEL, OFFICIAL, SCHEDULERS, TRAILING, Sampling, Span
 from lcmmerge.archs import Model
-from lcmmerge.errors import FormatError, LcmMergeError
+from lcmmerge.archs.prediction import FLOW
+from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
 from lcmmerge.history import RECIPE
 from lcmmerge.merge.configs import CURE, scheduler_config
 from lcmmerge.refs.weights import SCHEDULER, local_tree, read_json
@@ -128,13 +129,19 @@ def choose(
     """The preset of a baseline ``scheduler``, else of an ``accelerator``, else the one that the model speaks for.
 
     A model's own is what its merge recorded, else its scheduler's. ``steps`` and ``guidance`` go before the preset's.
-    Raises LcmMergeError for what makes no sense, FormatError for a damaged record.
+    Raises LcmMergeError for what makes no sense, IncompatibleError, FormatError for a damaged record.
     """
     config = dict(own_scheduler(configs, model).config)
     if scheduler:
         chosen = baseline(scheduler, model)
     elif accelerator:
-        chosen = of_sampling(accelerator, accelerators.accelerator(accelerator).sampling)
+        sampling = accelerators.accelerator(accelerator).sampling
+        if (sampling.predicts == FLOW) != (model.prediction.kind == FLOW):
+            raise IncompatibleError(
+                f"{accelerator}: draws what predicts {sampling.predicts}; {model.source.path} {model.prediction}",
+                f"`lcmmerge accelerators {model.arch.name}` lists those that do",
+            )
+        chosen = of_sampling(accelerator, sampling)
     else:
         chosen = recorded(model.source) or _own(config, model, configs)
     chosen = replace(

@@ -103,11 +103,15 @@ def copy_configs(
 
 
 def set_scheduler(folder: Path, sampling: Sampling) -> None:
-    """Make the scheduler that ``sampling`` names a pipeline's, with the noise of the one that it has."""
+    """Make the scheduler that ``sampling`` names a pipeline's, with the noise of the one that it has.
+
+    Where two experts change over is the pipeline's to know.
+    """
     tree = local_tree(folder)
     if SCHEDULER in tree.names:
         _write_json(folder / SCHEDULER, sampling.config(read_json(tree, SCHEDULER, CURE)))
         index = read_json(tree, MODEL_INDEX, CURE) | {"scheduler": ["diffusers", sampling.scheduler]}
+        index |= {"boundary_ratio": sampling.boundary} if sampling.boundary else {}
         _write_json(folder / MODEL_INDEX, index)
 
 

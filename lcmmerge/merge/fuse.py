@@ -84,7 +84,7 @@ def _prepare_folder(plan: Plan, folder: Path) -> None:
         (folder / component).mkdir()
     lent = (plan.lent_configs, plan.lent) if plan.lent_configs else None
     copy_configs(plan.configs or plan.base.source.path, folder, components, plan.base, lent)
-    if plan.accelerator:
+    if plan.accelerator and plan.accelerator.sampling.in_folders:
         set_scheduler(folder, plan.accelerator.sampling)
 
 

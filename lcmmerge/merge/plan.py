@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lcmmerge import refs
-from lcmmerge.accelerators import Accelerator, by_file
+from lcmmerge.accelerators import Accelerator, by_file, file_of
 from lcmmerge.archs import Model, identify
 from lcmmerge.archs.completed import completed, counted, lent
 from lcmmerge.archs.positions import broken_positions
-from lcmmerge.archs.prediction import EPSILON, FLOW
 from lcmmerge.errors import FormatError, NoEffectError
 from lcmmerge.merge.blocks import BlockWeights, parse_block_weights
 from lcmmerge.merge.configs import check_configs
@@ -135,9 +134,9 @@ class Plan:
     """A merge whose headers are read: what each term reaches, and the files that come of it.
 
     ``contributions``: canonical parameter → what is added to it. ``configs``: the folder of a diffusers layout's small
-    files, None for the base's. ``accelerator``: what the result is to be drawn with, where it is known. ``lender``: the
-    checkpoint that completes the base; ``lent_configs``: the folder of its parts' small files, where the base's lacks
-    them.
+    files, None for the base's. ``kinds``: of each term, which accelerator it is, where it counts and that is known.
+    ``lender``: the checkpoint that completes the base; ``lent_configs``: the folder of its parts' small files, where
+    the base's lacks them.
     """
 
     merge: Merge
@@ -146,7 +145,7 @@ class Plan:
     contributions: Mapping[str, tuple[Contribution, ...]]
     coverage: tuple[Coverage, ...]
     unmatched: Mapping[int, tuple[str, ...]]
-    accelerator: Accelerator | None
+    kinds: tuple[Accelerator | None, ...]
     configs: Path | None
     target: Path
     layout: str
@@ -158,6 +157,16 @@ class Plan:
     @property
     def nbytes(self) -> int:
         return sum(file.nbytes for file in self.files)
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """What the result is to be drawn with, where it is known."""
+        return next(filter(None, self.kinds), None)
+
+    @property
+    def obligations(self) -> tuple[str, ...]:
+        """What the accelerators' licences ask of whoever uses or shares the result, each once."""
+        return tuple(dict.fromkeys(kind.obligations for kind in self.kinds if kind and kind.obligations))
 
     @property
     def result(self) -> Path:
@@ -188,8 +197,7 @@ class Plan:
             for term in self.terms
             if (made_for := made_elsewhere(term, self.base))
         ]
-        made_for = FLOW if self.base.arch.family.prediction == FLOW else EPSILON
-        if self.accelerator and self.base.prediction.kind != made_for:
+        if self.accelerator and self.base.prediction.kind != (made_for := self.accelerator.sampling.predicts):
             name = self.accelerator.name
             found.append(f"{name} is made for models that predict {made_for}; the base {self.base.prediction}")
         if self.base.doubt and not self.merge.config_from:
@@ -208,9 +216,11 @@ class Plan:
 
     @property
     def scheduler_doubts(self) -> tuple[str, ...]:
-        """An accelerator that nobody named, with whose scheduler a folder would be drawn."""
-        fast = self.merge.accelerated
-        if self.layout != DIFFUSERS or self.accelerator or not (fast and fast.strength and fast.source):
+        """An accelerator with whose scheduler a folder would be drawn, if anybody named it, or its pipeline took it."""
+        fast, kind = self.merge.accelerated, self.accelerator
+        if self.layout == DIFFUSERS and kind and not kind.sampling.in_folders:
+            return (f"the output keeps the base's scheduler: its pipeline takes no {kind.sampling.scheduler}",)
+        if self.layout != DIFFUSERS or kind or not (fast and fast.strength and fast.source):
             return ()
         what = f"which accelerator {Path(fast.source.reference).name} is cannot be told"
         cure = "name it by --accelerator, or `accelerator:` of a recipe's source; `lcmmerge accelerators` has the names"
@@ -325,7 +335,7 @@ def plan(
         _by_parameter(matches),
         tuple(_coverage(matches)),
         {index: matched.unmatched for index, matched in enumerate(matches) if matched.unmatched},
-        next(filter(None, map(partial(_known, base), kinds, vectors)), None),
+        tuple(map(partial(_known, base), kinds, vectors)),
         configs,
         _target(merge, layout),
         layout,
@@ -355,7 +365,7 @@ def _open(source: Source, what: str, *, pickles: bool) -> TensorSource:
 
 def _file_of(kind: Accelerator | None, base: Model) -> str:
     assert kind  # a term has a source or an accelerator
-    return kind.file(base.arch)
+    return file_of(kind, base.arch)
 
 
 def _target(merge: Merge, layout: str) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from lcmmerge.accelerators import OFFICIAL, Accelerator, accelerator, by_reference
+from lcmmerge.accelerators import OFFICIAL, Accelerator, accelerator, by_reference, usual_strength
 from lcmmerge.archs.prediction import Prediction
 from lcmmerge.errors import OptionError
 from lcmmerge.merge.methods import complete, methods, spelled
@@ -23,6 +23,7 @@ from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 from lcmmerge.tensors.encodings import encodings
 
 STYLE, LCM = "style", "lcm"  # what the command line calls its terms
+USUAL: Any = None  # for a λ: the usual one, of an accelerator as its entry says, else 1
 ADD = "add"  # the method that merges are made by unless they name another
 COMPONENT = "component"  # the layout of a U-Net alone, as `archs.identify` calls it
 Reference = str | os.PathLike[str]
@@ -59,16 +60,23 @@ class Source:
 class Term:
     """One task vector and its λ: an adapter, or a checkpoint that was tuned from ``made_from`` (None: from the base).
 
-    ``source``: None for the file that the ``accelerator`` of that name has for the base's architecture. ``blocks``:
-    factors on λ per U-Net block, as ``{"IN00-IN05": 0.5}`` or as the text of ``--block-weights``.
+    ``source``: None for the file that the ``accelerator`` of that name has for the base's architecture. ``strength``:
+    λ, by default the accelerator's usual one. ``blocks``: factors on λ per U-Net block, as ``{"IN00-IN05": 0.5}`` or as
+    the text of ``--block-weights``.
     """
 
     name: str
     source: Source | None = None
-    strength: float = 1.0
+    strength: float = USUAL
     blocks: Blocks = ""
     made_from: Source | None = None
     accelerator: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.strength is USUAL:
+            kind = accelerator(self.accelerator) if self.accelerator else None
+            usual = usual_strength(kind, self.source.reference if self.source else None)
+            object.__setattr__(self, "strength", usual)
 
     @property
     def kind(self) -> Accelerator | None:
@@ -135,7 +143,7 @@ def stored_as(dtype: str | None, encoding: str | None) -> str | None:
     return dtype or encoding
 
 
-Given = float | tuple[Reference, float] | Term
+Given = float | None | tuple[Reference, float | None] | Term
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -173,7 +181,10 @@ class Merge:
         prediction: str | None = None,
         parts_from: Reference | Source | None = None,
     ) -> None:
-        """``terms``: name → λ (of the accelerator of that name), or (reference, λ), or a Term. Raises OptionError."""
+        """``terms``: name → λ (of the accelerator of that name), or (reference, λ), or a Term; of None the usual λ.
+
+        Raises OptionError, NotFoundError.
+        """
         given = terms.items() if isinstance(terms, Mapping) else ((term.name, term) for term in terms)
         fields = {
             "base": Source.of(base),
@@ -286,13 +297,10 @@ class Merge:
         words = ["lcmmerge", "fuse", self.base.reference, *([_reference(style)] if style else [])]
         pair = style.strength if style else 1.0, lcm.strength if lcm else 0.0
         words += ["--lambda", *map(repr, pair)]
+        words += [word for each in _named(lcm) for word in ("--accelerator", each)]
         options: dict[str, str | None] = {"--variant": self.base.variant, "--config-from": self.config_from}
         options |= {"--prediction": self.prediction}
         options |= {"--parts-from": self.parts_from.reference if self.parts_from else None}
-        if lcm and lcm.source:
-            options |= {"--lcm": lcm.source.reference, "--accelerator": lcm.accelerator}
-        elif lcm and lcm.accelerator != OFFICIAL.name:
-            options |= {"--lcm": lcm.accelerator}
         made_from = [term.made_from for term in others if term.made_from]
         options |= {"--tuned-from": made_from[0].reference if made_from else None}
         encoding = self.output.encoding
@@ -309,6 +317,13 @@ class Merge:
             if text := blocks_text(term.blocks):
                 words += ["--block-weights", names[term.name], text]
         return shlex.join(words)
+
+
+def _named(fast: Term | None) -> list[str]:
+    """What ``--accelerator`` is given: a file, and what it is; of the official one nothing."""
+    if fast is None or (not fast.source and fast.accelerator == OFFICIAL.name):
+        return []
+    return [word for word in (fast.source and fast.source.reference, fast.accelerator) if word]
 
 
 def _command_names(merge: Merge) -> dict[str, str]:
@@ -343,8 +358,8 @@ def _term(name: str, given: Given) -> Term:
         return given if given.name == name else replace(given, name=name)
     if isinstance(given, tuple):
         reference, strength = given
-        return Term(name, Source.of(reference), strength)
-    return Term(name, None, given, accelerator=name)
+        return Term(name, Source.of(reference), USUAL if strength is None else strength)
+    return Term(name, None, USUAL if given is None else given, accelerator=name)
 
 
 def _reference(term: Term) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lcmmerge import refs
-from lcmmerge.accelerators import ACCELERATORS, Accelerator, accelerator, by_reference
+from lcmmerge.accelerators import ACCELERATORS, Accelerator, accelerator, by_reference, file_of
 from lcmmerge.archs import identify
 from lcmmerge.errors import LockError, RecipeError
 from lcmmerge.recipe.lock import RELOCK, Lock, Locked
@@ -153,7 +153,7 @@ def _found(
 
 def _file_of(kind: Accelerator, name: str, bases: Iterable[Found]) -> str:
     opened = (open_reference(base.reference, base.name, base.locked.variant) for base in bases)
-    files = {kind.file(identify(source).arch) for source in opened}
+    files = {file_of(kind, identify(source).arch) for source in opened}
     if len(files) != 1:
         raise RecipeError(f"{name}: {kind.name} is another file for each base", "name the files themselves")
     return files.pop()

@@ -32,8 +32,8 @@ from lcmmerge.tensors.digest import sha256_of
 
 DATABASE, LATENTS = "study.db", "latents"  # of a study's folder
 # Papercut over SDXL with the LCM-LoRA: https://huggingface.co/latent-consistency/lcm-lora-sdxl
-STYLE, ACCELERATOR = 0.8, 1.0
-# Where Optuna looks for a λ that has no axis.
+STYLE = 0.8
+# Where Optuna looks for a λ that has no axis; for the accelerator's in its usual strengths.
 STYLE_BOX, ACCELERATOR_BOX = (0.4, 1.2), (0.2, 1.2)
 
 
@@ -41,7 +41,8 @@ STYLE_BOX, ACCELERATOR_BOX = (0.4, 1.2), (0.2, 1.2)
 class SearchRequest:
     """What is to be searched, and how.
 
-    ``merge``: its λs and its output do not count. ``axes``: term → the λs of a grid; a term without stays at 1.
+    ``merge``: its λs and its output do not count. ``axes``: term → the λs of a grid; a term without stays at 1, and the
+    accelerator at its usual strength.
 
     ``optimize``: how many cells Optuna chooses, between the least and the largest λ of each axis; with ``front`` for
     the style too, not only for the objective. ``blocks``: term → blocks → factors on its λ there. ``halving``: the
@@ -117,8 +118,13 @@ class PreparedSearch:
         return next((number for number in range(len(self.plan.terms)) if number != self.accelerator), None)
 
     @property
+    def strength(self) -> float:
+        """The accelerator's usual one."""
+        return float(self.plan.accelerator.strength.default) if self.plan.accelerator else 1.0
+
+    @property
     def published(self) -> Cell:
-        usual = {self.accelerator: ACCELERATOR, self.style: STYLE}
+        usual = {self.accelerator: self.strength, self.style: STYLE}
         lambdas = tuple(usual.get(number, 1.0) for number in range(len(self.plan.terms)))
         return Cell(lambdas, (1.0,) * len(self.blocks))
 
@@ -126,7 +132,8 @@ class PreparedSearch:
     def cells(self) -> list[Cell]:
         """Of the grid; where there is none of λs the published ones, for Optuna to begin with."""
         axes = self.request.axes
-        usual = (1.0,) * len(self.plan.terms) if axes else self.published.lambdas
+        one = [self.strength if number == self.accelerator else 1.0 for number in range(len(self.plan.terms))]
+        usual = one if axes else self.published.lambdas
         lambdas = [axes.get(term.name, (value,)) for term, value in zip(self.plan.terms, usual, strict=True)]
         factors = [axis.factors.values for axis in self.blocks]
         return [Cell(one, other) for one in product(*lambdas) for other in product(*factors)]
@@ -137,7 +144,8 @@ class PreparedSearch:
         found = {}
         boxed = {}
         if self.request.optimize and not self.request.axes:
-            boxed = {self.names[self.accelerator]: ACCELERATOR_BOX}
+            low, high = ACCELERATOR_BOX
+            boxed = {self.names[self.accelerator]: (low * self.strength, high * self.strength)}
             boxed |= {} if self.style is None else {self.names[self.style]: STYLE_BOX}
         boxed |= {axis.name: (axis.factors.low, axis.factors.high) for axis in self.blocks}
         for number, name in enumerate(self.names):

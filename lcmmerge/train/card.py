@@ -78,7 +78,7 @@ def _body(origin: TrainingOrigin, name: str) -> Iterator[str]:
     yield "\n".join(_drawing(origin)) + "\n"
     yield f"```python\n{_code(origin, name)}\n```\n"
     if is_lora(name) and origin.sampling.scheduler == "LCMScheduler":
-        command = shlex.join(["lcmmerge", "fuse", base, "STYLE", "--lcm", name])
+        command = shlex.join(["lcmmerge", "fuse", base, "STYLE", "--accelerator", name])
         yield f"Into a checkpoint with a style: {markdown.code(command)}\n"
     yield "## Making\n"
     yield f"{markdown.fenced(origin.recipe())}\n"

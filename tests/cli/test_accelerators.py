@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import qwen
 import torch
 from diffusers import DiffusionPipeline
 from fusing import Files, assert_same, load, metadata
 from pico import lcm_lora
 
-from lcmmerge.accelerators import ACCELERATORS, ENTRIES
+from lcmmerge.accelerators import ACCELERATORS
 
 if TYPE_CHECKING:
     from conftest import Ran
@@ -54,11 +55,11 @@ def test_the_list_fits_a_terminal(cli: Callable[..., Ran], monkeypatch: pytest.M
     monkeypatch.setenv("COLUMNS", "80")
     lines = cli("accelerators").out.splitlines()
     rows = [line for line in lines if line.split(maxsplit=1)[:1] and line.split()[0] in ACCELERATORS]
-    assert [row.split()[0] for row in rows] == [entry.name for entry in ENTRIES]  # no row is folded
+    assert [row.split()[0] for row in rows] == list(ACCELERATORS)  # no row is folded
     assert max(map(len, rows)) <= 80
     text = "\n".join(lines)
-    assert "dmd2: cc-by-nc-4.0, no commercial use." in text
-    assert "hyper-cfg-8steps: unverified" in text
+    assert "dmd2, flash-sd: cc-by-nc-4.0, no commercial use." in text
+    assert "hyper-cfg-8steps, hyper-cfg-12steps: unverified" in text
 
 
 def test_the_list_as_json(cli: Callable[..., Ran]) -> None:
@@ -72,8 +73,24 @@ def test_the_list_as_json(cli: Callable[..., Ran]) -> None:
 def test_one_architectures_list(cli: Callable[..., Ran]) -> None:
     assert [entry["name"] for entry in json.loads(cli("accelerators", "ssd1b", "--json").out)] == ["lcm"]
     assert ACCELERATORS["lcm"].files["ssd1b"] in cli("accelerators", "ssd1b", "-v").out
-    wrong = cli("accelerators", "sd3")
-    assert (wrong.code, "'sd3' is none of qwen_image, sd1, sd2, sdxl" in wrong.err) == (2, True)
+    wrong = cli("accelerators", "nothing")
+    assert (wrong.code, "'nothing' is none of anima, chroma, flux1" in wrong.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("word", "listed"),
+    [
+        ("flux1", {"flux1"}), ("flux", {"flux1", "flux2"}), ("z-image", {"z_image"}), ("SDXL", {"sdxl"}),
+        ("qwen_image", {"qwen_image"}), ("qwen", {"qwen_image", "qwen_image_2_1"}), ("krea", {"krea2"}),
+        ("wan2.2", {"wan"}), ("sdxl_refiner", set()),
+    ],
+)  # fmt: skip
+def test_close_names(word: str, listed: set[str], cli: Callable[..., Ran]) -> None:
+    found = json.loads(cli("accelerators", word, "--json").out)
+    assert {entry["name"] for entry in found} == {
+        name for name, entry in ACCELERATORS.items() if listed & entry.files.keys()
+    }
+    assert bool(found) == bool(listed)
 
 
 @pytest.mark.e2e
@@ -129,6 +146,58 @@ def test_a_local_file_is_what_it_is_said_to_be(
     assert index["scheduler"] == ["diffusers", sampling.scheduler]
 
 
+def test_a_flow_s_folder_gets_the_shift(cli: Callable[..., Ran], tmp_path: Path) -> None:
+    base, fast, out = qwen.folder(tmp_path / "base"), tmp_path / "fast.safetensors", tmp_path / "out"
+    qwen.lora(fast, "lightning")
+    ran = cli("fuse", base, "--accelerator", fast, "--accelerator", "qwen-4steps", "-o", out)
+    assert (ran.code, f"Draw with {ACCELERATORS['qwen-4steps'].sampling}." in ran.err) == (0, True)
+    assert "Warning" not in ran.err
+    after = config(out)
+    assert (after["_class_name"], after["shift"]) == ("FlowMatchEulerDiscreteScheduler", 3.0)
+    file = next((out / "transformer").glob("*.safetensors"))
+    assert json.loads(metadata(file)["sd_merge_recipe"])["sampling"]["settings"]["shift"] == 3.0
+
+
+def test_a_scheduler_that_the_pipeline_does_not_take_is_not_written(cli: Callable[..., Ran], tmp_path: Path) -> None:
+    base, fast, out = qwen.folder(tmp_path / "base"), tmp_path / "fast.safetensors", tmp_path / "out"
+    qwen.lora(fast, "lightning")
+    ran = cli("fuse", base, "--accelerator", fast, "--accelerator", "chroma-flash-heun", "-o", out)
+    assert (ran.code, config(out)) == (0, config(base))
+    assert "the output keeps the base's scheduler: its pipeline takes no FlowMatchHeunDiscreteScheduler" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "strength"),
+    [
+        ("fast", ("--accelerator", "krea2-turbo"), 0.8),
+        ("Hyper-FLUX.1-dev-8steps-lora", (), 0.125),
+        ("Hyper-FLUX.1-dev-8steps-lora", ("--lambda", 1, 0.5), 0.5),
+        ("fast", (), 1.0),
+    ],
+)
+def test_the_usual_strength_is_the_default(
+    file: str, given: tuple[object, ...], strength: float, cli: Callable[..., Ran], tmp_path: Path
+) -> None:
+    base = qwen.single_file(tmp_path / "base.safetensors")
+    fast = qwen.lora(tmp_path / f"{file}.safetensors", "lightning")
+    ran = cli("fuse", base, "--accelerator", fast, *given, "-o", tmp_path / "out", "--dry-run", "--json")
+    assert [term["lambda"] for term in json.loads(ran.out)["terms"]] == [strength]
+
+
+def test_what_a_licence_asks_is_warned_of_once(cli: Callable[..., Ran], tmp_path: Path) -> None:
+    base = qwen.single_file(tmp_path / "base.safetensors")
+    fast = qwen.lora(tmp_path / "fast.safetensors", "lightning")
+    two = qwen.lora(tmp_path / "Hyper-FLUX.1-dev-8steps-lora.safetensors", "kohya", seed=2)
+    given = ("--lcm", fast, "--accelerator", "krea2-turbo", "--adapter", two, 0.125, "--adapter", two, 0.1)
+    ran = cli("fuse", base, *given, "-o", tmp_path / "out")
+    assert ran.code == 0
+    warnings = [line for line in ran.err.splitlines() if " is under " in line]
+    assert warnings == [
+        f"Warning: {ACCELERATORS[name].obligations}" for name in ("krea2-turbo", "hyperflux-8steps")
+    ]
+    assert "must be named “Krea …”" in warnings[0]
+
+
 def test_an_existing_path_wins_over_a_name(
     files: Callable[[str], Files], cli: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +242,7 @@ def test_without_strength_there_is_no_accelerator(
             "ssd1b",
             ["--lcm", "tcd"],
             "SSD-1B: the accelerator tcd has no file for it",
-            "--lcm takes any of lcm, or a file",
+            "--accelerator takes any of lcm, or a file",
         ),
         ("sd1", ["--lcm", "hyper-8step"], "'hyper-8step': neither a file nor the name", "did you mean hyper-8steps"),
         (
@@ -182,7 +251,18 @@ def test_without_strength_there_is_no_accelerator(
             "'nothing-alike': neither a file nor the name",
             "`lcmmerge accelerators` lists",
         ),
-        ("sd1", ["--accelerator", "tcd"], "the accelerator is lcm, not tcd", "name it by --lcm tcd"),
+        (
+            "sd1",
+            ["--accelerator", "tcd", "--lcm", "lcm"],
+            "the accelerator is tcd, not lcm",
+            "merge one by --accelerator tcd",
+        ),
+        (
+            "sd1",
+            ["--accelerator", "a.safetensors", "--accelerator", "b.safetensors"],
+            "the accelerator is one file, not a.safetensors and b.safetensors",
+            "add the other by --adapter REF λ",
+        ),
         (
             "sd1",
             ["--lcm", "nowhere.safetensors"],

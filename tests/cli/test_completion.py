@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.shell_completion import get_completion_class
 
-from lcmmerge.accelerators import ACCELERATORS
-from lcmmerge.archs import architectures
+from lcmmerge.accelerators import ACCELERATORS, bases
 from lcmmerge.cli import cli as program
 from lcmmerge.draw import SAMPLERS
 from lcmmerge.export.targets import targets
@@ -63,8 +62,8 @@ def _values(line: str) -> list[str]:
         ("combine zoo:digits/n", ["*", "zoo:digits/neon.safetensors"]),
         ("fuse base --lcm ", ["*", *ACCELERATORS]),
         ("generate m --scheduler ", list(SAMPLERS)),
-        ("generate m --accelerator ", list(ACCELERATORS)),
-        ("accelerators ", list(architectures())),
+        ("generate m --accelerator ", ["*", *ACCELERATORS]),
+        ("accelerators ", list(bases())),
         ("search base --objective ", list(objectives())),
         ("export m --to ", list(targets())),
         ("completion ", list(SHELLS)),

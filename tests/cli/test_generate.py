@@ -81,12 +81,20 @@ def test_a_live_merge_is_the_baked_one(inputs, out, cli, tmp_path):
         assert (report["scheduler"], report["steps"], report["evaluations"]) == ("LCMScheduler", 4, 4)
 
 
-def test_an_accelerator_that_nobody_named_is_told(inputs, out, cli):
-    done = cli("generate", inputs.folder(), "--lcm", inputs.lcm, "--prompt", "a", "-o", out, *FAST)
+@pytest.mark.parametrize("option", ["--lcm", "--accelerator"])
+def test_an_accelerator_that_nobody_named_is_told(option, inputs, out, cli):
+    done = cli("generate", inputs.folder(), option, inputs.lcm, "--prompt", "a", "-o", out, *FAST)
     assert done.code == 0
     assert done.err == (
         f"Warning: which accelerator {inputs.lcm} is cannot be told: name it by --accelerator, or a --scheduler\n"
     )
+
+
+@pytest.mark.parametrize("given", [("--lcm", "tcd"), ("--lambda", 1, 1, "--accelerator", "tcd")])
+def test_a_name_is_merged_where_a_merge_is_asked_for(given, files, out, cli):
+    """And else it is what MODEL holds: ``test_json_is_one_document_on_stdout``."""
+    done = cli("generate", files("ssd1b").folder(), *given, "--prompt", "a", "-o", out)
+    done.assert_fault(1, "SSD-1B: the accelerator tcd has no file for it")
 
 
 USAGE = {
@@ -115,6 +123,7 @@ FAULTS = {
     "steps": (("--prompt", "a", "--scheduler", "lcm", "--steps", 60), 1, "takes at most 50"),
     "accelerator": (("--prompt", "a", "--accelerator", "nitro"), 1, "nor the name of an accelerator"),
     "style": (("--prompt", "a", "--live", "nowhere"), 1, "no such file or folder"),
+    "flow": (("--prompt", "a", "--accelerator", "hyperflux-8steps"), 3, "hyperflux-8steps: draws what predicts flow"),
 }
 
 

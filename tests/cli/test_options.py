@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import Ran
 
+from lcmmerge.cli.options import acceleration
+
 FUSE = ("fuse", "zoo:digits/base", "zoo:digits/neon.safetensors", "--lcm", "zoo:digits/lcm.safetensors", "--dry-run")
 DRAW = ("generate", "zoo:digits/base", "--prompt", "a three", "-o", "images")
 SEARCH = (
@@ -52,3 +54,30 @@ def test_malformed(
     assert ran.code == 2, ran.err
     assert "HUNTER2" not in ran.err
     assert sum("Error: " in text for text in ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "strength", "found"),
+    [
+        ((), None, (None, "lcm", 1.0)),
+        ((), 0.0, None),
+        ((), 0.5, (None, "lcm", 0.5)),
+        (("tcd",), None, (None, "tcd", 1.0)),
+        (("hyperflux-8steps",), None, (None, "hyperflux-8steps", 0.125)),
+        (("hyperflux-8steps",), 0.5, (None, "hyperflux-8steps", 0.5)),
+        (("fast.safetensors",), None, ("fast.safetensors", None, 1.0)),
+        (("fast.safetensors", "krea2-turbo"), None, ("fast.safetensors", "krea2-turbo", 0.8)),
+        (("krea2-turbo", "fast.safetensors"), None, ("fast.safetensors", "krea2-turbo", 0.8)),
+        (("to/Hyper-FLUX.1-dev-8steps-lora.safetensors",), None, (..., None, 0.125)),
+        (("tcd",), 0.0, (None, "tcd", 0.0)),
+    ],
+)
+def test_one_option_names_the_accelerator(
+    given: tuple[str, ...], strength: float | None, found: tuple[object, ...] | None
+) -> None:
+    term = acceleration(given, strength)
+    if found is None or term is None:
+        assert term is found
+        return
+    file = term.source.reference if term.source else None
+    assert (file, term.accelerator, term.strength) == (given[0] if found[0] is ... else found[0], *found[1:])

@@ -95,7 +95,7 @@ def test_evaluations_are_counted_in_the_network(name, guidance, folder, pipe):
     assert presets.evaluations(2, guidance, pipe.unet) == expected
 
 
-@pytest.mark.parametrize("name", ACCELERATORS)
+@pytest.mark.parametrize("name", [name for name, entry in ACCELERATORS.items() if entry.sampling.predicts == "epsilon"])
 def test_every_accelerator_draws_as_it_says(name, folder, pipe):
     chosen = presets.of_sampling(name, ACCELERATORS[name].sampling)
     chosen = replace(chosen, steps=min(chosen.steps, 2))

@@ -402,7 +402,7 @@ def test_an_architecture_without_an_official_lcm_lora(files, tmp_path, cli):
     assert done.code == 1
     assert done.err.splitlines() == [
         "Error: Stable Diffusion 2: the accelerator lcm has no file for it, only for sd1, sdxl, ssd1b, segmind_vega",
-        "Hint: --lcm takes any of tcd, or a file",
+        "Hint: --accelerator takes any of tcd, or a file",
     ]  # fmt: skip
 
 

@@ -108,6 +108,20 @@ def test_comments_and_checks_change_no_step(sd1: Files, tmp_path: Path) -> None:
     assert set(due(path, out).values()) == {None}
 
 
+def test_a_term_without_a_strength_has_its_accelerator_s(sd1: Files, tmp_path: Path) -> None:
+    """And what its licence asks stands in the card."""
+    path, out = recipe(tmp_path, sd1), tmp_path / "out"
+    said = path.read_text().replace("accelerator: lcm", "accelerator: krea2-turbo").replace("lcm: 1.0", "lcm: {}")
+    path.write_text(said)
+    run(path, out)
+    recorded = json.loads(metadata(out / "pico" / "pico.safetensors")["sd_merge_recipe"])
+    assert [(term["term"], term["lambda"]) for term in recorded["terms"]] == [("style", 0.8), ("lcm", 0.8)]
+    card = (out / "pico" / "README.md").read_text()
+    assert "**krea2-turbo is under krea-2-community-license: what is made of it must be named “Krea …”" in card
+    assert "- guidance: 0\n" in card
+    assert set(due(path, out).values()) == {None}
+
+
 def test_a_description_changes_the_card_alone(sd1: Files, tmp_path: Path) -> None:
     path, out = recipe(tmp_path, sd1), tmp_path / "out"
     run(path, out)

@@ -83,6 +83,8 @@ def _body(build: Build, fused: Record) -> Iterator[str]:
         yield "\n".join(f"- {markdown.text(f'{name} = {formula(recipe)}')}" for name, recipe in merges.items()) + "\n"
     for doubt in Card().doubts(build):
         yield f"**{markdown.text(doubt)}.**\n"
+    for obligation in plan.obligations:
+        yield f"**{markdown.text(obligation)}.**\n"
     yield "## Files\n"
     yield "| file | size | sha256 |\n| --- | --- | --- |"
     yield "\n".join(_files(fused)) + "\n"
@@ -99,8 +101,7 @@ def _files(fused: Record) -> Iterator[str]:
 def _drawing(sampling: Sampling) -> str:
     lines = [f"- scheduler: {sampling.scheduler}"]
     lines += [f"  - {key}: {value}" for key, value in sampling.settings.items()]
-    lines += [f"- steps: {sampling.steps}", f"- guidance: {sampling.guidance}"]
-    return "\n".join(lines + [f"- {key}: {value:g}" for key, value in sampling.arguments.items()]) + "\n"
+    return "\n".join(lines + [f"- {name}: {value}" for name, value in sampling.facts()]) + "\n"
 
 
 def _rows(build: Build) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from lcmmerge.accelerators import Accelerator
+from lcmmerge.accelerators import Accelerator, usual_strength
 from lcmmerge.archs import Model, identify
 from lcmmerge.archs.prediction import CHOICES
 from lcmmerge.errors import OptionError, RecipeError
@@ -49,7 +49,9 @@ class RecipeTerm(Strict):
     """One task vector and its strength."""
 
     source: str | None = Field(None, description="A name of `sources`. Default: the term's own name.")
-    strength: Factor = Field(1.0, alias="lambda", description="λ.")
+    strength: Factor | None = Field(
+        None, alias="lambda", description="λ. Default: an accelerator's usual one, of others 1."
+    )
     block_weights: dict[str, Factor] | None = Field(
         None, description="Factors on λ per U-Net block: {IN00-IN05: 0.5, M: 0}. Others stay at 1."
     )
@@ -111,7 +113,7 @@ class Fuse(Step):
         return self.seed if self.rounding == "stochastic" else None
 
     def doubts(self, build: Build) -> Iterable[str]:
-        return build.plan.scheduler_doubts
+        return (*build.plan.scheduler_doubts, *build.plan.obligations)
 
     def costs(self, build: Build) -> tuple[int, int, int]:
         return sum(source.nbytes for source in build.plan.sources.values()), build.plan.download, build.plan.nbytes
@@ -213,17 +215,22 @@ def _term(name: str, term: RecipeTerm, roles: Mapping[str, Input]) -> Term:
     return Term(
         name,
         _source(item),
-        term.strength,
+        _strength(term, item),
         term.block_weights or {},
         _source(tuned_from) if tuned_from else None,
         item.found.accelerator.name if item.found.accelerator else None,
     )
 
 
+def _strength(term: RecipeTerm, item: Input) -> float:
+    return usual_strength(item.found.accelerator, item.found.reference) if term.strength is None else term.strength
+
+
 def _facts(output: str, fuse: Fuse, roles: Mapping[str, Input], layout: str, settings: Settings) -> dict[str, Any]:
     """Everything that the output's bytes depend on. File names count: its metadata tell them."""
+    strengths = {name: _strength(term, roles[f"terms.{name}"]) for name, term in fuse.terms.items()}
     kinds: Iterable[Accelerator | None] = (
-        roles[f"terms.{name}"].found.accelerator for name, term in fuse.terms.items() if term.strength
+        roles[f"terms.{name}"].found.accelerator for name, strength in strengths.items() if strength
     )
     drawn_with = next(filter(None, kinds), None)  # the first accelerator, unless its λ is 0
     return {
@@ -233,7 +240,7 @@ def _facts(output: str, fuse: Fuse, roles: Mapping[str, Input], layout: str, set
             role: {"name": name_of(item.path), "files": item.found.locked.hashes} for role, item in roles.items()
         },
         "terms": [
-            {"name": name, "lambda": term.strength, "block_weights": term.block_weights}
+            {"name": name, "lambda": strengths[name], "block_weights": term.block_weights}
             for name, term in fuse.terms.items()
         ],
         "options": fuse.model_dump(include={"dtype", "drop_ema", "max_shard_size", "allow_unmatched"}),
