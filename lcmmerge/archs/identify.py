@@ -87,9 +87,11 @@ def _readings(source: TensorSource) -> Iterator[Reading]:
         if not arch.denoiser.accepts(shapes):
             continue
         begin = arch.denoiser.stored if keymap == SINGLE_FILE else f"{arch.denoiser.name}."
-        inner = (name.removeprefix(begin) for name in shapes if name.startswith(begin))
-        if (sized := arch.denoiser.sized(inner)) != arch.denoiser:  # else its key maps, which are made once, serve
-            arch = replace(arch, parts=(sized, *arch.parts[1:]))
+        inner = [name.removeprefix(begin) for name in shapes if name.startswith(begin)]
+        denoisers = arch.experts or (arch.denoiser,)
+        parts = tuple(part.sized(inner) if part in denoisers else part for part in arch.parts)
+        if parts != arch.parts:  # else its key maps, which are made once, serve
+            arch = replace(arch, parts=parts)
         yield Reading(arch, keymap, begins, tuple(name for name in _needed(arch, keymap) if name not in shapes))
 
 

@@ -12,9 +12,11 @@ from lcmmerge.cli.options import (
     accelerator_option,
     adapter_option,
     arithmetic_options,
+    expert_option,
     is_given,
     lambda_option,
     lcm_option,
+    made_from_option,
     merge_of,
     method_option,
     once_each,
@@ -41,12 +43,14 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @accelerator_option()
 @adapter_option
 @tuned_from_option("BASE")
+@made_from_option
 @method_option
 @click.option(
     "--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC",
     help="Factors on a term's λ per U-Net block: `style IN00-IN05=0.5,M=0,OUT=1`, or one number per block. "
     "TERM: style, lcm, or an adapter's file name without its suffix.",
 )
+@expert_option
 @click.option(
     "-o", "--output", "target", type=click.Path(path_type=Path),
     help="The file to write, or a folder for it.  [default: BASE-STYLE-lcm, here]",
@@ -76,11 +80,11 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @output_options
 def fuse(
     base: str, style: str | None, lambdas: tuple[float, float], lcm: str | None, accelerator: str | None,
-    adapters: Sequence[tuple[str, float]], tuned_from: str | None, method: str, weights: Sequence[tuple[str, str]],
-    target: Path | None, layout: str | None, dtype: str | None, encoding: str | None, rounding: str, seed: int,
-    config_from: str | None,
-    prediction: str | None, variant: str | None, shard: int | None, drop_ema: bool, allow_unmatched: bool,
-    hash_base: bool, force: bool, device: str, threads: int, dry_run: bool, output: Output,
+    adapters: Sequence[tuple[str, float]], tuned_from: str | None, made_from: str | None, method: str,
+    weights: Sequence[tuple[str, str]], experts: Sequence[tuple[str, str]], target: Path | None, layout: str | None,
+    dtype: str | None, encoding: str | None, rounding: str, seed: int, config_from: str | None, prediction: str | None,
+    variant: str | None, shard: int | None, drop_ema: bool, allow_unmatched: bool, hash_base: bool, force: bool,
+    device: str, threads: int, dry_run: bool, output: Output,
 ) -> None:  # fmt: skip
     """Merge STYLE and an LCM-LoRA into BASE, and write one standalone checkpoint.
 
@@ -109,7 +113,8 @@ def fuse(
         output.note(f"No STYLE is given, so λ1 = {lambdas[0]:g} has no term.")
     merge = merge_of(
         base, style, lambdas, lcm=lcm, accelerator=accelerator, adapters=adapters, tuned_from=tuned_from,
-        block_weights=once_each(weights, "--block-weights"), variant=variant, config_from=config_from,
+        made_from=made_from, block_weights=once_each(weights, "--block-weights"),
+        experts=once_each(experts, "--expert"), variant=variant, config_from=config_from,
         output=Written(
             target, layout, stored_as(dtype, encoding), shard, drop_ema, seed if rounding == "stochastic" else None
         ),
