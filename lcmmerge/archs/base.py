@@ -58,9 +58,10 @@ class Variant(NamedTuple):
 class Architecture:
     """A family of checkpoints with the same names.
 
-    ``parts``: its components, the denoiser first. ``name`` is the registered one (the module's). ``hub`` is the
-    repository whose configs, tokenizers and scheduler are its reference. ``modelspec``, ``version`` and ``size`` are as
-    in Variant; ``variants`` are the models for which they are others.
+    ``parts``: its components, the denoiser first; of several denoisers (``Component.expert``) a file may hold one or
+    all. ``name`` is the registered one (the module's). ``hub`` is the repository whose configs, tokenizers and
+    scheduler are its reference. ``modelspec``, ``version`` and ``size`` are as in Variant; ``variants`` are the models
+    for which they are others.
     """
 
     title: str
@@ -76,6 +77,11 @@ class Architecture:
     @property
     def denoiser(self) -> Component:
         return self.parts[0]
+
+    @property
+    def experts(self) -> tuple[Component, ...]:
+        """The denoisers, where there are several of one structure, each for its share of the noise levels."""
+        return tuple(part for part in self.parts if part.expert)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -156,6 +162,12 @@ class Model:
             f"nothing in {self.source.path.name} says what it predicts: {kind} is assumed, as of most "
             f"{self.arch.title} models; --prediction says another"
         )
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The components that are experts and that this checkpoint holds."""
+        components = self.components
+        return tuple(part.name for part in self.arch.experts if part.name in components)
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ class Component:
     ``stored``: what stands before its names in a single file. ``module``: the class of diffusers or transformers that
     computes it. ``kohya``: how kohya-ss/sd-scripts begins its modules' names in adapter files, empty where it has none;
     ``kohya_stored``: a single file's names follow, and not the canonical ones. ``kind``: what messages call it.
+    ``expert``: what file names call it where the model has several denoisers of one structure (``high_noise``).
     ``sentinel``: a parameter that tells it from others, where it is what a checkpoint is recognised by. ``inputs``:
     the parameter that has more input channels in models that are given more than latents. ``comfy``: what ComfyUI calls
     it, a text encoder.
@@ -31,6 +32,7 @@ class Component:
     kohya: str = ""
     kohya_stored: bool = False
     kind: str = "component"
+    expert: str = ""
     sentinel: str = ""
     inputs: str = ""
     comfy: str = ""

@@ -81,15 +81,17 @@ def _unwrapped(source: TensorSource) -> TensorSource:
 def _readings(source: TensorSource) -> Iterator[Reading]:
     """The file as each architecture that might be its would read it."""
     for arch in architectures().values():
+        denoisers = arch.experts or (arch.denoiser,)
         for keymap, begins in _namings(arch, source):
             shapes = {_begun(info.name, begins): info.shape for info in source}
             if not arch.denoiser.accepts(shapes):
                 continue
             begin = arch.denoiser.stored if keymap == SINGLE_FILE else f"{arch.denoiser.name}."
-            inner = (name.removeprefix(begin) for name in shapes if name.startswith(begin))
-            if (sized := arch.denoiser.sized(inner)) != arch.denoiser:  # else its key maps, which are made once, serve
-                arch = replace(arch, parts=(sized, *arch.parts[1:]))
-            yield Reading(arch, keymap, begins, tuple(name for name in _needed(arch, keymap) if name not in shapes))
+            inner = [name.removeprefix(begin) for name in shapes if name.startswith(begin)]
+            parts = tuple(part.sized(inner) if part in denoisers else part for part in arch.parts)
+            # One of the published depth keeps its key maps, which are made once.
+            sized = arch if parts == arch.parts else replace(arch, parts=parts)
+            yield Reading(sized, keymap, begins, tuple(name for name in _needed(sized, keymap) if name not in shapes))
 
 
 def _namings(arch: Architecture, source: TensorSource) -> Iterator[tuple[str, tuple[str, str]]]:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -66,6 +66,11 @@ class Home:
     def component(self) -> str:
         return self.module.partition(".")[0]
 
+    def within(self, component: str) -> Home:
+        """The same modules of another component."""
+        begin = f"{self.component}."
+        return Home(tuple((f"{component}.{module.removeprefix(begin)}", view) for module, view in self.parts))
+
 
 class ModuleNames:
     """An architecture's modules, by any name that an adapter file may have for them."""
@@ -77,6 +82,7 @@ class ModuleNames:
         for slot in slots:
             by_part.setdefault(slot.parameter.partition(".")[0], []).append(slot)
         self._tables = [Tables.of(part, by_part.get(part.name, ())) for part in arch.parts]
+        self._experts = tuple(part.name for part in arch.experts)
         self._numbered = {part.name: part.numbered() for part in arch.parts}
         self.kinds = Counter(map(kind_of, {module_of(slot.parameter) for slot in slots}))
 
@@ -87,6 +93,15 @@ class ModuleNames:
 
     def homes(self, key: str) -> tuple[Home, ...]:
         """The modules of that name, one of each component that has it."""
+        return tuple(each for home in self._homes(key) for each in self._of_experts(home))
+
+    def _of_experts(self, home: Home) -> Iterator[Home]:
+        """Whatever names an expert's module names those of the other experts, but that it names the second itself."""
+        yield home
+        if home.component in self._experts[:1]:
+            yield from map(home.within, self._experts[1:])
+
+    def _homes(self, key: str) -> tuple[Home, ...]:
         if match := NUMBERED.fullmatch(key):
             modules = self._numbered.get(match[1], ())
             return tuple(Home(((module, WHOLE),)) for module in modules[int(match[2]) :][:1])
@@ -103,11 +118,18 @@ class ModuleNames:
             if begin in DENOISER:
                 tables, key = tables[:1], key.removeprefix("_")  # some write lora_unet__blocks_0_…
 
-    def settle(self, keys: Iterable[str], fits: Callable[[str, Home], bool]) -> dict[str, Home]:
+    def settle(
+        self, keys: Iterable[str], fits: Callable[[str, Home], bool], expert: str | None = None
+    ) -> dict[str, Home]:
         """Each key's home. Names that several components have (SDXL's text encoders) are of the only one that has all
-        of them, or that they all fit; where that is none, they have no home.
+        of them, or that they all fit; where that is none, they have no home. ``expert``: the component that they are
+        for, of the model's experts.
         """
-        homes = {key: self.homes(key) for key in keys}
+        others = {name for name in self._experts if expert and name != expert}
+        seconds, keys = self._experts[1:], list(keys)
+        of_all = any(home.component in seconds for key in keys for home in self._homes(key))  # it tells them apart
+        find = self._homes if of_all else self.homes
+        homes = {key: tuple(home for home in find(key) if home.component not in others) for key in keys}
         by_component: dict[str, dict[str, Home]] = {}
         for key, found in homes.items():
             for home in found:

@@ -11,7 +11,9 @@ from lcmmerge.cli.common import DTYPE, Bytes, TargetType, few, output_options
 from lcmmerge.cli.options import (
     adapter_option,
     arithmetic_options,
+    expert_option,
     lambda_option,
+    made_from_option,
     merge_of,
     merged_option,
     method_option,
@@ -36,12 +38,14 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @merged_option
 @adapter_option
 @tuned_from_option("BASE")
+@made_from_option
 @method_option
 @click.option(
     "--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC",
     help="Factors on a term's λ per U-Net block: `style IN00-IN05=0.5,M=0,OUT=1`, or one number per block. "
     "TERM: style, lcm, or an adapter's file name without its suffix.",
 )
+@expert_option
 @click.option(
     "-o", "--output", "target", type=TargetType(),
     help="The file to write, or a folder for it that is there.  [default: BASE-STYLE-lcm, here]",
@@ -76,9 +80,9 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @output_options
 def fuse(
     base: str, style: str | None, lambdas: tuple[float, float] | None, accelerator: Sequence[str],
-    adapters: Sequence[tuple[str, float]], tuned_from: str | None, method: str, weights: Sequence[tuple[str, str]],
-    target: Path | None, layout: str | None, dtype: str | None, encoding: str | None, rounding: str, seed: int,
-    config_from: str | None, parts_from: str | None,
+    adapters: Sequence[tuple[str, float]], tuned_from: str | None, made_from: str | None, method: str,
+    weights: Sequence[tuple[str, str]], experts: Sequence[tuple[str, str]], target: Path | None, layout: str | None,
+    dtype: str | None, encoding: str | None, rounding: str, seed: int, config_from: str | None, parts_from: str | None,
     prediction: str | None, variant: str | None, shard: int | None, drop_ema: bool, mend_position_ids: bool,
     allow_unmatched: bool, hash_base: bool, force: bool, device: str, threads: int, dry_run: bool, output: Output,
 ) -> None:  # fmt: skip
@@ -108,8 +112,9 @@ def fuse(
     if not style and lambdas:
         output.note(f"No STYLE is given, so λ1 = {lambdas[0]:g} has no term.")
     merge = merge_of(
-        base, style, lambdas, accelerators=accelerator, adapters=adapters, tuned_from=tuned_from,
-        block_weights=once_each(weights, "--block-weights"), variant=variant, config_from=config_from,
+        base, style, lambdas, accelerators=accelerator, adapters=adapters, tuned_from=tuned_from, made_from=made_from,
+        block_weights=once_each(weights, "--block-weights"), experts=once_each(experts, "--expert"), variant=variant,
+        config_from=config_from,
         output=Written(
             target, layout, stored_as(dtype, encoding), shard, drop_ema, seed if rounding == "stochastic" else None,
             mend_position_ids,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -65,6 +66,14 @@ def tuned_from_option(base: str) -> Option:
     )  # fmt: skip
 
 
+made_from_option = click.option(
+    "--made-from", type=REFERENCE, metavar="REF",
+    help="What an acceleration checkpoint, given as --lcm, was distilled from.  [default: BASE]",
+)  # fmt: skip
+expert_option = click.option(
+    "--expert", "experts", nargs=2, multiple=True, metavar="TERM COMPONENT",
+    help="Which of several denoisers a term is for: `lcm transformer_2` of Wan 2.2. TERM: as in --block-weights.",
+)
 method_option = click.option(
     "--method", type=NameType(methods), default="add", show_default=True, metavar="METHOD",
     help="How the terms are merged: add is base + Σ λτ; ties, or ties:density=0.2, trims each term to its largest 20 % "
@@ -113,7 +122,9 @@ def merge_of(
     accelerators: Sequence[str] = (),
     adapters: Sequence[tuple[str, float]] = (),
     tuned_from: str | None = None,
+    made_from: str | None = None,
     block_weights: Mapping[str, str] | None = None,
+    experts: Mapping[str, str] | None = None,
     variant: str | None = None,
     config_from: str | None = None,
     output: Written | None = None,
@@ -136,14 +147,15 @@ def merge_of(
     origin = Source(tuned_from) if tuned_from else None
     wanted = [Term(STYLE, Source(style), first, made_from=origin)] if style else []
     if fast := acceleration(accelerators, second):
-        wanted.append(fast)
+        wanted.append(replace(fast, made_from=Source(made_from) if made_from else None))
     wanted += [Term(Path(reference).stem, Source(reference), each, made_from=origin) for reference, each in adapters]
     names = distinct([term.name for term in wanted])
-    blocks = block_weights or {}
-    if strangers := sorted(blocks.keys() - {*names}):
-        raise OptionError(f"block weights for {strangers[0]!r}: no such term", f"the terms are {', '.join(names)}")
+    blocks, experts = block_weights or {}, experts or {}
+    for what, given in {"block weights": blocks, "an expert": experts}.items():
+        if strangers := sorted(given.keys() - {*names}):
+            raise OptionError(f"{what} for {strangers[0]!r}: no such term", f"the terms are {', '.join(names)}")
     terms = [
-        Term(name, term.source, term.strength, blocks.get(name, ""), term.made_from, term.accelerator)
+        replace(term, name=name, blocks=blocks.get(name, ""), expert=experts.get(name))
         for name, term in zip(names, wanted, strict=True)
     ]
     name, parameters = parse(method)

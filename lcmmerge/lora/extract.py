@@ -80,6 +80,9 @@ def tuned_of(source: TensorSource, base: Model) -> TaskVector:
     term = task_vector("tuned", source, 1.0, base)
     if not isinstance(term.content, Checkpoint):
         raise IncompatibleError(f"{source.path}: is an adapter already", "name a fine-tuned checkpoint")
+    if len(experts := term.content.tuned.experts) > 1:
+        what = f"{source.path}: has several experts, and a LoRA's file has names for one"
+        raise IncompatibleError(what, f"extract from each one's folder, such as its {experts[0]}, and that of the base")
     return term
 
 

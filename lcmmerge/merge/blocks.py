@@ -33,10 +33,10 @@ class BlockWeights:
 
 def block_of(parameter: str, model: Model) -> str:
     """``unet.down_blocks.1.attentions.0…`` → ``IN04``."""
-    denoiser = model.arch.denoiser
-    if parameter.partition(".")[0] != denoiser.name:
-        return BASE
-    return denoiser.block_of(model.arch.keymap(SINGLE_FILE).slots[parameter])
+    component = parameter.partition(".")[0]
+    denoisers = (model.arch.denoiser, *model.arch.experts)
+    denoiser = next((part for part in denoisers if part.name == component), None)
+    return denoiser.block_of(model.arch.keymap(SINGLE_FILE).slots[parameter]) if denoiser else BASE
 
 
 def blocks(model: Model) -> tuple[str, ...]:

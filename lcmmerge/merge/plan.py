@@ -322,6 +322,7 @@ def plan(
             base,
             origin=opened(term.made_from, "style base") if term.made_from else None,
             weights=factors,
+            expert=term.expert,
         )
         for term, source, factors in zip(merge.terms, sources, weights, strict=True)
     )

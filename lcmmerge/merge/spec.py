@@ -62,7 +62,8 @@ class Term:
 
     ``source``: None for the file that the ``accelerator`` of that name has for the base's architecture. ``strength``:
     λ, by default the accelerator's usual one. ``blocks``: factors on λ per U-Net block, as ``{"IN00-IN05": 0.5}`` or as
-    the text of ``--block-weights``.
+    the text of ``--block-weights``. ``expert``: the component that it is for, where the base has several denoisers
+    (Wan 2.2's ``transformer`` and ``transformer_2``).
     """
 
     name: str
@@ -71,6 +72,7 @@ class Term:
     blocks: Blocks = ""
     made_from: Source | None = None
     accelerator: str | None = None
+    expert: str | None = None
 
     def __post_init__(self) -> None:
         if self.strength is USUAL:
@@ -95,6 +97,7 @@ class Term:
             blocks if isinstance(blocks, str) else {str(name): _number(factor) for name, factor in blocks.items()},
             Source.from_dict(recorded["tuned_from"]) if "tuned_from" in recorded else None,
             None if recorded.get("accelerator") is None else str(recorded["accelerator"]),
+            None if recorded.get("expert") is None else str(recorded["expert"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,6 +110,7 @@ class Term:
             **({"block_weights": self.blocks if isinstance(self.blocks, str) else dict(self.blocks)}
                if self.blocks else {}),
             **({"accelerator": self.accelerator} if self.accelerator else {}),
+            **({"expert": self.expert} if self.expert else {}),
         }  # fmt: skip
 
 
@@ -303,6 +307,7 @@ class Merge:
         options |= {"--parts-from": self.parts_from.reference if self.parts_from else None}
         made_from = [term.made_from for term in others if term.made_from]
         options |= {"--tuned-from": made_from[0].reference if made_from else None}
+        options |= {"--made-from": lcm.made_from.reference if lcm and lcm.made_from else None}
         encoding = self.output.encoding
         option = "--dtype" if encoding in OUTPUT_DTYPES else "--encoding"
         options |= {"--layout": self.output.layout, option: encoding}
@@ -316,6 +321,8 @@ class Merge:
         for term in self.terms:
             if text := blocks_text(term.blocks):
                 words += ["--block-weights", names[term.name], text]
+            if term.expert:
+                words += ["--expert", names[term.name], term.expert]
         return shlex.join(words)
 
 

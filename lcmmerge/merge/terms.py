@@ -24,6 +24,7 @@ from lcmmerge.archs import (
     names_in,
     patches_foreign,
 )
+from lcmmerge.archs.names import squash
 from lcmmerge.errors import (
     FormatError,
     IncompatibleError,
@@ -95,7 +96,8 @@ class Checkpoint:
 class TaskVector:
     """A term that was opened: what is added, and λ.
 
-    ``name``: ``style``, ``lcm``, or the stem of another adapter's file. ``strength``: λ.
+    ``name``: ``style``, ``lcm``, or the stem of another adapter's file. ``strength``: λ. ``expert``: which of the
+    base's experts it is for, None where its names tell.
     """
 
     name: str
@@ -103,6 +105,7 @@ class TaskVector:
     strength: float
     content: AdapterFile | Checkpoint
     weights: BlockWeights
+    expert: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +124,33 @@ def task_vector(
     *,
     origin: TensorSource | None = None,
     weights: BlockWeights | None = None,
+    expert: str | None = None,
 ) -> TaskVector:
     """An adapter, or a checkpoint that was tuned from ``origin`` (default: ``base``), by its headers.
 
-    Raises FormatError, IncompatibleError.
+    ``expert``: the component that it is for, of a base with several experts. Raises FormatError, IncompatibleError.
     """
     found = read_content(source)
     content = Checkpoint(found, identify(origin) if origin else base) if isinstance(found, Model) else found
-    return TaskVector(name, source.path, strength, content, weights or BlockWeights())
+    _check_expert(source.path, expert, base)
+    return TaskVector(name, source.path, strength, content, weights or BlockWeights(), expert)
+
+
+def _check_expert(path: Path, expert: str | None, base: Model) -> None:
+    """Raises IncompatibleError where the base has no such expert, or a file's name tells of another."""
+    if expert and expert not in base.experts:
+        known = f"its experts are {', '.join(base.experts)}" if base.experts else "it has no experts: omit --expert"
+        raise IncompatibleError(f"{base.source.path}: has no expert {expert!r}", known)
+    told = {part.name for part in base.arch.experts if part.expert in squash(path.stem.lower())}
+    alone = base.experts[0] if len(base.experts) == 1 else None
+    of_base = {part.name for part in base.arch.experts if part.expert in squash(base.source.path.stem.lower())}
+    meant = {expert} if expert and not alone else of_base if alone else set()
+    if len(told) == 1 and len(meant) == 1 and told != meant:
+        names = {part.name: part.expert for part in base.arch.experts}
+        raise IncompatibleError(
+            f"{path}: is called {names[told.pop()]}, and is to be merged into {names[meant.pop()]}",
+            "give each expert the file that was made for it",
+        )
 
 
 def read_content(source: TensorSource) -> AdapterFile | Model:
@@ -158,7 +180,7 @@ def match(index: int, term: TaskVector, base: Model) -> Matched:
     """Find the home of everything that ``term`` brings. Raises ShapeMismatchError, IncompatibleError (integers)."""
     if isinstance(term.content, Checkpoint):
         return _match_checkpoint(index, term, term.content, base)
-    homes = names_in(base).settle(term.content.modules, partial(fits_in, term.content, base))
+    homes = names_in(base).settle(term.content.modules, partial(fits_in, term.content, base), term.expert)
     contributions: dict[str, Contribution] = {}
     unmatched = [*term.content.embeddings, *term.content.unknown]
     homeless: list[Patch] = []
@@ -198,10 +220,13 @@ def _match_checkpoint(index: int, term: TaskVector, content: Checkpoint, base: M
     contributions: dict[str, Contribution] = {}
     common = set(_strangers(content.origin))
     unmatched = [name for name in _strangers(content.tuned) if name not in common]
-    for name, parameter in content.tuned.parameters.items():
-        origin, home = content.origin.parameters.get(name), base.parameters.get(name)
-        if origin is None or home is None:
-            unmatched.append(name)
+    alone = len(content.tuned.experts) == 1 < len(base.experts)
+    for stored, parameter in content.tuned.parameters.items():
+        name = _in_expert(stored, term.expert, base) if alone else stored
+        home = base.parameters.get(name or "")
+        origin = content.origin.parameters.get(stored if content.origin is not base else name or "")
+        if name is None or origin is None or home is None:
+            unmatched.append(stored)
             continue
         same = parameter.shape == origin.shape == home.shape
         place = None if same else _shared_channels(name, (parameter, origin, home), base)
@@ -215,6 +240,14 @@ def _match_checkpoint(index: int, term: TaskVector, content: Checkpoint, base: M
             strength = term.strength * term.weights.of(name, base)
             contributions[name] = Difference(index, strength, tuned, start, place)
     return Matched(contributions, tuple(unmatched))
+
+
+def _in_expert(name: str, expert: str | None, base: Model) -> str | None:
+    """A lone expert's parameter as one of the base's ``expert``; None where nobody says which of them it is for."""
+    component, _, inner = name.partition(".")
+    if component not in [part.name for part in base.arch.experts]:
+        return name
+    return f"{expert}.{inner}" if expert else None
 
 
 def _shared_channels(name: str, three: tuple[Parameter, Parameter, Parameter], base: Model) -> Channels | None:
@@ -267,6 +300,8 @@ def unmatched_error(term: TaskVector, unmatched: tuple[str, ...], total: int, ba
 
 def likely_cause(term: TaskVector, base: Model) -> str:
     """Why a term does not fit, as far as names and widths tell; never that the base is what it is."""
+    if len(base.experts) > 1 and not term.expert:
+        return f"the base has several experts, {' and '.join(base.experts)}: say by --expert for which one it is"
     if isinstance(term.content, Checkpoint):
         tuned, origin = term.content.tuned, term.content.origin
         if {tuned.arch.title, origin.arch.title} != {base.arch.title}:

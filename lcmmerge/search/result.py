@@ -63,6 +63,8 @@ class Result:
             if term.made_from:
                 sources[f"{term.name}_base"] = _source(term.made_from, path)
                 terms[term.name]["tuned_from"] = f"{term.name}_base"
+            if term.expert:
+                terms[term.name]["expert"] = term.expert
         content = {"version": 1, "sources": sources, "fuse": {"base": "base", "terms": terms}}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 

@@ -58,6 +58,9 @@ class RecipeTerm(Strict):
     tuned_from: str | None = Field(
         None, description="Of a whole checkpoint: what it was tuned from. Default: the base."
     )
+    expert: str | None = Field(
+        None, description="The component that it is for, where the base has several denoisers: transformer_2."
+    )
 
 
 class Fuse(Step):
@@ -70,7 +73,8 @@ class Fuse(Step):
     terms: dict[
         Word, Annotated[RecipeTerm, BeforeValidator(as_term, json_schema_input_type=float | RecipeTerm)]
     ] = Field(
-        min_length=1, description="Name → λ, or {source, lambda, block_weights, tuned_from}. Added in this order."
+        min_length=1,
+        description="Name → λ, or {source, lambda, block_weights, tuned_from, expert}. Added in this order.",
     )
     output: Name | None = Field(None, description="The output's name. Default: the recipe file's.")
     dtype: Literal[tuple(OUTPUT_DTYPES)] | None = Field(None, description="Default: each tensor's own.")  # type: ignore[valid-type]
@@ -219,6 +223,7 @@ def _term(name: str, term: RecipeTerm, roles: Mapping[str, Input]) -> Term:
         term.block_weights or {},
         _source(tuned_from) if tuned_from else None,
         item.found.accelerator.name if item.found.accelerator else None,
+        term.expert,
     )
 
 
@@ -240,7 +245,12 @@ def _facts(output: str, fuse: Fuse, roles: Mapping[str, Input], layout: str, set
             role: {"name": name_of(item.path), "files": item.found.locked.hashes} for role, item in roles.items()
         },
         "terms": [
-            {"name": name, "lambda": strengths[name], "block_weights": term.block_weights}
+            {
+                "name": name,
+                "lambda": strengths[name],
+                "block_weights": term.block_weights,
+                **({"expert": term.expert} if term.expert else {}),
+            }
             for name, term in fuse.terms.items()
         ],
         "options": fuse.model_dump(include={"dtype", "drop_ema", "max_shard_size", "allow_unmatched"}),
