@@ -40,6 +40,8 @@ class Name:
 
 def parse_name(name: str) -> Name | None:
     """None for a name of no grammar."""
+    if name.endswith(".diff_m"):  # of a block's or the head's modulation, a parameter without a module
+        return Name("lycoris", f"{name.removesuffix('.diff_m')}.modulation", "diff")
     parts = name.removeprefix(PEFT_PREFIX).split(".")
     for length in range(min(3, len(parts) - 1), 0, -1):
         if found := _endings().get(".".join(parts[-length:])):

@@ -1,7 +1,9 @@
-"""Wan 2.1 and 2.2: text or image to video; of 2.2's A14B, either of its two experts alone.
+"""Wan 2.1 and 2.2: text or image to video; 2.2's A14B is two experts, for much noise and for little.
 
 Single files have the names of https://github.com/Wan-Video/Wan2.1, wan/modules/model.py; its norm3 is diffusers' norm2.
 """
+
+from dataclasses import replace
 
 from lcmmerge.archs.base import Architecture, Family
 from lcmmerge.archs.component import Component
@@ -38,6 +40,15 @@ BLOCK = (
     Row("scale_shift_table", "modulation"),
 )
 
+DENOISER = Transformer(
+    module="WanTransformer3DModel",
+    expert="high_noise",
+    sentinel="blocks.0.attn2.norm_q.weight",
+    kohya_stored=True,
+    ends=ENDS,
+    lists=(BlockList("blocks", BLOCK, 40, "B"),),
+)
+
 ARCHITECTURE = Architecture(
     title="Wan",
     hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
@@ -45,13 +56,8 @@ ARCHITECTURE = Architecture(
     version="wan",
     size=480,
     parts=(
-        Transformer(
-            module="WanTransformer3DModel",
-            sentinel="blocks.0.attn2.norm_q.weight",
-            kohya_stored=True,
-            ends=ENDS,
-            lists=(BlockList("blocks", BLOCK, 40, "B"),),
-        ),
+        DENOISER,
+        replace(DENOISER, name="transformer_2", stored="transformer_2.", expert="low_noise"),  # of folders alone
         Component(name="text_encoder", module="UMT5EncoderModel"),
         Component(name="vae", module="AutoencoderKLWan"),
     ),

@@ -24,12 +24,13 @@ from lcmmerge.merge.blocks import BlockWeights, parse_block_weights
 from lcmmerge.merge.configs import check_configs
 from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem
-from lcmmerge.merge.spec import LCM, STYLE, Merge, Source, blocks_text
+from lcmmerge.merge.spec import LCM, STYLE, Merge, Source, Term, blocks_text
 from lcmmerge.merge.terms import (
     Checkpoint,
     Contribution,
     Matched,
     TaskVector,
+    called_expert,
     limits,
     made_elsewhere,
     match,
@@ -310,6 +311,7 @@ def plan(
         check_configs(configs, base)
     elif layout == DIFFUSERS and lender and lent(base) and not weights_only:
         lent_configs = refs.configs(_configs_of(merge, base, lender))
+    merge = _with_pairs(merge, base)
     kinds = [term.kind for term in merge.terms]
     sources = [term.source or Source(_file_of(kind, base)) for term, kind in zip(merge.terms, kinds, strict=True)]
     weights = [BlockWeights() if not term.blocks else parse_block_weights(blocks_text(term.blocks), base)
@@ -344,6 +346,22 @@ def plan(
         lent_configs=lent_configs,
     )
     return lay_out(planned, drop_ema=merge.output.drop_ema)
+
+
+def _with_pairs(merge: Merge, base: Model) -> Merge:
+    """An accelerator that is a file for each expert, as a term for each that the base has."""
+    return replace(merge, terms=tuple(each for term in merge.terms for each in _of_experts(term, base)))
+
+
+def _of_experts(term: Term, base: Model) -> Iterable[Term]:
+    files = term.kind.files.get(base.arch.name) if term.kind and not term.source else None
+    if files is None or isinstance(files, str):
+        return (term,)
+    if len(base.experts) == 1:
+        alone = called_expert(base.source.path, base)
+        return (replace(term, source=Source(files[alone])) if alone else term,)
+    wanted = {term.expert: term.name} if term.expert else {expert: f"{term.name}-{expert}" for expert in files}
+    return [replace(term, name=name, source=Source(files[expert]), expert=expert) for expert, name in wanted.items()]
 
 
 def _configs_of(merge: Merge, base: Model, lender: Model | None) -> str:

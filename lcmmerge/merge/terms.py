@@ -141,16 +141,20 @@ def _check_expert(path: Path, expert: str | None, base: Model) -> None:
     if expert and expert not in base.experts:
         known = f"its experts are {', '.join(base.experts)}" if base.experts else "it has no experts: omit --expert"
         raise IncompatibleError(f"{base.source.path}: has no expert {expert!r}", known)
-    told = {part.name for part in base.arch.experts if part.expert in squash(path.stem.lower())}
-    alone = base.experts[0] if len(base.experts) == 1 else None
-    of_base = {part.name for part in base.arch.experts if part.expert in squash(base.source.path.stem.lower())}
-    meant = {expert} if expert and not alone else of_base if alone else set()
-    if len(told) == 1 and len(meant) == 1 and told != meant:
+    told = called_expert(path, base)
+    meant = called_expert(base.source.path, base) if len(base.experts) == 1 else expert
+    if told and meant and told != meant:
         names = {part.name: part.expert for part in base.arch.experts}
         raise IncompatibleError(
-            f"{path}: is called {names[told.pop()]}, and is to be merged into {names[meant.pop()]}",
+            f"{path}: is called {names[told]}, and is to be merged into {names[meant]}",
             "give each expert the file that was made for it",
         )
+
+
+def called_expert(path: Path, base: Model) -> str | None:
+    """The expert of the base's architecture that a file's name speaks of, such as ``high_noise``."""
+    called = [part.name for part in base.arch.experts if part.expert in squash(path.stem.lower())]
+    return called[0] if len(called) == 1 else None
 
 
 def read_content(source: TensorSource) -> AdapterFile | Model:

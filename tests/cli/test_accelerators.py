@@ -74,14 +74,14 @@ def test_one_architectures_list(cli: Callable[..., Ran]) -> None:
     assert [entry["name"] for entry in json.loads(cli("accelerators", "ssd1b", "--json").out)] == ["lcm"]
     assert ACCELERATORS["lcm"].files["ssd1b"] in cli("accelerators", "ssd1b", "-v").out
     wrong = cli("accelerators", "nothing")
-    assert (wrong.code, "'nothing' is none of anima, chroma, flux1" in wrong.err) == (2, True)
+    assert (wrong.code, "'nothing' is none of auraflow, chroma, cosmos2" in wrong.err) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("word", "listed"),
     [
         ("flux1", {"flux1"}), ("flux", {"flux1", "flux2"}), ("z-image", {"z_image"}), ("SDXL", {"sdxl"}),
-        ("qwen_image", {"qwen_image"}), ("qwen", {"qwen_image", "qwen_image_2_1"}), ("krea", {"krea2"}),
+        ("qwen_image", {"qwen_image"}), ("qwen", {"qwen_image", "qwen_image21"}), ("krea", {"krea2"}),
         ("wan2.2", {"wan"}), ("sdxl_refiner", set()),
     ],
 )  # fmt: skip

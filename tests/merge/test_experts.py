@@ -4,66 +4,75 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import qwen
 import torch
+from diffusers import UniPCMultistepScheduler
+from families import folder, single_file, state_of
 from fusing import load
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lcmmerge.archs import qwen_image
-from lcmmerge.archs.base import architectures
+from lcmmerge.accelerators import ACCELERATORS
 from lcmmerge.merge.spec import Merge
-from lcmmerge.registry import entries
 
+MODULES = ("self_attn.q", "self_attn.o", "cross_attn.k", "ffn.0")  # as Wan's own files call them
+RANK = 3
 Cli = Callable[..., object]
-
-
-@pytest.fixture(autouse=True)
-def two_experts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Qwen-Image as Wan 2.2 is: a denoiser for the high noise levels and one for the low ones."""
-    denoiser, *rest = qwen_image.ARCHITECTURE.parts
-    high = replace(denoiser, expert="high_noise")
-    low = replace(denoiser, name="transformer_2", stored="transformer_2.", expert="low_noise")
-    monkeypatch.setattr(qwen_image, "ARCHITECTURE", replace(qwen_image.ARCHITECTURE, parts=(high, low, *rest)))
-    _forget()
-    yield
-    monkeypatch.undo()
-    _forget()
-
-
-def _forget() -> None:
-    entries.cache_clear()
-    architectures.cache_clear()
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    folder = qwen.folder(tmp_path / "base")
-    shutil.copytree(folder / "transformer", folder / "transformer_2")
-    index = qwen.INDEX | {"transformer_2": qwen.INDEX["transformer"]}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
+    """Wan 2.2 A14B, whose experts begin as the same weights here."""
+    path = folder(tmp_path / "base", "wan", state_of("wan"))
+    shutil.copytree(path / "transformer", path / "transformer_2")
+    index = json.loads((path / "model_index.json").read_text())
+    more = {"transformer_2": index["transformer"], "scheduler": ["diffusers", "UniPCMultistepScheduler"]}
+    (path / "model_index.json").write_text(json.dumps(index | more))
+    UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True).save_pretrained(path / "scheduler")
+    return path
+
+
+def lora(path: Path, begin: str, seed: int) -> Path:
+    """As LightX2V saves it: factors, and a difference of the modulation."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for module in MODULES:
+        out, width = (20, 24) if module == "ffn.0" else (24, 24)
+        key = f"{begin}blocks.1.{module}"
+        tensors[f"{key}.lora_up.weight"] = 0.3 * torch.randn(out, RANK, generator=generator)
+        tensors[f"{key}.lora_down.weight"] = 0.3 * torch.randn(RANK, width, generator=generator)
+    tensors[f"{begin}blocks.0.diff_m"] = 0.3 * torch.randn(1, 6, 24, generator=generator)
+    tensors[f"{begin}head.diff_m"] = 0.3 * torch.randn(1, 2, 24, generator=generator)
+    save_file(tensors, path)
+    return path
 
 
 @pytest.fixture
 def loras(tmp_path: Path) -> tuple[Path, Path]:
     return (
-        qwen.lora(tmp_path / "fast_high_noise.safetensors", "kohya", seed=1),
-        qwen.lora(tmp_path / "fast-low-noise.safetensors", "lightning", seed=2),
+        lora(tmp_path / "fast_high_noise.safetensors", "diffusion_model.", 1),
+        lora(tmp_path / "fast-low-noise.safetensors", "", 2),
     )
 
 
 def merged(lora: Path, tmp_path: Path, cli: Cli) -> dict[str, Tensor]:
-    """What a lone expert file becomes."""
-    lone, target = qwen.single_file(tmp_path / "lone.safetensors", ""), tmp_path / f"{lora.stem}-merged.safetensors"
+    """What a lone expert becomes, of diffusers' names."""
+    lone, target = folder(tmp_path / lora.stem, "wan", state_of("wan")), tmp_path / f"{lora.stem}-merged"
     done = cli("fuse", lone, lora, "--lambda", "0.5", "0", "-o", target)
     assert done.code == 0, done.err
-    return load_file(target)
+    return load(target / "transformer")
+
+
+def test_modulations(loras: tuple[Path, Path], tmp_path: Path, cli: Cli) -> None:
+    """``diff_m`` is the difference of what no module has."""
+    found, before, added = merged(loras[1], tmp_path, cli), state_of("wan"), load_file(loras[1])
+    pairs = {"scale_shift_table": "head.diff_m", "blocks.0.scale_shift_table": "blocks.0.diff_m"}
+    for name, key in pairs.items():
+        assert torch.equal(found[name], before[f"transformer.{name}"] + 0.5 * added[key])
 
 
 def test_a_pair_of_adapters(base: Path, loras: tuple[Path, Path], tmp_path: Path, cli: Cli) -> None:
@@ -83,7 +92,7 @@ def test_a_pair_of_adapters(base: Path, loras: tuple[Path, Path], tmp_path: Path
 def test_a_file_that_names_both(base: Path, loras: tuple[Path, Path], tmp_path: Path, cli: Cli) -> None:
     both, target = tmp_path / "both.safetensors", tmp_path / "out"
     of_low = {f"transformer_2.{name}": tensor for name, tensor in load_file(loras[1]).items()}
-    of_high = load_file(qwen.lora(tmp_path / "high.safetensors", "diffusers", seed=1))
+    of_high = load_file(lora(tmp_path / "high.safetensors", "transformer.", 1))
     save_file(of_high | of_low, both)
     assert cli("fuse", base, both, "--lambda", "0.5", "0", "-o", target).code == 0
     wanted = merged(loras[1], tmp_path, cli)
@@ -92,7 +101,7 @@ def test_a_file_that_names_both(base: Path, loras: tuple[Path, Path], tmp_path: 
 
 def test_nobody_says_which(base: Path, loras: tuple[Path, Path], tmp_path: Path, cli: Cli) -> None:
     done = cli("fuse", base, loras[0], "--lambda", "1", "0", "-o", tmp_path / "out")
-    done.assert_fault(3, "14 of its 14 keys have no home")
+    done.assert_fault(3, "6 of its 6 keys have no home")
     assert "several experts, transformer and transformer_2: say by --expert for which one it is" in done.err
     assert not (tmp_path / "out").exists()
 
@@ -113,20 +122,22 @@ def test_the_wrong_expert(
 
 
 def test_a_lone_expert_of_the_other_name(loras: tuple[Path, Path], tmp_path: Path, cli: Cli) -> None:
-    lone = qwen.single_file(tmp_path / "model_low_noise.safetensors")
+    lone = single_file(tmp_path / "model_low_noise.safetensors", "wan", state_of("wan"))
     done = cli("fuse", lone, loras[0], "--lambda", "1", "0", "-o", tmp_path / "out.safetensors")
     done.assert_fault(3, "is called high_noise, and is to be merged into low_noise")
 
 
 def test_a_lone_checkpoint_for_one_expert(base: Path, loras: tuple[Path, Path], tmp_path: Path, cli: Cli) -> None:
     """Distilled weights of one expert, as a difference from what they were made from."""
-    lone = qwen.single_file(tmp_path / "lone.safetensors", "")
+    lone = single_file(tmp_path / "lone.safetensors", "wan", state_of("wan"), "")
     tuned, target = tmp_path / "tuned.safetensors", tmp_path / "out"
     assert cli("fuse", lone, loras[1], "--lambda", "1", "0", "-o", tuned).code == 0
     options = ("--lambda", "1", "1", "--expert", "lcm", "transformer_2", "-o", target)
     assert cli("fuse", base, "--lcm", tuned, *options).code == 0
     assert cli("fuse", base, "--lcm", tuned, "--made-from", lone, *options, "--force").code == 0
-    wanted = load_file(tuned)
+    of_low = ("--lambda", "1", "0", "--expert", "style", "transformer_2")
+    assert cli("fuse", base, loras[1], *of_low, "-o", tmp_path / "by-lora").code == 0
+    wanted = load(tmp_path / "by-lora" / "transformer_2")
     for name, tensor in load(target / "transformer_2").items():
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-6, atol=1e-6)
     before = load(base / "transformer")
@@ -137,7 +148,8 @@ def test_blocks_of_an_expert(base: Path, loras: tuple[Path, Path], tmp_path: Pat
     options = ("--lambda", "1", "0", "--expert", "style", "transformer_2", "--block-weights", "style", "B01=0")
     assert cli("fuse", base, loras[1], *options, "-o", tmp_path / "out").code == 0
     found, before = load(tmp_path / "out" / "transformer_2"), load(base / "transformer_2")
-    assert {name.split(".")[1] for name in found if not torch.equal(found[name], before[name])} == {"0"}
+    changed = {name for name in found if not torch.equal(found[name], before[name])}
+    assert changed == {"scale_shift_table", "blocks.0.scale_shift_table"}
 
 
 def test_extraction_is_of_one(base: Path, tmp_path: Path, cli: Cli) -> None:
@@ -149,6 +161,32 @@ def test_extraction_is_of_one(base: Path, tmp_path: Path, cli: Cli) -> None:
     cli("extract", tuned, base, "-o", target).assert_fault(3, "several experts, and a LoRA's file has names for one")
     done = cli("extract", tuned / "transformer_2", base / "transformer_2", "-o", target)
     assert done.code == 0, done.err
+
+
+def test_an_accelerator_that_is_a_pair(
+    base: Path, loras: tuple[Path, Path], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named once, it is a term for each expert; its files are where the table says."""
+    kind = ACCELERATORS["wan22-t2v-4steps"]
+    files = {"wan": {"transformer": str(loras[0]), "transformer_2": str(loras[1])}}
+    monkeypatch.setattr(type(kind), "files", files)
+    target, pair = tmp_path / "out", tmp_path / "pair"
+    done = cli("fuse", base, "--accelerator", kind.name, "-o", target)
+    assert done.code == 0, done.err
+    experts = ("--expert", "style", "transformer", "--expert", "fast-low-noise", "transformer_2")
+    options = ("--lambda", "1", "0", "--adapter", loras[1], "1", *experts)
+    assert cli("fuse", base, loras[0], *options, "-o", pair).code == 0
+    for expert in ("transformer", "transformer_2"):
+        found, wanted = load(target / expert), load(pair / expert)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert json.loads((target / "model_index.json").read_text())["boundary_ratio"] == kind.sampling.boundary
+    checked = cli("verify", target, "--source", tmp_path)
+    assert checked.code == 0, checked.err
+    lone = single_file(tmp_path / "wan_low_noise.safetensors", "wan", state_of("wan"))
+    assert cli("fuse", lone, "--accelerator", kind.name, "-o", tmp_path / "lone-out.safetensors").code == 0
+    nameless = single_file(tmp_path / "wan.safetensors", "wan", state_of("wan"))
+    done = cli("fuse", nameless, "--accelerator", kind.name, "-o", tmp_path / "none.safetensors")
+    done.assert_fault(1, "is a pair of files, one for each expert")
 
 
 def test_the_command_says_it_again(base: Path, loras: tuple[Path, Path]) -> None:

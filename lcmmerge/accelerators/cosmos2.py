@@ -6,7 +6,7 @@ REPO = "circlestone-labs/Anima-Official-LoRAs"
 ENTRIES = (
     Accelerator(
         "anima-turbo",
-        {"anima": f"hf://{REPO}/anima-turbo-lora-v0.2.safetensors"},
+        {"cosmos2": f"hf://{REPO}/anima-turbo-lora-v0.2.safetensors"},
         flow(8),
         (f"https://huggingface.co/{REPO}", COMFY),
         "circlestone-labs-non-commercial-license-1.2",

@@ -8,7 +8,7 @@ DUTY = "Qwen-Image-2.1's licence is for research, and so is what is made of it"
 def _of(name: str, repo: str, steps: Span, *unverified: str) -> Accelerator:
     return Accelerator(
         name,
-        {"qwen_image_2_1": f"hf://{repo}"},
+        {"qwen_image21": f"hf://{repo}"},
         flow(steps),
         (f"https://huggingface.co/{repo}", COMFY),
         "qwen-research",
