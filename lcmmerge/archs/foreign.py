@@ -73,7 +73,7 @@ KINDS = (
 )  # fmt: skip
 FAMILIES = (
     Kind("Hunyuan-DiT", (r"blocks.\d+.attn1.Wqkv",)),
-    Kind("PixArt", ("^adaln_single.", "^transformer.adaln_single.")),
+    Kind("PixArt", ("^adaln_single.", "^transformer.adaln_single."), beside="pos_embed"),
     Kind("Stable Cascade", ("clip_txt_mapper.",)),
     Kind("Stable Video Diffusion", VIDEO),
 )

@@ -51,6 +51,7 @@ def identify(source: TensorSource) -> Model:
     readings = list(_readings(source))
     complete = [reading for reading in readings if not reading.missing]
     if not complete:
+        readings = readings or list(_parts(source))
         nearest = min(readings, key=lambda reading: (len(reading.missing), -_size(reading)), default=None)
         raise explain_unknown(source, nearest.arch, nearest.missing) if nearest else explain_unknown(source)
     reading = max(complete, key=_size)  # SSD-1B is a part of SDXL, Segmind-Vega of both
@@ -92,6 +93,18 @@ def _readings(source: TensorSource) -> Iterator[Reading]:
             # One of the published depth keeps its key maps, which are made once.
             sized = arch if parts == arch.parts else replace(arch, parts=parts)
             yield Reading(sized, keymap, begins, tuple(name for name in _needed(sized, keymap) if name not in shapes))
+
+
+def _parts(source: TensorSource) -> Iterator[Reading]:
+    """The file as each denoiser would read it whose names more than half of its own are."""
+    for arch in architectures().values():
+        spelled = [(DIFFUSERS, ("", "")), (DIFFUSERS, ("", f"{arch.denoiser.name}."))]
+        spelled += [(SINGLE_FILE, (prefix, arch.denoiser.stored)) for prefix in PREFIXES]
+        for keymap, begins in spelled:
+            needed = _needed(arch, keymap)
+            there = {_begun(info.name, begins) for info in source}.intersection(needed)
+            if 2 * len(there) > len(source.tensors):
+                yield Reading(arch, keymap, begins, tuple(each for each in needed if each not in there))
 
 
 def _namings(arch: Architecture, source: TensorSource) -> Iterator[tuple[str, tuple[str, str]]]:

@@ -174,7 +174,7 @@ def test_scaled_fp8_is_refused(extra: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["transformer.transformer_blocks.0.attn.to_q.weight"], "Stable Diffusion 3, Flux"),
+        (["transformer.transformer_blocks.0.attn.to_q.weight"], "a diffusion transformer of no known structure"),
         (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
         (["conv_in.weight", "controlnet_cond_embedding.conv_in.weight"], "a ControlNet"),
         (["encoder.conv_in.weight", "decoder.conv_in.weight"], "a VAE alone"),
@@ -195,7 +195,7 @@ def test_scaled_fp8_is_refused(extra: str, tmp_path: Path) -> None:
         (["diffusion_model.out.2.set_weight"], "set_weight, which replaces"),
         (["vision_model.embeddings.class_embedding"], "a CLIP image encoder"),
         (["blocks.0.self_attn.q.weight", "head.modulation"], "Wan"),
-        (["double_blocks.0.img_mod.linear.weight", "txt_in.individual_token_refiner.x"], "HunyuanVideo"),
+        (["double_blocks.0.img_mod.linear.weight", "txt_in.t_embedder.mlp.0.weight"], "HunyuanVideo"),
         (["adaln_single.linear.weight", "patchify_proj.weight"], "LTX"),
         (["controlnet_mid_block.weight", "control_add_embedding.linear_1.weight"], "a ControlNet"),
         (["id_adapter.latents"], "PuLID"),

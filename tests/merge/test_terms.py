@@ -420,7 +420,7 @@ def test_an_architecture_without_an_official_lcm_lora(files, tmp_path, cli):
           "lora_controlnet_mid_block_resnets_0_conv1.lora_up.weight": (8, 4)}, "a Control-LoRA"),
         ({"diffusion_model.out.2.set_weight": (4, 8, 3, 3)}, "set_weight"),
         ({"decoder.conv_in.weight": (8, 4, 3, 3)}, "a VAE alone"),
-        ({"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": (8, 8)}, "Flux"),
+        ({"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": (8, 8)}, "FLUX"),
         ({"scaled_fp8": (2,)}, "quantised"),
     ],
 )  # fmt: skip
@@ -434,14 +434,14 @@ def test_a_style_that_is_something_else_is_told_what_it_is(names, said, files, t
     ("module", "made_for"),
     [
         ("diffusion_model.blocks.0.self_attn.q", "Wan"),
-        ("lora_unet_blocks_0_cross_attn_k_proj", "Anima or Cosmos"),
+        ("lora_unet_blocks_0_cross_attn_k_proj", "Cosmos-Predict 2 (Anima)"),
         ("lora_unet_blocks_0_attn_wq", "Krea 2"),
-        ("diffusion_model.layers.0.attention.to_q", "Lumina or Z-Image"),
+        ("diffusion_model.layers.0.attention.to_q", "Z-Image"),
         ("diffusion_model.double_stream_blocks.0.block.attn1.to_q", "HiDream"),
-        ("diffusion_model.transformer_blocks.0.attn1.to_q", "another diffusion transformer"),
+        ("diffusion_model.transformer_blocks.0.attn1.to_q", "LTX-2 or Sana"),
     ],
 )
-def test_a_lora_of_a_family_that_is_not_ours_is_told_by_its_names(module, made_for, files, tmp_path):
+def test_a_lora_of_another_family_is_told_by_its_names(module, made_for, files, tmp_path):
     tensors = {f"{module}.lora_down.weight": drawn(3, 8), f"{module}.lora_up.weight": drawn(8, 3)}
     write(tmp_path / "style.safetensors", tensors)
     with pytest.raises(UnmatchedKeysError) as caught:
