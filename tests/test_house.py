@@ -25,4 +25,6 @@ def test_class_names_are_unique() -> None:
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
 def test_no_room_is_over_3500_lines(room: Path) -> None:
-    assert sum(len(path.read_text("utf-8").splitlines()) for path in room.rglob("*.py")) <= 3500
+    """But for architectures, of which each is read by itself."""
+    texts = [path.read_text("utf-8") for path in room.rglob("*.py")]
+    assert sum(len(text.splitlines()) for text in texts if "\nARCHITECTURE = " not in text) <= 3500

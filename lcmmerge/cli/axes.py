@@ -10,7 +10,7 @@ import click
 from lcmmerge.cli.candidates import NameType, objectives
 from lcmmerge.draw.jobs import MOST_CELLS
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.merge.outcome import LARGEST
+from lcmmerge.tensors.dtypes import LARGEST
 
 Range = tuple[float, float, tuple[float, ...]]  # the least factor, the largest, and those of a grid
 

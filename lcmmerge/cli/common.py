@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lcmmerge.draw.jobs import MOST_IMAGES, MOST_STEPS
-from lcmmerge.merge.outcome import LARGEST, MOST_WORKERS
+from lcmmerge.merge.outcome import MOST_WORKERS
 from lcmmerge.output import Output, parse_size, ratio
-from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+from lcmmerge.tensors.dtypes import LARGEST, OUTPUT_DTYPES
 
 if TYPE_CHECKING:
     from lcmmerge.draw.jobs import Size

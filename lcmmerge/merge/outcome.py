@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, field
 from math import inf, sqrt
 
-LARGEST = 3.4028234663852886e38  # of float32, in which merges are computed
 MOST_WORKERS = 256
 
 

@@ -17,10 +17,10 @@ from typing import Any
 from lcmmerge import refs
 from lcmmerge.accelerators import Accelerator, by_file, file_of
 from lcmmerge.archs import Model, identify
+from lcmmerge.archs.blocks import BlockWeights, parse_block_weights
 from lcmmerge.archs.completed import completed, counted, lent
 from lcmmerge.archs.positions import broken_positions
 from lcmmerge.errors import FormatError, NoEffectError
-from lcmmerge.merge.blocks import BlockWeights, parse_block_weights
 from lcmmerge.merge.configs import check_configs
 from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem

@@ -17,9 +17,8 @@ from lcmmerge.accelerators import OFFICIAL, Accelerator, accelerator, by_referen
 from lcmmerge.archs.prediction import Prediction
 from lcmmerge.errors import OptionError
 from lcmmerge.merge.methods import complete, methods, spelled
-from lcmmerge.merge.outcome import LARGEST
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
-from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+from lcmmerge.tensors.dtypes import LARGEST, OUTPUT_DTYPES
 from lcmmerge.tensors.encodings import encodings
 
 STYLE, LCM = "style", "lcm"  # what the command line calls its terms

@@ -24,6 +24,7 @@ from lcmmerge.archs import (
     names_in,
     patches_foreign,
 )
+from lcmmerge.archs.blocks import BlockWeights
 from lcmmerge.archs.names import squash
 from lcmmerge.errors import (
     FormatError,
@@ -32,7 +33,6 @@ from lcmmerge.errors import (
     UnknownArchitectureError,
     UnmatchedKeysError,
 )
-from lcmmerge.merge.blocks import BlockWeights
 from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.places import Channels, Place, channels_of, fits_in, home_parameters, places, views_of
 from lcmmerge.tensors import TensorSource

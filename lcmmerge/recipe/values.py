@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lcmmerge.draw.jobs import parse_size
 from lcmmerge.errors import RecipeError
-from lcmmerge.merge.outcome import LARGEST
+from lcmmerge.tensors.dtypes import LARGEST
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Factor = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]  # of float32

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 
+from lcmmerge.archs.blocks import block_of, blocks, span
 from lcmmerge.errors import OptionError
-from lcmmerge.merge.blocks import block_of, blocks, span
 from lcmmerge.merge.plan import Piece, Plan
 
 

@@ -20,7 +20,6 @@ from lcmmerge.draw.presets import Preset, baseline, choose
 from lcmmerge.errors import OptionError
 from lcmmerge.extras import check_installed
 from lcmmerge.merge import provenance
-from lcmmerge.merge.outcome import LARGEST
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.plan import plan as plan_merge
 from lcmmerge.merge.spec import Merge
@@ -29,6 +28,7 @@ from lcmmerge.search.objectives import Objective, is_program, objective, objecti
 from lcmmerge.search.order import Cell
 from lcmmerge.search.study import DPM, FEWEST, TEACHER_STEPS, Ask
 from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.tensors.dtypes import LARGEST
 
 DATABASE, LATENTS = "study.db", "latents"  # of a study's folder
 # Papercut over SDXL with the LCM-LoRA: https://huggingface.co/latent-consistency/lcm-lora-sdxl

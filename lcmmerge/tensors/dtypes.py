@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+LARGEST = 3.4028234663852886e38  # of float32, in which merges are computed
+
 
 @dataclass(frozen=True, slots=True)
 class DType:

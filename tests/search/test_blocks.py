@@ -9,8 +9,8 @@ import yaml
 from fusing import canonical, fuse
 from searching import KINDS, adapter, assert_baked, field_of, planned, requested, weights
 
+from lcmmerge.archs.blocks import blocks
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.merge.blocks import blocks
 from lcmmerge.search.blocks import Factors, block_axes
 from lcmmerge.search.field import reached
 from lcmmerge.search.order import Cell

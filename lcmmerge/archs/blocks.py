@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from lcmmerge.archs import Model
+from lcmmerge.archs.base import Model
 from lcmmerge.archs.component import BASE
 from lcmmerge.errors import OptionError
-from lcmmerge.merge.outcome import LARGEST
 from lcmmerge.refs.weights import SINGLE_FILE
+from lcmmerge.tensors.dtypes import LARGEST
 
 GRAMMAR = "give one number per block, or pairs such as IN04=0.5,M=0,OUT00-OUT03=0 (others stay at 1)"
 

@@ -8,8 +8,8 @@ from fusing import canonical, fuse
 from tiers import of_each
 
 from lcmmerge.archs import identify
+from lcmmerge.archs.blocks import block_of, blocks, parse_block_weights
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.merge.blocks import block_of, blocks, parse_block_weights
 from lcmmerge.tensors import open_source
 
 BLOCKS = {"sd1": 12, "sd2": 12, "sdxl": 9, "ssd1b": 9}  # inputs, and as many outputs
