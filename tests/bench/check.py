@@ -2,7 +2,7 @@
 
 The reference is θ + λ1 τ_style + λ2 τ_LCM in float64, for the first rows of every parameter that an adapter touches
 (so that a key that a tool dropped shows), and the base's own bytes for a sample of the others. An error is counted
-in steps of fp16 at |θ| + Σ|λτ|: one rounding makes half a step at most, a rounding per term and per sum two.
+in steps of the base's dtype at |θ| + Σ|λτ|: one rounding makes half a step at most, one per term and per sum two.
 """
 
 from __future__ import annotations
@@ -46,10 +46,26 @@ class Output:
 
 def delta(adapter: Plain, key: str, rows: int) -> np.ndarray:
     """float64 [rows, in·kh·kw]: alpha / rank · up @ down."""
-    up = adapter.array(f"{key}.lora_up.weight", 0, rows).astype(np.float64).reshape(rows, -1)
-    down = adapter.array(f"{key}.lora_down.weight").astype(np.float64)
-    alpha = float(adapter.array(f"{key}.alpha"))
+    names = ("lora_up", "lora_down") if f"{key}.lora_up.weight" in adapter else ("lora_B", "lora_A")
+    up = adapter.array(f"{key}.{names[0]}.weight", 0, rows).astype(np.float64).reshape(rows, -1)
+    down = adapter.array(f"{key}.{names[1]}.weight").astype(np.float64)
+    alpha = float(adapter.array(f"{key}.alpha")) if f"{key}.alpha" in adapter else len(down)
     return alpha / len(down) * up @ down.reshape(len(down), -1)
+
+
+def nearest(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    """Rounded to the dtype, ties to even."""
+    if dtype != "BF16":
+        return numbers.astype(np.float16)
+    step = spacing(np.abs(numbers), dtype)
+    return np.round(numbers / step) * step
+
+
+def spacing(magnitude: np.ndarray, dtype: str) -> np.ndarray:
+    """The step between two numbers of the dtype there."""
+    if dtype != "BF16":
+        return np.spacing(magnitude.astype(np.float16)).astype(np.float64)
+    return np.exp2(np.floor(np.log2(np.maximum(magnitude, 1e-30))) - 7)
 
 
 def compare(entry: dict[str, Any], base: Plain, terms: Terms, output: Output) -> dict[str, Any]:
@@ -67,10 +83,11 @@ def compare(entry: dict[str, Any], base: Plain, terms: Terms, output: Output) ->
     for adapter, key, strength in terms:
         term = strength * delta(adapter, key, rows)
         reference, magnitude = reference + term, magnitude + np.abs(term)
-    step = np.spacing(magnitude.astype(np.float16)).astype(np.float64)
+    dtype = base.entries[entry["stored"]][0]
+    step = spacing(magnitude, dtype)
     steps = float((np.abs(after.astype(np.float64) - reference) / step).max())
     verdict = "agrees" if steps <= AGREES else "unchanged" if np.array_equal(before, after) else "differs"
-    exact = int((after == reference.astype(np.float16)).sum())
+    exact = int((after == nearest(reference, dtype)).sum())
     return {"verdict": verdict, "steps": steps, "exact": exact, "elements": after.size}
 
 
@@ -103,7 +120,7 @@ def check(folder: Path, output: Output, lambdas: tuple[float, float]) -> dict[st
         "parameters": len(results),
         "rows_of_each": ROWS,
         "untouched_tensors": len(kept),
-        "worst_error_fp16_steps": round(max(result["steps"] for result in results), 3),
+        "worst_error_steps": round(max(result["steps"] for result in results), 3),
         "correctly_rounded": sum(result["exact"] for result in results) / sum(r["elements"] for r in results),
         "agrees": not where,
         "differs_where": dict(where),

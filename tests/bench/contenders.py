@@ -16,7 +16,8 @@ class Contender:
     """``command(folder, output)``. ``output`` is the file's or folder's name, empty when nothing is written.
 
     ``merges``: the output is a merge, to be compared with the reference. ``packages`` must be installed.
-    ``self_timed``: its standard output says {"wall", "cpu"}, which count instead of the process's.
+    ``self_timed``: its standard output says {"wall", "cpu"}, which count instead of the process's. ``kinds``: of the
+    models that it merges.
     """
 
     title: str
@@ -26,6 +27,7 @@ class Contender:
     merges: bool = True
     packages: tuple[str, ...] = ()
     self_timed: bool = False
+    kinds: tuple[str, ...] = ("unet", "transformer")
 
 
 def lcmmerge(folder: Path, output: Path) -> list[str]:
@@ -79,6 +81,7 @@ CONTENDERS = {
         mecha,
         "fp32 in between, own threads and buffers, finiteness checks off; SD1 needs a fault in 1.1.8 mended",
         packages=("sd-mecha", "torch"),
+        kinds=("unet",),
     ),
     "diffusers-unet": Contender(
         "diffusers + PEFT, U-Net only",
@@ -86,6 +89,15 @@ CONTENDERS = {
         "half precision; no text encoders, no VAE in the output",
         output="out",
         packages=("diffusers", "peft", "transformers", "torch"),
+        kinds=("unet",),
+    ),
+    "diffusers-transformer": Contender(
+        "diffusers + PEFT",
+        diffusers("transformer"),
+        "half precision, all of it in memory; a diffusers folder",
+        output="out",
+        packages=("diffusers", "peft", "torch"),
+        kinds=("transformer",),
     ),
     "diffusers": Contender(
         "diffusers + PEFT, pipeline",
@@ -93,6 +105,7 @@ CONTENDERS = {
         "half precision; a diffusers folder without tokenizers",
         output="out",
         packages=("diffusers", "peft", "transformers", "torch"),
+        kinds=("unet",),
     ),
 }
 YARDSTICKS = ("cp", "gemms")

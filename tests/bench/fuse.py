@@ -21,7 +21,7 @@ from machine import describe, version_of
 from measure import ENV, CommandFailedError, measure, settle
 from report import Runs, render, summarize
 from rich.console import Console
-from sizes import SIZES
+from sizes import SIZES, TransformerSize
 
 HERE = Path(__file__).parent
 log = Console(stderr=True)
@@ -65,11 +65,12 @@ def run_all(names: list[str], folder: Path, repeats: int) -> dict[str, Runs]:
     return table
 
 
-def chosen(peers: str) -> list[str]:
-    """Contenders in the order in which they take turns."""
+def chosen(peers: str, kind: str) -> list[str]:
+    """Contenders of a kind of model, in the order in which they take turns."""
     if peers == "all":
-        wanted = [name for name in PEER_NAMES if all(version_of(p) for p in CONTENDERS[name].packages)]
-        for name in sorted(set(PEER_NAMES) - set(wanted)):
+        names = [name for name in PEER_NAMES if kind in CONTENDERS[name].kinds]
+        wanted = [name for name in names if all(version_of(p) for p in CONTENDERS[name].packages)]
+        for name in sorted(set(names) - set(wanted)):
             log.print(f"{name} is left out: install {', '.join(CONTENDERS[name].packages)}")
     else:
         wanted = [name for name in peers.split(",") if name and name != "none"]
@@ -85,7 +86,7 @@ def chosen(peers: str) -> list[str]:
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the results here.")
 @click.option("--workdir", type=click.Path(path_type=Path), help="Keeps the files [default: temporary].")
 def main(size: str, peers: str, repeats: int, json_path: Path | None, workdir: Path | None) -> None:
-    names = chosen(peers)
+    names = chosen(peers, "transformer" if isinstance(SIZES[size], TransformerSize) else "unet")
     workdir = workdir or Path(tempfile.gettempdir()) / "lcmmerge-bench"
     subprocess.run([sys.executable, HERE / "models.py", "--size", size, "--workdir", workdir], env=ENV, check=True)
     table = run_all(names, workdir / size, repeats)

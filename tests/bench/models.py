@@ -3,12 +3,15 @@
 ``python models.py --size sdxl --workdir DIR`` fills ``DIR/sdxl/`` with ``base.safetensors`` (LDM single file, fp16),
 ``lcm.safetensors`` (rank 64, alpha 8, the official LCM-LoRA's grammar and targets), ``style.safetensors`` (rank 32,
 kohya's grammar, the U-Net's attention blocks and the text encoders), ``touched.json`` (what touches what) and
-``config/`` (a diffusers folder without weights). Files that are already there are kept. Memory stays under 1 GB.
+``config/`` (a diffusers folder without weights). A transformer's files are in bf16, its LoRAs in diffusers' grammar
+without alpha: the style's on the attention, the accelerator's on the MLPs, too. Files that are already there are kept.
+Memory stays under 1 GB.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 from plainfile import Layout, write_plain
-from sizes import SIZES, Shape, Size, canonical_shapes
+from sizes import SIZES, Shape, Size, TransformerSize, canonical_shapes
 
 from lcmmerge.archs import Slot, architectures
 
@@ -32,12 +35,13 @@ BLOCK_ELEMENTS = 2**25  # 64 MiB of fp16
 STD = 0.02  # of weights and of factors: then std ΔW = alpha / rank · √rank · STD², which is 2–3% of W's
 
 
-def random_bytes() -> Callable[[str, int], Iterator[memoryview]]:
+def random_bytes(dtype: str = "F16") -> Callable[[str, int], Iterator[memoryview]]:
     """A ``data_of`` for :func:`write_plain`: one random block, read from an offset that the tensor's name gives."""
     generator = np.random.default_rng(0)
-    block = np.empty(BLOCK_ELEMENTS, dtype=np.float16)
+    block = np.empty(BLOCK_ELEMENTS, dtype=np.float16 if dtype == "F16" else np.uint16)
     for part in np.split(block, 8):
-        part[:] = generator.standard_normal(len(part), dtype=np.float32) * np.float32(STD)
+        numbers = generator.standard_normal(len(part), dtype=np.float32) * np.float32(STD)
+        part[:] = numbers if dtype == "F16" else numbers.view(np.uint32) >> 16
     data = memoryview(block).cast("B")
 
     def data_of(name: str, nbytes: int) -> Iterator[memoryview]:
@@ -129,6 +133,42 @@ def write_configs(size: Size, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
+def make_transformer(size: TransformerSize, folder: Path) -> None:
+    import diffusers
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shapes, data_of = canonical_shapes(size), random_bytes("BF16")
+    slots = architectures()[size.arch].keymap("single-file").slots
+    base = {slots[name].stored: ("BF16", slots[name].view.stored_shape(shape)) for name, shape in shapes.items()}
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2 and re.search(r"\.\d+\.", name)]
+    attention = {name for name in matrices if re.search(r"\.(attn|attention)\.", name)}
+    mlp = re.compile(r"\.(ff|ff_context|feed_forward|\w+_mlp|proj_\w+)\.")
+    every = attention | set(filter(mlp.search, matrices))
+    write_plain(folder / "base.safetensors", base, data_of)
+    for adapter, names, rank in (("lcm", every, LCM_RANK), ("style", attention, STYLE_RANK)):
+        layout: dict[str, tuple[str, Shape]] = {}
+        for name in sorted(names):
+            outputs, inputs = shapes[name]
+            layout[f"{name.removesuffix('.weight')}.lora_B.weight"] = ("BF16", (outputs, rank))
+            layout[f"{name.removesuffix('.weight')}.lora_A.weight"] = ("BF16", (rank, inputs))
+        write_plain(folder / f"{adapter}.safetensors", layout, data_of)
+    touched = [
+        {
+            "parameter": name,
+            "stored": slots[name].stored,
+            "first_row": slots[name].view.rows(slots[name].view.stored_shape(shapes[name])[0])[0][0],
+            "shape": shapes[name],
+            "lcm": name.removesuffix(".weight"),
+            "style": name.removesuffix(".weight") if name in attention else None,
+        }
+        for name in sorted(every)
+    ]
+    (folder / "touched.json").write_text(json.dumps(touched))
+    with torch.device("meta"):
+        getattr(diffusers, size.module)().save_config(folder / "config" / "transformer")
+
+
 def make(size: Size, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shapes = canonical_shapes(size)
@@ -158,7 +198,11 @@ def make(size: Size, folder: Path) -> None:
 @click.option("--size", type=click.Choice(list(SIZES)), required=True)
 @click.option("--workdir", type=click.Path(path_type=Path), required=True)
 def main(size: str, workdir: Path) -> None:
-    make(SIZES[size], workdir / size)
+    chosen = SIZES[size]
+    if isinstance(chosen, TransformerSize):
+        make_transformer(chosen, workdir / size)
+    else:
+        make(chosen, workdir / size)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-ITEMSIZE = {"I64": 8, "F32": 4, "F16": 2}
-KIND = {"I64": "<i8", "F32": "<f4", "F16": "<f2"}
+ITEMSIZE = {"I64": 8, "F32": 4, "F16": 2, "BF16": 2}
+KIND = {"I64": "<i8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
@@ -32,7 +32,7 @@ class Plain:
         return name in self.entries
 
     def array(self, name: str, first: int = 0, rows: int | None = None) -> np.ndarray:
-        """``rows`` rows (by default all) of an F16, F32 or I64 tensor, in its stored dtype and shape."""
+        """``rows`` rows (by default all) of a tensor, in its stored dtype and shape; BF16 as float32."""
         import numpy as np
 
         dtype, shape, offset, nbytes = self.entries[name]
@@ -41,7 +41,8 @@ class Plain:
             shape, offset, nbytes = (rows, *shape[1:]), offset + first * stride, rows * stride
         with self.path.open("rb") as file:
             file.seek(offset)
-            return np.frombuffer(file.read(nbytes), dtype=KIND[dtype]).reshape(shape)
+            numbers = np.frombuffer(file.read(nbytes), dtype=KIND[dtype]).reshape(shape)
+        return (numbers.astype("<u4") << 16).view("<f4") if dtype == "BF16" else numbers
 
 
 def open_plain(path: Path) -> Plain:

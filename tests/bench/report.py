@@ -54,7 +54,7 @@ def _ratio(runs: Runs, other: Runs | None, seconds: str) -> float | None:
 
 
 def render(size: str, rows: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title=f"fuse, {size}, fp16, ranks 64 + 32, λ = {', '.join(LAMBDAS)}", show_lines=True)
+    table = Table(title=f"fuse, {size}, ranks 64 + 32, λ = {', '.join(LAMBDAS)}", show_lines=True)
     table.add_column("contender")
     for heading in ("wall: min / median", "on disk", "user + sys", "peak RSS", "÷ cp", "÷ GEMMs", "÷ lcmmerge"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -81,6 +81,6 @@ def _verdict(row: dict[str, Any]) -> str:
     agreement = row.get("agreement")
     if agreement is None:
         return row.get("failure", "–")
-    rounded = f"{agreement['correctly_rounded']:.2%} correctly rounded, ≤ {agreement['worst_error_fp16_steps']} steps"
+    rounded = f"{agreement['correctly_rounded']:.2%} correctly rounded, ≤ {agreement['worst_error_steps']} steps"
     where = ", ".join(f"{what} ×{count}" for what, count in agreement["differs_where"].items())
     return f"differs: {where}; {rounded}" if where else f"agrees: {rounded}"

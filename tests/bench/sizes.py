@@ -1,4 +1,6 @@
-"""The two real sizes of the benchmark: Stable Diffusion 1.5 and SDXL base, from their published component configs."""
+"""The real sizes of the benchmark, from published component configs: Stable Diffusion 1.5 and SDXL base in fp16; the
+transformers of Z-Image, FLUX.1 and Qwen-Image, whose configs are their diffusers classes' defaults, in bf16.
+"""
 
 from __future__ import annotations
 
@@ -97,12 +99,35 @@ SDXL = Size(
     },
     ldm_style=True,
 )
-SIZES = {size.name: size for size in (SD1, SDXL)}
 
 
-def canonical_shapes(size: Size) -> dict[str, Shape]:
+@dataclass(frozen=True, slots=True)
+class TransformerSize:
+    """A diffusion transformer alone. ``arch`` is lcmmerge's name of the architecture, ``module`` diffusers' class."""
+
+    name: str
+    arch: str
+    module: str
+
+
+TRANSFORMERS = (
+    TransformerSize("z-image", "z_image", "ZImageTransformer2DModel"),
+    TransformerSize("flux1", "flux1", "FluxTransformer2DModel"),
+    TransformerSize("qwen", "qwen_image", "QwenImageTransformer2DModel"),
+)
+SIZES: dict[str, Size | TransformerSize] = {size.name: size for size in (SD1, SDXL, *TRANSFORMERS)}
+
+
+def canonical_shapes(size: Size | TransformerSize) -> dict[str, Shape]:
     """Canonical parameter → shape, from models built on the meta device (no memory, no weights)."""
     import torch
+
+    if isinstance(size, TransformerSize):
+        import diffusers
+
+        with torch.device("meta"):
+            model = getattr(diffusers, size.module)()
+        return {f"transformer.{name}": tuple(tensor.shape) for name, tensor in model.named_parameters()}
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 

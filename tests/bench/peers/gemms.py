@@ -1,7 +1,7 @@
 """The arithmetic of a merge alone, in memory: ``python gemms.py FOLDER`` prints its wall and CPU seconds as JSON.
 
 For every parameter that an adapter touches: the factors of all its adapters to float32 (λ · alpha / rank into ``up``),
-W to float32 in row blocks of at most 0.5 M elements, one ``addmm`` with the concatenated factors, and back to fp16.
+W to float32 in row blocks of at most 0.5 M elements, one ``addmm`` with the concatenated factors, and back to 16 bits.
 One thread per core, each with torch's own threads off. Weights are random; nothing is read or written.
 """
 
