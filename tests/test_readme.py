@@ -10,11 +10,15 @@ from pathlib import Path
 
 import forked
 import pytest
+import torch
+from experts import lora_of_wan, two_experts
 from exporting import cache_home, exported
+from families import single_file, state_of
 from forked import commands
 from fusing import Files
 from pico import lcm_lora, pico, style_lora
 from PIL import Image
+from safetensors.torch import save_file
 
 pytestmark = pytest.mark.e2e
 
@@ -111,6 +115,21 @@ def test_your_own_files(lcmmerge: Callable[..., str], folder: Path) -> None:
     lines = next(block for block in blocks("sh") if "--dry-run" in block).splitlines()
     assert len(lines) > 5
     lcmmerge(folder, *lines)
+
+
+def test_diffusion_transformers(lcmmerge: Callable[..., str], tmp_path: Path) -> None:
+    single_file(tmp_path / "flux1.safetensors", "flux1", state_of("flux1"))
+    for name in ("flux-style", "flux-turbo"):
+        module = "transformer.transformer_blocks.0.attn.to_q"
+        lora = {f"{module}.lora_A.weight": torch.ones(2, 16), f"{module}.lora_B.weight": torch.ones(16, 2)}
+        save_file(lora, tmp_path / f"{name}.safetensors")
+    wan = two_experts(tmp_path / "wan22")
+    assert wan.is_dir()
+    for name in ("fast_high_noise", "fast_low_noise"):
+        lora_of_wan(tmp_path / f"{name}.safetensors", "diffusion_model.", 1)
+    block = next(block for block in blocks("sh") if "flux-turbo" in block)
+    lcmmerge(tmp_path, *block.replace("\\\n", "").splitlines())
+    assert (tmp_path / "wan22-fast" / "transformer_2").is_dir()
 
 
 def test_drawing_searching_and_distilling(lcmmerge: Callable[..., str], studio: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from experts import lora_of_wan, two_experts
 from families import folder, single_file, state_of
 from fusing import load
 from safetensors.torch import load_file, save_file
@@ -19,43 +19,19 @@ from torch import Tensor
 from lcmmerge.accelerators import ACCELERATORS
 from lcmmerge.merge.spec import Merge
 
-MODULES = ("self_attn.q", "self_attn.o", "cross_attn.k", "ffn.0")  # as Wan's own files call them
-RANK = 3
 Cli = Callable[..., object]
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """Wan 2.2 A14B, whose experts begin as the same weights here."""
-    path = folder(tmp_path / "base", "wan", state_of("wan"))
-    shutil.copytree(path / "transformer", path / "transformer_2")
-    index = json.loads((path / "model_index.json").read_text())
-    more = {"transformer_2": index["transformer"], "scheduler": ["diffusers", "UniPCMultistepScheduler"]}
-    (path / "model_index.json").write_text(json.dumps(index | more))
-    UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True).save_pretrained(path / "scheduler")
-    return path
-
-
-def lora(path: Path, begin: str, seed: int) -> Path:
-    """As LightX2V saves it: factors, and a difference of the modulation."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for module in MODULES:
-        out, width = (20, 24) if module == "ffn.0" else (24, 24)
-        key = f"{begin}blocks.1.{module}"
-        tensors[f"{key}.lora_up.weight"] = 0.3 * torch.randn(out, RANK, generator=generator)
-        tensors[f"{key}.lora_down.weight"] = 0.3 * torch.randn(RANK, width, generator=generator)
-    tensors[f"{begin}blocks.0.diff_m"] = 0.3 * torch.randn(1, 6, 24, generator=generator)
-    tensors[f"{begin}head.diff_m"] = 0.3 * torch.randn(1, 2, 24, generator=generator)
-    save_file(tensors, path)
-    return path
+    return two_experts(tmp_path / "base")
 
 
 @pytest.fixture
 def loras(tmp_path: Path) -> tuple[Path, Path]:
     return (
-        lora(tmp_path / "fast_high_noise.safetensors", "diffusion_model.", 1),
-        lora(tmp_path / "fast-low-noise.safetensors", "", 2),
+        lora_of_wan(tmp_path / "fast_high_noise.safetensors", "diffusion_model.", 1),
+        lora_of_wan(tmp_path / "fast-low-noise.safetensors", "", 2),
     )
 
 
@@ -92,7 +68,7 @@ def test_a_pair_of_adapters(base: Path, loras: tuple[Path, Path], tmp_path: Path
 def test_a_file_that_names_both(base: Path, loras: tuple[Path, Path], tmp_path: Path, cli: Cli) -> None:
     both, target = tmp_path / "both.safetensors", tmp_path / "out"
     of_low = {f"transformer_2.{name}": tensor for name, tensor in load_file(loras[1]).items()}
-    of_high = load_file(lora(tmp_path / "high.safetensors", "transformer.", 1))
+    of_high = load_file(lora_of_wan(tmp_path / "high.safetensors", "transformer.", 1))
     save_file(of_high | of_low, both)
     assert cli("fuse", base, both, "--lambda", "0.5", "0", "-o", target).code == 0
     wanted = merged(loras[1], tmp_path, cli)
