@@ -92,7 +92,7 @@ def write_whole(folder: Path, graphs: Mapping[str, Mapping[str, str]], loop: Loo
 
 def whole_graph(parts: Mapping[str, LinkedGraph], loop: Loop) -> ir.Model:
     """``parts``: of text encoders, ``unet`` and ``vae_decoder``."""
-    making = Composition()
+    making = Composition(parts.values())
     encoders = sorted(name for name in parts if name.startswith("text_encoder"))
     length = _ports(parts[encoders[0]].model.graph.inputs)["input_ids"][1]
     ids = [_input(name.replace("text_encoder", "input_ids"), INT64, ["batch", length]) for name in encoders]

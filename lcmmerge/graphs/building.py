@@ -51,10 +51,13 @@ class Constants:
 
 
 class Builder:
-    """A graph in the making. ``values``: what a node of the program is in it; ``known``: what it is, if a constant."""
+    """A graph in the making. ``values``: what a node of the program is in it; ``known``: what it is, if a constant.
 
-    def __init__(self, component: PipelinePart, opset: int) -> None:
-        self.component, self.opset = component, opset
+    ``grouped``: whether GroupNormalization may be in it.
+    """
+
+    def __init__(self, component: PipelinePart, opset: int, *, grouped: bool = False) -> None:
+        self.component, self.opset, self.grouped = component, opset, grouped
         self.nodes: list[ir.Node] = []
         self.values: dict[Node, ir.Value | tuple[ir.Value, ...]] = {}
         self.known: dict[Node, torch.Tensor] = {}

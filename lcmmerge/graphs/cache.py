@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcmmerge.graphs.components import PipelinePart
-from lcmmerge.graphs.graph import graphs_of, opset_of
+from lcmmerge.graphs.graph import OPSETS, graphs_of, opset_of
 from lcmmerge.tensors.kept import keep, recall, user_cache
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def cached(component: PipelinePart, dtype: torch.dtype, variant: str, folder: Pa
     folder = default_folder() if folder is None else folder
     if (kept := recall(_path(folder, component, dtype, variant))) is not None:
         return kept
-    variants = {variant, "plain", "fused"} if component.fused else {variant, "plain"}
+    variants = {variant, *OPSETS} if component.fused else {variant, "plain"}
     graphs = {name: serialise(graph) for name, graph in graphs_of(component, dtype, sorted(variants)).items()}
     for name, graph in graphs.items():
         keep(_path(folder, component, dtype, name), graph)

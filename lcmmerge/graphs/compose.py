@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from lcmmerge.graphs.building import Constants
+from lcmmerge.graphs.operators.layers import LAYER_NORM
 
 
 class LinkedGraph:
@@ -26,12 +28,17 @@ class LinkedGraph:
 
 
 class Composition:
-    """A graph in the making, of the highest opset of its parts: no operator that we emit means less in a later one."""
+    """A graph in the making, of the highest opset of its ``parts``.
 
-    def __init__(self) -> None:
+    No operator that we emit means less in a later one; but rows are then normalised as in graphs of that opset.
+    """
+
+    def __init__(self, parts: Iterable[LinkedGraph]) -> None:
+        models = [part.model for part in parts]
         self.nodes: list[ir.Node] = []
         self.constant = Constants()
-        self.opset, self.ir_version = 0, 0
+        self.opset = max(model.graph.opset_imports[""] for model in models)
+        self.ir_version = max(model.ir_version for model in models)
         self._initializers: dict[str, ir.Value] = {}
 
     def add(self, operator: str, *inputs: ir.Value, dtype: ir.DataType | None = None, **attributes: Any) -> ir.Value:
@@ -48,8 +55,6 @@ class Composition:
     def call(self, part: LinkedGraph, given: Mapping[str, ir.Value], scope: str) -> dict[str, ir.Value]:
         """The part's outputs by name, for its inputs by name; each is cast to the type that the part has it in."""
         graph = part.model.graph
-        self.opset = max(self.opset, graph.opset_imports[""])
-        self.ir_version = max(self.ir_version, part.model.ir_version)
         values: dict[ir.Value | None, ir.Value | None] = {None: None}
         for value in graph.inputs:
             values[value] = self.cast(given[str(value.name)], _dtype(value))
@@ -59,10 +64,16 @@ class Composition:
             outputs = [ir.Value(name=f"{scope}/{value.name}", type=value.type) for value in node.outputs]
             values.update(zip(node.outputs, outputs, strict=True))
             inputs = [values[value] for value in node.inputs]
-            attributes = list(node.attributes.values())
-            name = f"{scope}/{node.name}"
-            self.nodes.append(ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=name))
+            operator, attributes, name = node.op_type, list(node.attributes.values()), f"{scope}/{node.name}"
+            if operator == "InstanceNormalization" and self.opset >= LAYER_NORM:
+                operator, inputs = "LayerNormalization", [inputs[0], self._ones(_present(inputs[0]))]
+            self.nodes.append(ir.Node(node.domain, operator, inputs, attributes, outputs=outputs, name=name))
         return {str(value.name): _present(values[value]) for value in graph.outputs}
+
+    def _ones(self, rows: ir.Value) -> ir.Value:
+        """One for each value in a row of [b, groups, …]."""
+        one = self.constant(np.ones(1, _dtype(rows).numpy()))
+        return self.add("Expand", one, self.add("Shape", rows, dtype=ir.DataType.INT64, start=2, end=3))
 
     def model(self, inputs: list[ir.Value], outputs: list[ir.Value], name: str) -> ir.Model:
         initializers = [*self._initializers.values(), *self.constant.values()]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-OPSETS = {"plain": 18, "fused": 23}  # 18 is what old runtimes have, too; 23 brought Attention
+# 18 is what old runtimes have, too; 23 brought Attention. Grouped: fused, with GroupNormalization, which is TensorRT's.
+OPSETS = {"plain": 18, "fused": 23, "grouped": 23}
 BFLOAT16 = 22  # the first whose Conv and InstanceNormalization are for bfloat16
 
 # What we emit: ONNX Runtime's providers and TensorRT's parser know each. No Sequence, no If, no Loop.
@@ -40,7 +41,7 @@ def opset_of(variant: str, dtype: torch.dtype) -> int:
 
 
 def graphs_of(component: PipelinePart, dtype: torch.dtype, variants: Iterable[str]) -> dict[str, ir.Model]:
-    """The graphs of ``component`` in ``dtype``, by variant: ``plain``, or ``fused`` with Attention nodes.
+    """The graphs of ``component`` in ``dtype``, by variant: ``plain``; ``fused`` and ``grouped`` with Attention nodes.
 
     Nearly all of the time goes into what they share. Raises FormatError (of the config), IncompatibleError (an operator
     that we do not know).
@@ -48,8 +49,11 @@ def graphs_of(component: PipelinePart, dtype: torch.dtype, variants: Iterable[st
     from lcmmerge.graphs.lowering import lower
 
     program = _trace(component, dtype)
-    opsets = {variant: opset_of(variant, dtype) for variant in variants}
-    return {variant: _finish(lower(program, component, opset), component) for variant, opset in opsets.items()}
+    lowered = {
+        variant: lower(program, component, opset_of(variant, dtype), grouped=variant == "grouped")
+        for variant in variants
+    }
+    return {variant: _finish(graph, component) for variant, graph in lowered.items()}
 
 
 def _trace(component: PipelinePart, dtype: torch.dtype) -> ExportedProgram:

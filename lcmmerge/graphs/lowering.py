@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 IR_VERSIONS = {18: 8, 22: 10, 23: 11}  # that came with the opset: older runtimes refuse newer ones
 
 
-def lower(program: ExportedProgram, component: PipelinePart, opset: int) -> ir.Model:
+def lower(program: ExportedProgram, component: PipelinePart, opset: int, *, grouped: bool = False) -> ir.Model:
     """The program as a graph. Raises IncompatibleError for an operator of torch that has no lowering."""
-    lowering = Builder(component, opset)
+    lowering = Builder(component, opset, grouped=grouped)
     parameters = program.graph_signature.inputs_to_parameters
     inputs, ports = [], iter(component.inputs)
     for node in program.graph.nodes:

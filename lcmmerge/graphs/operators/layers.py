@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
+from lcmmerge.graphs.building import DTYPES
 from lcmmerge.graphs.operators.base import Values, lowers
 from lcmmerge.graphs.operators.shapes import transpose
 
 if TYPE_CHECKING:
     from lcmmerge.graphs.building import Builder
+
+
+LAYER_NORM = 22  # the opset from which rows are normalised by LayerNormalization
 
 
 @lowers("linear.default")
@@ -53,14 +57,22 @@ def conv2d(
 def group_norm(
     graph: Builder, node: Node, x: Node, groups: int, weight: Node, bias: Node, eps: float = 1e-5, cudnn: bool = True
 ) -> Values:
-    """x: [b, c, …]. Before opset 21 as an InstanceNormalization of [b, groups, all the rest]."""
+    """x: [b, c, …]. GroupNormalization is what TensorRT has a kernel for, and ONNX Runtime's CUDA provider in no version.
+
+    Else each row of [b, groups, all the rest] is normalised: by InstanceNormalization, of which that provider lacks the
+    version of opset 22, and from there on by LayerNormalization.
+    """
     value, scale, offset = graph.value(x), graph.value(weight), graph.value(bias)
-    if graph.opset >= 21:
+    if graph.grouped:
         return graph.add("GroupNormalization", value, scale, offset, num_groups=groups, epsilon=eps)
     dtype, rank = node.meta["val"].dtype, x.meta["val"].ndim
-    ones, zeros = graph.constant([1.0] * groups, dtype), graph.constant([0.0] * groups, dtype)
     rows = graph.add("Reshape", value, graph.constant([0, groups, -1]))
-    normal = graph.add("InstanceNormalization", rows, ones, zeros, epsilon=eps)
+    if graph.opset >= LAYER_NORM:
+        ones = graph.add("Expand", graph.constant([1.0], dtype), graph.add("Shape", rows, start=2, end=3))
+        normal = graph.add("LayerNormalization", rows, ones, axis=-1, epsilon=eps)
+    else:
+        ones, zeros = graph.constant([1.0] * groups, dtype), graph.constant([0.0] * groups, dtype)
+        normal = graph.add("InstanceNormalization", rows, ones, zeros, epsilon=eps)
     normal = graph.add("Reshape", normal, graph.add("Shape", value))
     along = graph.constant([-1] + [1] * (rank - 2))
     scaled = graph.add("Mul", normal, graph.add("Reshape", scale, along))
@@ -115,13 +127,15 @@ def attention(
 def upsample(
     graph: Builder, node: Node, x: Node, size: Sequence[int | Node] | None, factors: Sequence[float] | None = None
 ) -> Values:
-    value, scales, sizes = graph.value(x), None, None
+    dtype, scales, sizes = node.meta["val"].dtype, None, None
+    # ONNX Runtime's Resize takes no bfloat16; the nearest value is exact in any type.
+    value = graph.value(x, torch.float32 if dtype is torch.bfloat16 else dtype)
     if size is None:
         assert factors is not None
         scales = graph.constant([1.0, 1.0, *factors], torch.float32)
     else:
         sizes = graph.add("Concat", graph.add("Shape", value, start=0, end=2), graph.shape(size), axis=0)
-    return graph.add(
+    resized = graph.add(
         "Resize",
         value,
         None,
@@ -131,6 +145,7 @@ def upsample(
         coordinate_transformation_mode="asymmetric",
         nearest_mode="floor",
     )
+    return graph.add("Cast", resized, to=DTYPES[dtype]) if dtype is torch.bfloat16 else resized
 
 
 @lowers("embedding.default")

@@ -113,7 +113,10 @@ def arange(graph: Builder, node: Node, end: Node, **_: Any) -> Values:
 
 @lowers("argmax.default")
 def argmax(graph: Builder, node: Node, x: Node, axis: int, keep: bool = False) -> Values:
-    return graph.add("ArgMax", graph.value(x), axis=axis, keepdims=int(keep))
+    """Of whole numbers as of float32, which holds token ids: ONNX Runtime's CUDA provider has it for floats alone."""
+    dtype = x.meta["val"].dtype
+    value = graph.value(x, dtype if dtype.is_floating_point else torch.float32)
+    return graph.add("ArgMax", value, axis=axis, keepdims=int(keep))
 
 
 @lowers("index.Tensor")
