@@ -66,13 +66,14 @@ class Composition:
             inputs = [values[value] for value in node.inputs]
             operator, attributes, name = node.op_type, list(node.attributes.values()), f"{scope}/{node.name}"
             if operator == "InstanceNormalization" and self.opset >= LAYER_NORM:
-                operator, inputs = "LayerNormalization", [inputs[0], self._ones(_present(inputs[0]))]
+                rows, ones = map(_present, inputs[:2])
+                operator, inputs = "LayerNormalization", [rows, self._ones(rows, _dtype(ones))]
             self.nodes.append(ir.Node(node.domain, operator, inputs, attributes, outputs=outputs, name=name))
         return {str(value.name): _present(values[value]) for value in graph.outputs}
 
-    def _ones(self, rows: ir.Value) -> ir.Value:
-        """One for each value in a row of [b, groups, …]."""
-        one = self.constant(np.ones(1, _dtype(rows).numpy()))
+    def _ones(self, rows: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """As many as a row of [b, groups, …] has values."""
+        one = self.constant(np.ones(1, dtype.numpy()))
         return self.add("Expand", one, self.add("Shape", rows, dtype=ir.DataType.INT64, start=2, end=3))
 
     def model(self, inputs: list[ir.Value], outputs: list[ir.Value], name: str) -> ir.Model:
