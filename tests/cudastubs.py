@@ -63,7 +63,9 @@ E cudaFree(void *p) { free(p); return 0; }
 E cudaFreeHost(void *p) { free(p); return 0; }
 E cudaFreeAsync(void *p, cudaStream_t s) { free(p); return 0; }
 E cudaMemcpy(void *d, const void *s, size_t n, enum cudaMemcpyKind k) { memmove(d, s, n); return 0; }
-E cudaMemcpyAsync(void *d, const void *s, size_t n, enum cudaMemcpyKind k, cudaStream_t t) { memmove(d, s, n); return 0; }
+E cudaMemcpyAsync(void *d, const void *s, size_t n, enum cudaMemcpyKind k, cudaStream_t t) {
+  return cudaMemcpy(d, s, n, k);
+}
 E cudaMemset(void *d, int c, size_t n) { memset(d, c, n); return 0; }
 E cudaMemsetAsync(void *d, int c, size_t n, cudaStream_t t) { memset(d, c, n); return 0; }
 E cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *p) {
@@ -100,7 +102,7 @@ def installed(folder: Path, *requirements: str) -> Path:
 
 
 def environment(packages: Path, cache: Path) -> dict[str, str]:
-    """Of a process in which ONNX Runtime is the one in ``packages``, and finds the stubs, which are kept in ``cache``."""
+    """Of a process in which ONNX Runtime is that in ``packages``, and finds the stubs, which are kept in ``cache``."""
     if missing := [tool for tool in ("gcc", "nm", "readelf") if not shutil.which(tool)]:
         pytest.skip(f"no {missing[0]} here to build CUDA's stubs with")
     provider = packages / "onnxruntime/capi/libonnxruntime_providers_cuda.so"

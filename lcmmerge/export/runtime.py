@@ -19,13 +19,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import onnx
 import torch
+from packaging.version import Version
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
 from lcmmerge.export.manifest import ExportManifest, read_manifest
+from lcmmerge.export.targets import targets
 from lcmmerge.graphs.interpret import Interpreter
 from lcmmerge.graphs.link import RELINK, check_link, read_graph
 from lcmmerge.graphs.rules import ONNX, Graph, label
@@ -38,6 +40,9 @@ TORCH = "torch"  # the interpreter
 ORT = {"tensorrt": "TensorrtExecutionProvider", "cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 PROVIDERS = (*ORT, TORCH)
 VARIANTS = ("fused", "plain")
+# The first ONNX Runtime that runs fused graphs as they are meant. Older ones have no Attention on CUDA; and on the CPU
+# they normalise rows by sums of squares, 1e-4 off where the mean is three deviations from 0.
+FUSED = {"tensorrt": "1.25", "cuda": "1.25", "cpu": "1.27"}
 INSTALL = "install onnxruntime-gpu with its CUDA and TensorRT libraries, or omit --provider"
 # Of ONNX Runtime's TensorRT provider, those that an export writes; others load libraries, or write where they are told.
 OPTIONS = {
@@ -47,6 +52,7 @@ OPTIONS = {
     "trt_engine_cache_prefix": r"[\w.-]+",
 }
 NO_MEMORY = "Failed to allocate memory"
+TOO_OLD = ("Unsupported model IR version", "ONNX Runtime only *guarantees* support for models stamped with official")
 
 
 class Session(Protocol):
@@ -85,7 +91,7 @@ def open_export(
     """Open an export's graphs, each after its link is checked.
 
     ``provider``: of PROVIDERS, by default the fastest that is usable here, which ``say`` is told. ``variant``: of
-    VARIANTS, by default the fused where it is there and its provider takes it. Raises NotFoundError, FormatError,
+    VARIANTS, by default the fused where it is there and its provider takes it whole. Raises NotFoundError, FormatError,
     IncompatibleError, LcmMergeError (no such provider here).
     """
     manifest = read_manifest(folder)
@@ -94,7 +100,7 @@ def open_export(
     sessions, variants = {}, {}
     for name in dtypes:
         graphs = manifest.components[name]["graphs"]
-        variants[name] = _variant(graphs, variant, chosen, dtypes[name])
+        variants[name] = _variant(graphs, variant, chosen, dtypes[name], manifest.target)
         graph = inside(folder, graphs[variants[name]]["path"])
         options = _options(folder, name, chosen)
         if options:
@@ -142,12 +148,21 @@ def device_of(provider: str) -> torch.device:
     return torch.device("cuda", 0) if gpu else torch.device("cpu")
 
 
-def _variant(graphs: Mapping[str, Any], asked: str | None, provider: str, dtype: str) -> str:
-    """TensorRT refuses fused attention in float32."""
+def _variant(graphs: Mapping[str, Any], asked: str | None, provider: str, dtype: str, target: str) -> str:
     if asked and asked not in graphs:
         asked = "plain"  # a VAE has no other
-    refused = provider == "tensorrt" and dtype == "fp32"
-    return asked or next(name for name in VARIANTS if name in graphs and not (name == "fused" and refused))
+    return asked or ("fused" if "fused" in graphs and _takes_fused(provider, dtype, target) else "plain")
+
+
+def _takes_fused(provider: str, dtype: str, target: str) -> bool:
+    """TensorRT refuses fused attention in float32; GroupNormalization, which graphs for it have, it alone has."""
+    if provider == TORCH:
+        return True
+    import onnxruntime
+
+    grouped = target in targets() and targets()[target].grouped
+    suits = dtype != "fp32" if provider == "tensorrt" else not grouped
+    return suits and Version(onnxruntime.__version__) >= Version(FUSED[provider])
 
 
 def _options(folder: Path, component: str, provider: str) -> dict[str, str]:
@@ -214,27 +229,53 @@ class OrtSession:
             try:
                 self._session = onnxruntime.InferenceSession(graph, settings, providers=providers)
             except Exception as error:  # its kinds have no common base but Exception
-                raise _translated(graph, error) from None
+                raise _refused(graph, error) from None
         if (given := self._session.get_providers()[0]) != ORT[provider]:
             raise LcmMergeError(f"{graph}: ONNX Runtime took {given} in place of {ORT[provider]}", INSTALL)
         self.inputs = tuple(item.name for item in self._session.get_inputs())
         self.outputs = tuple(item.name for item in self._session.get_outputs())
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        binding, place = self._session.io_binding(), (self.device.type, self.device.index or 0)
         held = {name: inputs[name].to(self.device).contiguous() for name in self.inputs}
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()  # ONNX Runtime has a stream of its own
+        try:
+            return self._run(held)
+        except Exception as error:
+            raise _failed(self.graph, error) from None
+
+    def _run(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        binding, place = self._session.io_binding(), (self.device.type, self.device.index or 0)
         for name, tensor in held.items():
             binding.bind_input(name, *place, ELEMENTS[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
         for name in self.outputs:
             binding.bind_output(name, *place)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # ONNX Runtime has a stream of its own
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as error:
-            raise _translated(self.graph, error) from None
+        self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+        return {name: _tensor(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+class Memory:
+    """An output of ONNX Runtime where it lies, as NumPy's and CUDA's array interfaces tell it; kept by who reads it.
+
+    DLPack would tell it too, since ONNX Runtime 1.26. ``kind``: a type as those interfaces name it; none is bfloat16.
+    """
+
+    def __init__(self, value: Any, kind: str) -> None:
+        self.value = value
+        place = (value.data_ptr(), False)
+        told = {"shape": tuple(value.shape()), "typestr": kind, "data": place, "strides": None, "version": 3}
+        self.__array_interface__ = self.__cuda_array_interface__ = told
+
+
+def _tensor(value: Any) -> Tensor:
+    """Of an OrtValue, without a copy."""
+    dtype = next(dtype for dtype, element in ELEMENTS.items() if element == value.element_type())
+    stored = torch.int16 if dtype is torch.bfloat16 else dtype
+    memory = Memory(value, f"<{'f' if stored.is_floating_point else 'i'}{stored.itemsize}")
+    on_cpu = value.device_name() == "cpu"
+    tensor = torch.from_numpy(np.asarray(memory)) if on_cpu else torch.as_tensor(memory, device="cuda")
+    return tensor.view(dtype)
 
 
 ELEMENTS = {
@@ -245,11 +286,27 @@ ELEMENTS = {
 }
 
 
-def _translated(graph: Path, error: Exception) -> Exception:
+def _refused(graph: Path, error: Exception) -> Exception:
+    import onnxruntime
+
     text = " ".join(str(error).split())
     if NO_MEMORY in text:
         return MemoryError(text)
+    if any(words in text for words in TOO_OLD):
+        what = f"{graph}: ONNX Runtime {onnxruntime.__version__} is too old for it"
+        return LcmMergeError(what, f"install {FUSED['cuda']} or later, or export --no-fused")
     return FormatError(f"{graph}: ONNX Runtime refuses it: {text[:300]}", "`lcmmerge check` says what is wrong with it")
+
+
+def _failed(graph: Path, error: Exception) -> Exception:
+    """Of a graph that it had taken."""
+    import onnxruntime
+
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if NO_MEMORY in text or isinstance(error, MemoryError):
+        return MemoryError(text)
+    what = f"{graph}: ONNX Runtime {onnxruntime.__version__} fails to run it: {text[:300]}"
+    return LcmMergeError(what, "give another --provider, or install another onnxruntime")
 
 
 @cache

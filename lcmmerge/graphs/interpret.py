@@ -16,7 +16,8 @@ import torch
 from onnx import NodeProto, TensorProto
 from torch import Tensor
 
-from lcmmerge.errors import FormatError, IncompatibleError
+from lcmmerge.draw.draw import is_out_of_memory
+from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
 from lcmmerge.graphs.kernels import HOST, KERNELS, dtype_of, tensor_of
 from lcmmerge.graphs.link import read_graph
 from lcmmerge.graphs.rules import ONNX
@@ -77,6 +78,11 @@ class Interpreter:
             return step.function(*arguments, **step.attributes)
         except NotImplementedError as error:
             raise IncompatibleError(f"{self.path}: {step.title}: {error} is not interpreted", CURE) from None
+        except Exception as error:  # of whatever kind torch has for it
+            if is_out_of_memory(error):
+                raise
+            what = f"{self.path}: {step.title}: torch cannot compute it: {' '.join(str(error).split())[:300]}"
+            raise LcmMergeError(what, CURE) from None
 
     def _place(self, tensor: Tensor) -> Tensor:
         is_shape = not tensor.is_floating_point() and tensor.dim() <= 1

@@ -57,7 +57,7 @@ def conv2d(
 def group_norm(
     graph: Builder, node: Node, x: Node, groups: int, weight: Node, bias: Node, eps: float = 1e-5, cudnn: bool = True
 ) -> Values:
-    """x: [b, c, …]. GroupNormalization is what TensorRT has a kernel for, and ONNX Runtime's CUDA provider in no version.
+    """x: [b, c, …]. TensorRT has a kernel of GroupNormalization, ONNX Runtime's CUDA provider in no version.
 
     Else each row of [b, groups, all the rest] is normalised: by InstanceNormalization, of which that provider lacks the
     version of opset 22, and from there on by LayerNormalization.
