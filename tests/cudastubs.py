@@ -19,7 +19,20 @@ from filelock import FileLock
 
 NAME = re.compile(rb"(?<![A-Za-z0-9_])((?:cudnn|cufft|nvrtc|cu)[A-Z][A-Za-z0-9_]{3,60})\0")
 OPENED = ("libcuda.so.1", "libcudnn.so.9", "libcufft.so.11", "libcufft.so.12")  # by name, while it runs
-PARTS = ("runtime", "crt")  # with its headers
+# Of the compiler's own headers, which are in no wheel of the runtime's, as much as the runtime's ask for.
+DEFINES = """
+#define __host__
+#define __device__
+#define CUDARTAPI
+#define CUDARTAPI_CDECL
+#define CUDART_CB
+#define __cudart_builtin__
+#define __device_builtin__
+#define __device_builtin_texture_type__
+#define __device_builtin_surface_type__
+#define __builtin_align__(n) __attribute__((aligned(n)))
+#define __align__(n) __attribute__((aligned(n)))
+"""
 # What must answer something: a device, memory, handles. Everything else says that it went well.
 SOURCE = r"""
 #include <cuda_runtime_api.h>
@@ -110,8 +123,8 @@ def environment(packages: Path, cache: Path) -> dict[str, str]:
         pytest.skip(f"{packages}: this ONNX Runtime has no CUDA provider")
     needed = re.findall(r"\(NEEDED\).*\[(lib(?:cu|nv)\S*)\]", _said("readelf", "-d", provider))
     version = next(name for name in needed if name.startswith("libcudart")).rpartition(".")[2]
-    wheels = ["nvidia-cuda-runtime-cu12"] if version == "12" else [f"nvidia-cuda-{name}=={version}.*" for name in PARTS]
-    headers = next(installed(cache / f"cuda-{version}", *wheels).glob("nvidia/*/include"))
+    wheel = "nvidia-cuda-runtime" + ("-cu12" if version == "12" else f"=={version}.*")
+    headers = next(installed(cache / f"cuda-{version}", wheel).glob("nvidia/*/include"))
     folder = cache / f"stubs-{hashlib.sha256(os.fsencode(provider)).hexdigest()[:12]}"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
@@ -126,6 +139,9 @@ def environment(packages: Path, cache: Path) -> dict[str, str]:
 def _build(provider: Path, needed: list[str], headers: Path, folder: Path) -> None:
     """One library for each that the provider is linked with, and one for each that it opens by name."""
     runtime = next(name for name in needed if name.startswith("libcudart"))
+    (folder / "crt").mkdir()
+    for name in ("host_defines.h", "host_config.h"):
+        (folder / "crt" / name).write_text(DEFINES, "utf-8")
     symbols: dict[str, set[str]] = defaultdict(set, {name: set() for name in needed})
     for name, version in re.findall(r" [Uw] (\w+)(?:@(\S+))?$", _said("nm", "-D", "--undefined-only", provider), re.M):
         if version in needed or name.startswith(("cu", "nv", "__cuda")):
@@ -156,7 +172,7 @@ def _compile(folder: Path, library: str, headers: Path, names: list[str], source
         code.write_text(text + "\n", "utf-8")
     versions.write_text(f"{library} {{ global: *; }};\n", "utf-8")
     options = ["-w", "-shared", "-fPIC", f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"]
-    subprocess.run(["gcc", *options, f"-I{headers}", *codes, "-o", folder / library], check=True)
+    subprocess.run(["gcc", *options, f"-I{folder}", f"-I{headers}", *codes, "-o", folder / library], check=True)
 
 
 def _said(*command: object) -> str:

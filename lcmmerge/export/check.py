@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lcmmerge.errors import IncompatibleError, NotFoundError
+from lcmmerge.errors import CrashError, IncompatibleError, NotFoundError
 from lcmmerge.export import rtx
 from lcmmerge.export.manifest import ExportManifest, is_export, read_manifest
 from lcmmerge.export.targets.tensorrt import TARGET
-from lcmmerge.graphs.apart import CrashError, apart
+from lcmmerge.graphs.apart import apart
 from lcmmerge.graphs.link import read_graph
 from lcmmerge.graphs.profiles import WHOLE
 from lcmmerge.graphs.rules import RULES, Graph, places

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcmmerge.errors import LcmMergeError, NotFoundError, OptionError
+from lcmmerge.errors import CrashError, LcmMergeError, NotFoundError, OptionError
 from lcmmerge.export import rtx
 from lcmmerge.export.manifest import ExportManifest
 from lcmmerge.export.targets.tensorrt import ENGINES, FOLDER, engine, graph
-from lcmmerge.graphs.apart import CrashError, apart
+from lcmmerge.graphs.apart import apart
 from lcmmerge.output import Output
 
 Shapes = Mapping[str, Sequence[Sequence[int]]]  # input → least, usual, most

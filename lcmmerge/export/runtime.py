@@ -112,7 +112,7 @@ def open_export(
 
 def choose_provider(asked: str | None, dtypes: set[str], say: Callable[[str], None] = lambda text: None) -> str:
     """``asked``, or the first that is usable, for graphs of these ``dtypes``. Raises LcmMergeError."""
-    able = [name for name in PROVIDERS if _usable(name) and not (name == "cpu" and "bf16" in dtypes)]
+    able = [name for name in PROVIDERS if _usable(name) and not ("bf16" in dtypes and _lacks_bf16(name))]
     if asked and asked not in able:
         raise _absent(asked, able)
     gpu = torch.cuda.is_available()
@@ -132,10 +132,24 @@ def _why_not(gpu: bool, dtypes: set[str]) -> str:
 
 
 def _absent(asked: str, able: list[str]) -> LcmMergeError:
-    if asked == "cpu" and _usable("cpu"):
-        return IncompatibleError("ONNX Runtime's CPU provider takes no bf16 graphs", "export --dtype fp32 or fp16")
+    if _usable(asked):
+        newer = "" if asked == "cpu" else f", or install ONNX Runtime {FUSED[asked]} or later"
+        what = f"ONNX Runtime's {asked.upper()} provider takes no bf16 graphs"
+        return IncompatibleError(what, f"export --dtype fp32 or fp16{newer}")
     have = ", ".join(able)
     return LcmMergeError(f"provider {asked!r}: is not usable here; usable are {have}", INSTALL)
+
+
+def _lacks_bf16(provider: str) -> bool:
+    """The CPU's does in any version; bf16 graphs, like fused ones, are of opsets that older ones do not have."""
+    return provider == "cpu" or (provider != TORCH and _is_older(FUSED[provider]))
+
+
+def _is_older(version: str) -> bool:
+    """Whether ONNX Runtime is."""
+    import onnxruntime
+
+    return Version(onnxruntime.__version__) < Version(version)
 
 
 def describe(provider: str) -> str:
@@ -158,11 +172,9 @@ def _takes_fused(provider: str, dtype: str, target: str) -> bool:
     """TensorRT refuses fused attention in float32; GroupNormalization, which graphs for it have, it alone has."""
     if provider == TORCH:
         return True
-    import onnxruntime
-
     grouped = target in targets() and targets()[target].grouped
     suits = dtype != "fp32" if provider == "tensorrt" else not grouped
-    return suits and Version(onnxruntime.__version__) >= Version(FUSED[provider])
+    return suits and not _is_older(FUSED[provider])
 
 
 def _options(folder: Path, component: str, provider: str) -> dict[str, str]:

@@ -10,15 +10,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from lcmmerge.errors import LcmMergeError
+from lcmmerge.errors import CrashError, LcmMergeError
 
 BEGIN = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); import lcmmerge.graphs.apart as a; a.serve()"
 SAID = 200  # characters of its last words
 T = TypeVar("T")
-
-
-class CrashError(LcmMergeError):
-    """A process of others' code that ended without an answer."""
 
 
 def apart(function: Callable[..., T], *arguments: Any) -> T:

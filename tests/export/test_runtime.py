@@ -180,6 +180,49 @@ def test_providers_are_those_of_the_command_line():
     assert tuple(PROVIDERS.choices) == runtime.PROVIDERS
 
 
+@pytest.mark.parametrize(
+    ("version", "provider", "dtype", "target", "variant"),
+    [
+        ("1.31.1", "cuda", "fp16", "onnx", "fused"),
+        ("1.24.4", "cuda", "fp16", "onnx", "plain"),  # Attention is not on CUDA
+        ("1.26.0", "cuda", "fp16", "onnx", "fused"),
+        ("1.26.0", "cpu", "fp16", "onnx", "plain"),  # LayerNormalization is not exact
+        ("1.31.1", "cuda", "fp16", "tensorrt", "plain"),  # GroupNormalization is not on CUDA
+        ("1.31.1", "tensorrt", "fp16", "tensorrt", "fused"),
+        ("1.31.1", "tensorrt", "fp32", "onnx", "plain"),
+        ("1.22.0", "torch", "fp32", "tensorrt", "fused"),
+    ],
+)
+def test_the_variant_that_a_provider_takes_whole(version, provider, dtype, target, variant, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    graphs = {"plain": {}, "fused": {}}
+    assert runtime._variant(graphs, None, provider, dtype, target) == variant
+    assert runtime._variant(graphs, "fused", provider, dtype, target) == "fused"
+    assert runtime._variant({"plain": {}}, None, provider, dtype, target) == "plain"
+
+
+def test_bf16_on_an_old_cuda_provider(monkeypatch):
+    monkeypatch.setattr(runtime, "_usable", lambda name: True)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
+    with pytest.raises(IncompatibleError, match="CUDA provider takes no bf16") as refused:
+        choose_provider("cuda", {"bf16"})
+    assert "1.25" in refused.value.hint
+    assert choose_provider("cuda", {"fp16"}) == "cuda"
+    monkeypatch.setattr(onnxruntime, "__version__", "1.25.0")
+    assert choose_provider("cuda", {"bf16"}) == "cuda"
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("provider", ["cpu", "torch"])
+def test_a_runtime_that_fails_is_named(provider, decoder):
+    """Neither the graph nor a config is at fault."""
+    wrong = {"latent_sample": torch.zeros(1, 3, 8, 8)}
+    with pytest.raises(LcmMergeError, match=r"ONNX Runtime 1\.\S+ fails to run it|torch cannot compute it") as failed:
+        open_session(decoder, provider)(wrong)
+    assert not isinstance(failed.value, FormatError | IncompatibleError)
+    assert "config" not in failed.value.message + failed.value.hint
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="no CUDA device here")
 def test_cuda_is_the_cpu(export):
