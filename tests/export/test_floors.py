@@ -43,7 +43,7 @@ def test_they_draw_the_same(
         (image,) = (tmp_path / name).glob("*.png")
         images[name] = np.asarray(Image.open(image)).astype(int)
         assert said["model"]["graph"] == ("plain" if name == "oldest" else "fused")
-        assert (said["model"]["onnxruntime"] == floor()) == (name == "oldest")
+        assert said["model"]["onnxruntime"].startswith(floor()) == (name == "oldest")
     assert np.abs(images["oldest"] - images["newest"]).max() <= 2
     assert images["newest"].std() > 10
 
@@ -55,5 +55,5 @@ def test_a_graph_that_is_too_new_is_not_its_own_fault(
     quick = ("--component", "text_encoder", "--repeats", 1, "--warmup", 0, "--no-compile", "--provider", "cpu")
     done = process("bench", export, *quick, PYTHONPATH=oldest)
     assert done.code == 1
-    assert f"model.fused.onnx: ONNX Runtime {floor()} is too old for it" in done.err
+    assert f"model.fused.onnx: ONNX Runtime {floor()}" in done.err and "is too old for it" in done.err
     assert "Hint: install 1.25 or later" in done.err

@@ -74,7 +74,8 @@ def test_ports_and_operators(exported: Exporter, part: str, name: str, dtype: st
         assert [(item.domain, item.version) for item in model.opset_import] == [("", OPSETS[variant])]
         used = {node.op_type for node in model.graph.node}
         assert used <= OPERATORS
-        assert ("Attention" in used) == (variant == "fused")
+        assert ("Attention" in used) == (variant != "plain")
+        assert ("GroupNormalization" in used) == (variant == "grouped" and name == "unet")
 
 
 @pytest.mark.parametrize(("part", "name", "dtype"), CASES)
@@ -107,6 +108,8 @@ def test_bfloat16_is_typed_throughout(tmp_path: Path) -> None:
     types = {tensor.data_type for tensor in model.graph.initializer if tensor.external_data}
     assert types == {onnx.TensorProto.BFLOAT16}
     assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
+    makers = {output: node.op_type for node in model.graph.node for output in node.output}
+    assert {makers[node.input[0]] for node in model.graph.node if node.op_type == "Resize"} == {"Cast"}
 
 
 SCRIPT = """
