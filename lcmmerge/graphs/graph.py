@@ -27,7 +27,7 @@ OPERATORS = frozenset(
         *("Add", "Div", "Mul", "Sub", "Erf", "Exp", "Cos", "Sin", "Neg", "Sqrt", "Sigmoid", "Tanh", "Gelu", "Softmax"),
         *("MatMul", "Gemm", "Conv", "Attention", "Resize", "Pad"),
         *("GroupNormalization", "InstanceNormalization", "LayerNormalization"),
-        *("Cast", "Identity", "Shape", "Reshape", "Expand", "Transpose", "Unsqueeze", "Concat", "Split", "Slice"),
+        *("Constant", "Cast", "Identity", "Shape", "Reshape", "Expand", "Transpose", "Unsqueeze", "Concat", "Split", "Slice"),
         *("Gather", "GatherND", "ArgMax", "Equal", "Range"),
         *("Clip", "Round"),  # of a whole pipeline, which ends in an image
     }
@@ -60,7 +60,8 @@ def _trace(component: PipelinePart, dtype: torch.dtype) -> ExportedProgram:
     free: Any = ShapesCollection()  # type: ignore[no-untyped-call]
     for port, tensor in zip(component.inputs, example, strict=True):
         free[tensor] = dict.fromkeys(port.dynamic, Dim.AUTO)
-    with torch.no_grad():
+    # With free sizes, to look for what it knows of an operator costs torch more than to ask it again: a third of a trace.
+    with torch.no_grad(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         return torch.export.export(module, example, dynamic_shapes=free, strict=False)
 
 
