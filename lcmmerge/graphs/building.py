@@ -76,7 +76,7 @@ class Builder:
         return value
 
     def unknown(self, node: Node) -> IncompatibleError:
-        return self.refusal(f"torch's operator {node.target} (in {self.scope}), called as here, has no lowering to ONNX")
+        return self.refusal(f"torch's operator {node.target} (in {self.scope}), as it is called, has no lowering")
 
     def refusal(self, what: str) -> IncompatibleError:
         return IncompatibleError(
@@ -89,8 +89,8 @@ class Builder:
 
         They would infer most of it as they open the graph, and few sizes after a Reshape.
         """
-        pairs = zip((values,), (node.meta["val"],)) if isinstance(values, ir.Value) else zip(values, node.meta["val"])
-        for value, tensor in pairs:
+        one = isinstance(values, ir.Value)
+        for value, tensor in zip((values,) if one else values, (node.meta["val"],) if one else node.meta["val"]):
             if tensor.dtype in DTYPES:
                 value.type = ir.TensorType(DTYPES[tensor.dtype])
             value.shape = ir.Shape([self._dim(size) for size in tensor.shape])

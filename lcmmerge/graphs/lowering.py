@@ -32,7 +32,7 @@ IR_VERSIONS = {18: 8, 22: 10, 23: 11}  # that came with the opset: older runtime
 def lower(program: ExportedProgram, component: PipelinePart, opset: int) -> ir.Model:
     """The program as a graph.
 
-    Raises IncompatibleError: an operator of torch that has no lowering, one that writes in place, a buffer that is used,
+    Raises IncompatibleError: an operator of torch that has no lowering, or writes in place; a buffer that is used,
     which no weight file is sure to have.
     """
     lowering = Builder(component, opset)

@@ -51,9 +51,12 @@ def conv2d(
 
 @lowers("group_norm.default")
 def group_norm(
-    graph: Builder, node: Node, x: Node, groups: int, weight: Node, bias: Node, eps: float = 1e-5, cudnn: bool = True
+    graph: Builder, node: Node, x: Node, groups: int, weight: Node | None = None, bias: Node | None = None,
+    eps: float = 1e-5, cudnn: bool = True,
 ) -> Values:
     """x: [b, c, …]. Before opset 21 as an InstanceNormalization of [b, groups, all the rest]."""
+    if weight is None or bias is None:
+        raise graph.unknown(node)
     value, scale, offset = graph.value(x), graph.value(weight), graph.value(bias)
     if graph.opset >= 21:
         return graph.add("GroupNormalization", value, scale, offset, num_groups=groups, epsilon=eps)
@@ -69,8 +72,11 @@ def group_norm(
 
 @lowers("layer_norm.default")
 def layer_norm(
-    graph: Builder, node: Node, x: Node, shape: Sequence[int], weight: Node, bias: Node, eps: float = 1e-5, *_: bool
+    graph: Builder, node: Node, x: Node, shape: Sequence[int], weight: Node | None = None, bias: Node | None = None,
+    eps: float = 1e-5, *_: bool,
 ) -> Values:
+    if weight is None or bias is None:
+        raise graph.unknown(node)
     inputs = map(graph.value, (x, weight, bias))
     return graph.add("LayerNormalization", *inputs, axis=-len(shape), epsilon=eps)
 
@@ -99,6 +105,8 @@ def attention(
     scale = 1 / math.sqrt(width) if scale is None else scale
     if mask is not None and str(mask.target) == "aten.expand.default":
         mask = mask.args[0]  # type: ignore[assignment]  # it is broadcast anyway
+    if mask is not None and (mask not in graph.known or graph.known[mask].dtype is not torch.bool):
+        raise graph.unknown(node)
     q, k, v = map(graph.value, (query, key, value))
     if graph.opset >= 23:
         return graph.add("Attention", q, k, v, None if mask is None else graph.value(mask), scale=scale)
@@ -131,6 +139,16 @@ def upsample(
         coordinate_transformation_mode="asymmetric",
         nearest_mode="floor",
     )
+
+
+@lowers("matmul.default", "bmm.default")
+def matmul(graph: Builder, node: Node, left: Node, right: Node) -> Values:
+    return graph.add("MatMul", graph.value(left), graph.value(right))
+
+
+@lowers("softmax.int")
+def softmax(graph: Builder, node: Node, x: Node, axis: int, dtype: torch.dtype | None = None) -> Values:
+    return graph.add("Softmax", graph.value(x, dtype), axis=axis)
 
 
 @lowers("embedding.default")
