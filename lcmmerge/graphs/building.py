@@ -89,8 +89,8 @@ class Builder:
 
         They would infer most of it as they open the graph, and few sizes after a Reshape.
         """
-        one = isinstance(values, ir.Value)
-        for value, tensor in zip((values,) if one else values, (node.meta["val"],) if one else node.meta["val"]):
+        many, tensors = (values, node.meta["val"]) if isinstance(values, tuple) else ((values,), (node.meta["val"],))
+        for value, tensor in zip(many, tensors, strict=True):
             if tensor.dtype in DTYPES:
                 value.type = ir.TensorType(DTYPES[tensor.dtype])
             value.shape = ir.Shape([self._dim(size) for size in tensor.shape])

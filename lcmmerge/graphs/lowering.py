@@ -64,13 +64,25 @@ def check_writes(program: ExportedProgram, graph: Builder) -> None:
     Raises IncompatibleError.
     """
     for node in program.graph.nodes:
-        if node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+        writes = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+        if writes and str(node.target) not in IDENTITIES and not _owns(node):
             raise graph.refusal(f"torch's operator {node.target} (in {_scope(node)}) writes in place")
+
+
+def _owns(node: Node) -> bool:
+    """Whether what a call writes to is seen by nobody else, so that its result is all that it does: ``a @ b`` += c."""
+    written, *rest = node.all_input_nodes
+    schema = getattr(written.target, "_schema", None)
+    made = schema is not None and all(returned.alias_info is None for returned in schema.returns)
+    made = made or bool(schema is not None and schema.is_mutable and _owns(written))
+    alone = len(written.users) == 1 and written is node.args[0] and written not in rest
+    return made and alone and bool(node.users) and str(written.target) not in IDENTITIES
 
 
 def _inputs(graph: Builder, program: ExportedProgram) -> list[ir.Value]:
     """The program's placeholders: parameters, which are in the weight file, the graph's inputs, numbers of the code."""
-    inputs, ports = [], iter(graph.component.inputs)
+    inputs: list[ir.Value] = []
+    ports = iter(graph.component.inputs)
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for spec in program.graph_signature.input_specs:
         node = nodes[spec.arg.name]
@@ -79,8 +91,8 @@ def _inputs(graph: Builder, program: ExportedProgram) -> list[ir.Value]:
                 graph.values[node] = graph.parameter(str(spec.target), node.meta["val"])
             case InputKind.USER_INPUT:
                 port = next(ports)
-                graph.values[node] = typed(port.name, node.meta["val"])
-                inputs.append(graph.values[node])
+                inputs.append(typed(port.name, node.meta["val"]))
+                graph.values[node] = inputs[-1]
                 _name_sizes(graph, node.meta["val"], port)
             case InputKind.CONSTANT_TENSOR:
                 graph.known[node] = program.constants[str(spec.target)]
@@ -99,6 +111,8 @@ def _name_sizes(graph: Builder, tensor: torch.Tensor, port: Port) -> None:
 def _run(graph: Builder, node: Node) -> None:
     """Lower one call. What depends on constants alone is computed by torch, now."""
     target = str(node.target)
+    if target not in IDENTITIES:
+        target = target.replace("_.", ".")  # of one that writes to what is its own: see ``check_writes``
     if isinstance(node.meta.get("val"), torch.SymInt) or not node.users:  # sizes: see ``size``
         return
     if _computable(graph, node):

@@ -34,7 +34,7 @@ def random_module(part: PipelinePart, dtype: torch.dtype) -> nn.Module:
         torch.manual_seed(0)
         module = part.build(part.config).eval().requires_grad_(False)
         for parameter in module.parameters():
-            parameter += SPREAD * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=SPREAD)
         return torch.nn.Module.to(module, dtype=dtype)
 
 

@@ -24,25 +24,31 @@ if TYPE_CHECKING:
 
     from lcmmerge.graphs.components import PipelinePart
 
+CURE = "its config or a newer library brought it: try the versions of constraints.txt"
 
 def translate(program: ExportedProgram, component: PipelinePart, opset: int) -> ir.Model:
     """The program as a graph, as ``lowering.lower`` makes it. Raises IncompatibleError."""
-    made = torch.onnx.export(
-        program,
-        input_names=[port.name for port in component.inputs],
-        output_names=[port.name for port in component.outputs],
-        opset_version=opset,
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-        custom_translation_table=_table(),
-    )
+    try:
+        made = torch.onnx.export(
+            program,
+            input_names=[port.name for port in component.inputs],
+            output_names=[port.name for port in component.outputs],
+            opset_version=opset,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            custom_translation_table=_table(),
+        )
+    except torch.onnx.OnnxExporterError as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise IncompatibleError(f"{component.name}: torch's exporter makes no graph of it: {reason}", CURE) from None
     assert made is not None
     model: ir.Model = made.model
     common.InlinePass()(model)
     common.RemoveUnusedNodesPass()(model)
     _name_dims(model.graph, component)
     _place(model.graph, program, component)
+    _flatten(model.graph)
     _strip(model)
     return model
 
@@ -51,12 +57,14 @@ def _table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Pieces of a tensor as values, each taken on its own."""
     from onnxscript import opset18 as op
 
-    def pieces(x: Any, sizes: Iterable[int], axis: int) -> tuple[Any, ...]:
-        ends, found = 0, []
+    def pieces(x: Any, sizes: Iterable[Any], axis: int) -> tuple[Any, ...]:
+        flat = op.Constant(value_ints=[-1])
+        begin, found = op.Constant(value_ints=[0]), []
         for size in sizes:
-            found.append(op.Slice(x, op.Constant(value_ints=[ends]), op.Constant(value_ints=[ends + size]),
-                                  op.Constant(value_ints=[axis])))  # fmt: skip
-            ends += size
+            length = op.Constant(value_ints=[size]) if isinstance(size, int) else op.Reshape(size, flat)
+            end = op.Add(begin, length)
+            found.append(op.Slice(x, begin, end, op.Constant(value_ints=[axis])))
+            begin = end
         return tuple(found)
 
     def split(x: Any, size: int, dim: int = 0) -> tuple[Any, ...]:
@@ -129,7 +137,7 @@ def _place(graph: ir.Graph, program: ExportedProgram, component: PipelinePart) -
         except (RuntimeError, NotImplementedError):
             raise IncompatibleError(
                 f"{component.name}: its constant {name} has no values where a module is built without weights",
-                "its config or a newer library brought it: try the versions of constraints.txt",
+                CURE,
             ) from None
         del graph.initializers[name]
         attribute = ir.AttrTensor("value", ir.Tensor(array, dtype=tensor.dtype, shape=shape))
@@ -137,6 +145,25 @@ def _place(graph: ir.Graph, program: ExportedProgram, component: PipelinePart) -
         constant.outputs[0].name, constant.outputs[0].type = f"{name}:value", value.type
         graph.insert_before(graph[0], constant)
         ir.convenience.replace_all_uses_with(value, constant.outputs[0])
+
+
+def _flatten(graph: ir.Graph) -> None:
+    """A number that is reshaped to be an axis's place is written as one: "to the end" is known by where it stands."""
+    for node in list(graph):
+        if node.op_type == "Cast" and node.inputs[0] is not None:
+            number = ir.convenience.get_const_tensor(node.inputs[0])
+            if number is not None and number.dtype == node.attributes["to"].as_int():
+                ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+        if node.op_type != "Reshape":
+            continue
+        number, shape = (ir.convenience.get_const_tensor(value) for value in node.inputs if value is not None)
+        if number is not None and shape is not None and number.size == 1 and list(shape.numpy()) == [-1]:
+            tensor = ir.Tensor(number.numpy().reshape(1), dtype=number.dtype)
+            constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], num_outputs=1, name=node.name)
+            constant.outputs[0].name = f"{node.outputs[0].name}:value"
+            graph.insert_before(node, constant)
+            ir.convenience.replace_all_uses_with(node.outputs[0], constant.outputs[0])
+            graph.remove(node)
 
 
 def _strip(model: ir.Model) -> None:

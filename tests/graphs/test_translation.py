@@ -74,7 +74,7 @@ def sd3(folder: Path) -> PipelinePart:
 
 @pytest.mark.parametrize("make", [flux, sd3])
 def test_a_diffusion_transformer(make: Callable[[Path], PipelinePart], tmp_path: Path) -> None:
-    """``graphs_of`` has run it beside torch; its parameters are in the weight file by their names, and no rule broken."""
+    """``graphs_of`` ran it beside torch; its parameters are in the weight file by name, and no rule is broken."""
     component = make(tmp_path)
     model = graphs_of(component, torch.float32, ["plain"])["plain"]
     module = random_module(component, torch.float32)

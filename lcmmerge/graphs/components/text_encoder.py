@@ -26,8 +26,8 @@ def describe(name: str, folder: Path, config: dict[str, Any], source_class: str)
     config["tokens"] = _tokens(folder, config["max_position_embeddings"])
 
     def shrink(config: Mapping[str, Any]) -> PipelinePart:
-        sizes = {"hidden_size": 24, "intermediate_size": 48, "projection_dim": 20}
-        return describe(name, folder, {**config, **sizes, "num_hidden_layers": 2, "num_attention_heads": 2}, source_class)
+        sizes = {"hidden_size": 24, "intermediate_size": 48, "projection_dim": 20, "num_attention_heads": 2}
+        return describe(name, folder, {**config, **sizes, "num_hidden_layers": 2}, source_class)
 
     length, width = config["tokens"], config["hidden_size"]
     states = Port("last_hidden_state", ("batch", length, width))

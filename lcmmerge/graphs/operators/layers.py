@@ -105,14 +105,17 @@ def attention(
     scale = 1 / math.sqrt(width) if scale is None else scale
     if mask is not None and str(mask.target) == "aten.expand.default":
         mask = mask.args[0]  # type: ignore[assignment]  # it is broadcast anyway
-    if mask is not None and (mask not in graph.known or graph.known[mask].dtype is not torch.bool):
+    added = mask is not None and mask.meta["val"].is_floating_point()
+    if mask is not None and not added and mask not in graph.known:
         raise graph.unknown(node)
     q, k, v = map(graph.value, (query, key, value))
     if graph.opset >= 23:
         return graph.add("Attention", q, k, v, None if mask is None else graph.value(mask), scale=scale)
     q = graph.add("Mul", q, graph.constant(scale, dtype))
     scores = graph.add("MatMul", q, transpose(graph, k, (0, 1, 3, 2)))
-    if mask is not None:
+    if mask is not None and added:
+        scores = graph.add("Add", scores, graph.value(mask, dtype))
+    elif mask is not None:
         bias = torch.zeros(graph.known[mask].shape, dtype=dtype)
         bias = bias.masked_fill(~graph.known[mask], torch.finfo(dtype).min)
         scores = graph.add("Add", scores, graph.constant(bias, dtype))
