@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from lcmmerge.graphs.components import PipelinePart
 from lcmmerge.graphs.graph import graphs_of, opset_of
+from lcmmerge.graphs.serial import serialise
 from lcmmerge.tensors.kept import keep, recall, user_cache
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     import torch
 
 LIBRARIES = ("diffusers", "onnx", "onnx-ir", "tokenizers", "torch", "transformers")
@@ -60,23 +60,6 @@ def once(name: str, facts: Mapping[str, Any], make: Callable[[], Any], folder: P
         content = json.dumps(make()).encode()
         keep(path, content)
     return json.loads(content)
-
-
-def serialise(graph: ir.Model) -> bytes:
-    """Types and shapes are told of what nodes make; parameters and constants have their own.
-
-    Told twice of a parameter, they are in the way of a tool that writes it otherwise, such as ONNX Runtime's quantizer.
-    """
-    import onnx_ir as ir
-
-    model = ir.to_proto(graph)
-    own = {tensor.name for tensor in model.graph.initializer}
-    own |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    told = [value for value in model.graph.value_info if value.name not in own]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(told)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
 
 
 def _path(folder: Path, component: PipelinePart, dtype: torch.dtype, variant: str) -> Path:

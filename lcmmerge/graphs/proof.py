@@ -63,7 +63,7 @@ def _run(part: PipelinePart, graph: ir.Model, state: Mapping[str, Tensor], input
     import onnxruntime
     import torch
 
-    from lcmmerge.graphs.cache import serialise
+    from lcmmerge.graphs.serial import serialise
 
     for name, value in graph.graph.initializers.items():
         value.const_value = ir.tensor(state[name].numpy(), name=name)

@@ -112,7 +112,7 @@ def test_bfloat16_is_typed_throughout(tmp_path: Path) -> None:
 SCRIPT = """
 import sys, torch
 from pathlib import Path
-from lcmmerge.graphs.cache import serialise
+from lcmmerge.graphs.serial import serialise
 from lcmmerge.graphs.components import components_of
 from lcmmerge.graphs.graph import graphs_of
 (component,) = components_of(Path(sys.argv[1]))

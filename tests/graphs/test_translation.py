@@ -13,12 +13,12 @@ import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from safetensors.torch import save_file
 
-from lcmmerge.graphs.cache import serialise
 from lcmmerge.graphs.components import PipelinePart, Port
 from lcmmerge.graphs.graph import graphs_of
 from lcmmerge.graphs.link import check_link, link
 from lcmmerge.graphs.proof import random_module
 from lcmmerge.graphs.rules import RULES, Graph
+from lcmmerge.graphs.serial import serialise
 
 pytestmark = pytest.mark.e2e
 WIDE, TEXT = 24, ("batch", "sequence")
