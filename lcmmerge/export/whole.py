@@ -32,11 +32,11 @@ from lcmmerge.draw.presets import Preset, own_scheduler
 from lcmmerge.draw.sampling import guidance_embedding
 from lcmmerge.errors import IncompatibleError
 from lcmmerge.export.pipeline import VAE_DEFAULTS
-from lcmmerge.graphs.cache import serialise
 from lcmmerge.graphs.compose import Composition, LinkedGraph
 from lcmmerge.graphs.link import check_link
 from lcmmerge.graphs.rules import TO_THE_END
 from lcmmerge.graphs.schedule import SchedulerStep, steps_of
+from lcmmerge.graphs.serial import serialise
 from lcmmerge.refs.weights import local_tree, read_json
 
 FLOAT, INT64, UINT8 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.UINT8

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from lcmmerge.graphs.components import PipelinePart
 from lcmmerge.graphs.graph import OPSETS, graphs_of, opset_of
+from lcmmerge.graphs.serial import serialise
 from lcmmerge.tensors.kept import keep, recall, user_cache
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     import torch
 
 LIBRARIES = ("diffusers", "onnx", "onnx-ir", "tokenizers", "torch", "transformers")
@@ -60,13 +60,6 @@ def once(name: str, facts: Mapping[str, Any], make: Callable[[], Any], folder: P
         content = json.dumps(make()).encode()
         keep(path, content)
     return json.loads(content)
-
-
-def serialise(graph: ir.Model) -> bytes:
-    import onnx_ir as ir
-
-    data: bytes = ir.to_proto(graph).SerializeToString(deterministic=True)
-    return data
 
 
 def _path(folder: Path, component: PipelinePart, dtype: torch.dtype, variant: str) -> Path:

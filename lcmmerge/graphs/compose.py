@@ -30,6 +30,8 @@ class LinkedGraph:
 class Composition:
     """A graph in the making, of the highest opset of its ``parts``.
 
+    A dim's name is the same size in all of its parts: runtimes plan their memory by it.
+
     No operator that we emit means less in a later one; but rows are then normalised as in graphs of that opset.
     """
 
@@ -61,7 +63,12 @@ class Composition:
         for own, initializer in part.initializers.items():
             values[own] = self._initializers.setdefault(str(initializer.name), initializer)
         for node in graph:
-            outputs = [ir.Value(name=f"{scope}/{value.name}", type=value.type) for value in node.outputs]
+            if node.op_type == "Constant":
+                values[node.outputs[0]] = self.constant(node.attributes["value"].as_tensor().numpy())
+                continue
+            outputs = [
+                ir.Value(name=f"{scope}/{value.name}", type=value.type, shape=value.shape) for value in node.outputs
+            ]
             values.update(zip(node.outputs, outputs, strict=True))
             inputs = [values[value] for value in node.inputs]
             operator, attributes, name = node.op_type, list(node.attributes.values()), f"{scope}/{node.name}"
@@ -77,30 +84,20 @@ class Composition:
         return self.add("Expand", one, self.add("Shape", rows, dtype=ir.DataType.INT64, start=2, end=3))
 
     def model(self, inputs: list[ir.Value], outputs: list[ir.Value], name: str) -> ir.Model:
-        initializers = [*self._initializers.values(), *self.constant.values()]
+        nodes, initializers = [*self.constant.nodes, *self.nodes], list(self._initializers.values())
         graph = ir.Graph(
-            inputs, outputs, nodes=self.nodes, initializers=initializers, opset_imports={"": self.opset}, name=name
+            inputs, outputs, nodes=nodes, initializers=initializers, opset_imports={"": self.opset}, name=name
         )
         return ir.Model(graph, ir_version=self.ir_version, producer_name="lcmmerge")
 
 
 def _below(folder: str, value: ir.Value) -> ir.Value:
-    """The same initializer for a graph in the folder above."""
+    """The same parameter for a graph in the folder above."""
     tensor, name = value.const_value, f"{folder}.{value.name}"
-    moved = ir.Value(name=name, shape=value.shape, type=value.type, const_value=tensor)
-    assert tensor is not None
-    if isinstance(tensor, ir.ExternalTensor):
-        location = f"{folder}/{tensor.location}"
-        moved.const_value = ir.ExternalTensor(
-            location, tensor.offset, tensor.length, tensor.dtype, shape=_shape(tensor), name=name
-        )
-    else:
-        moved.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=_shape(tensor), name=name)
-    return moved
-
-
-def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
-    return ir.Shape(list(tensor.shape.numpy()))
+    assert isinstance(tensor, ir.ExternalTensor)
+    location, shape = f"{folder}/{tensor.location}", ir.Shape(list(tensor.shape.numpy()))
+    moved = ir.ExternalTensor(location, tensor.offset, tensor.length, tensor.dtype, shape=shape, name=name)
+    return ir.Value(name=name, shape=value.shape, type=value.type, const_value=moved)
 
 
 def _dtype(value: ir.Value) -> ir.DataType:

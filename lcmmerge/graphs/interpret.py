@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lcmmerge.draw.draw import is_out_of_memory
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
-from lcmmerge.graphs.kernels import HOST, KERNELS, dtype_of, tensor_of
+from lcmmerge.graphs.kernels import HOST, KERNELS, constant, dtype_of, tensor_of
 from lcmmerge.graphs.link import read_graph
 from lcmmerge.graphs.rules import ONNX
 
@@ -54,7 +54,11 @@ class Interpreter:
         self.inputs = tuple(value.name for value in model.graph.input)
         self.outputs = tuple(value.name for value in model.graph.output)
         self._constants = {tensor.name: self._place(_read(tensor, path)) for tensor in model.graph.initializer}
-        self._steps = tuple(_steps(model.graph, path))
+        steps = list(_steps(model.graph, path))
+        for step in steps:
+            if step.function is constant:
+                self._constants[step.outputs[0]] = self._place(self._run(step, {}))
+        self._steps = tuple(step for step in steps if step.function is not constant)
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

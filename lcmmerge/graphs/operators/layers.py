@@ -55,13 +55,16 @@ def conv2d(
 
 @lowers("group_norm.default")
 def group_norm(
-    graph: Builder, node: Node, x: Node, groups: int, weight: Node, bias: Node, eps: float = 1e-5, cudnn: bool = True
+    graph: Builder, node: Node, x: Node, groups: int, weight: Node | None = None, bias: Node | None = None,
+    eps: float = 1e-5, cudnn: bool = True,
 ) -> Values:
     """x: [b, c, …]. TensorRT has a kernel of GroupNormalization, ONNX Runtime's CUDA provider in no version.
 
     Else each row of [b, groups, all the rest] is normalised: by InstanceNormalization, of which that provider lacks the
     version of opset 22, and from there on by LayerNormalization.
     """
+    if weight is None or bias is None:
+        raise graph.unknown(node)
     value, scale, offset = graph.value(x), graph.value(weight), graph.value(bias)
     if graph.grouped:
         return graph.add("GroupNormalization", value, scale, offset, num_groups=groups, epsilon=eps)
@@ -81,8 +84,11 @@ def group_norm(
 
 @lowers("layer_norm.default")
 def layer_norm(
-    graph: Builder, node: Node, x: Node, shape: Sequence[int], weight: Node, bias: Node, eps: float = 1e-5, *_: bool
+    graph: Builder, node: Node, x: Node, shape: Sequence[int], weight: Node | None = None, bias: Node | None = None,
+    eps: float = 1e-5, *_: bool,
 ) -> Values:
+    if weight is None or bias is None:
+        raise graph.unknown(node)
     inputs = map(graph.value, (x, weight, bias))
     return graph.add("LayerNormalization", *inputs, axis=-len(shape), epsilon=eps)
 
@@ -111,12 +117,17 @@ def attention(
     scale = 1 / math.sqrt(width) if scale is None else scale
     if mask is not None and str(mask.target) == "aten.expand.default":
         mask = mask.args[0]  # type: ignore[assignment]  # it is broadcast anyway
+    added = mask is not None and mask.meta["val"].is_floating_point()
+    if mask is not None and not added and mask not in graph.known:
+        raise graph.unknown(node)
     q, k, v = map(graph.value, (query, key, value))
     if graph.opset >= 23:
         return graph.add("Attention", q, k, v, None if mask is None else graph.value(mask), scale=scale)
     q = graph.add("Mul", q, graph.constant(scale, dtype))
     scores = graph.add("MatMul", q, transpose(graph, k, (0, 1, 3, 2)))
-    if mask is not None:
+    if mask is not None and added:
+        scores = graph.add("Add", scores, graph.value(mask, dtype))
+    elif mask is not None:
         bias = torch.zeros(graph.known[mask].shape, dtype=dtype)
         bias = bias.masked_fill(~graph.known[mask], torch.finfo(dtype).min)
         scores = graph.add("Add", scores, graph.constant(bias, dtype))
@@ -146,6 +157,16 @@ def upsample(
         nearest_mode="floor",
     )
     return graph.add("Cast", resized, to=DTYPES[dtype]) if dtype is torch.bfloat16 else resized
+
+
+@lowers("matmul.default", "bmm.default")
+def matmul(graph: Builder, node: Node, left: Node, right: Node) -> Values:
+    return graph.add("MatMul", graph.value(left), graph.value(right))
+
+
+@lowers("softmax.int")
+def softmax(graph: Builder, node: Node, x: Node, axis: int, dtype: torch.dtype | None = None) -> Values:
+    return graph.add("Softmax", graph.value(x, dtype), axis=axis)
 
 
 @lowers("embedding.default")
