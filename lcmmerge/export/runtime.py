@@ -30,6 +30,7 @@ from lcmmerge.export.manifest import ExportManifest, read_manifest
 from lcmmerge.export.targets import targets
 from lcmmerge.graphs.interpret import Interpreter
 from lcmmerge.graphs.link import RELINK, check_link, read_graph
+from lcmmerge.graphs.proof import FUSED_ON_CPU
 from lcmmerge.graphs.rules import ONNX, Graph, label
 from lcmmerge.refs.files import inside, read_object
 from lcmmerge.tensors.digest import sha256_of
@@ -40,9 +41,8 @@ TORCH = "torch"  # the interpreter
 ORT = {"tensorrt": "TensorrtExecutionProvider", "cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 PROVIDERS = (*ORT, TORCH)
 VARIANTS = ("fused", "plain")
-# The first ONNX Runtime that runs fused graphs as they are meant. Older ones have no Attention on CUDA; and on the CPU
-# they normalise rows by sums of squares, 1e-4 off where the mean is three deviations from 0.
-FUSED = {"tensorrt": "1.25", "cuda": "1.25", "cpu": "1.27"}
+# The first ONNX Runtime that runs fused graphs as they are meant. Older ones have no Attention on CUDA.
+FUSED = {"tensorrt": "1.25", "cuda": "1.25", "cpu": FUSED_ON_CPU}
 INSTALL = "install onnxruntime-gpu with its CUDA and TensorRT libraries, or omit --provider"
 # Of ONNX Runtime's TensorRT provider, those that an export writes; others load libraries, or write where they are told.
 OPTIONS = {

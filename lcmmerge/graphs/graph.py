@@ -45,23 +45,14 @@ def opset_of(variant: str, dtype: torch.dtype) -> int:
 def graphs_of(component: PipelinePart, dtype: torch.dtype, variants: Iterable[str]) -> dict[str, ir.Model]:
     """The graphs of ``component`` in ``dtype``, by variant: ``plain``; ``fused`` and ``grouped`` with Attention nodes.
 
-    Those of the same configuration built tiny are run beside torch before. Nearly all of the time goes into the traces.
-    Raises FormatError (of the config), IncompatibleError (an operator that we do not know,
-    or that does something else).
+    Nearly all of the time goes into the trace. Raises FormatError (of the config), IncompatibleError (an operator that
+    we do not know).
     """
-    import torch
-
-    from lcmmerge.graphs.proof import prove
-
-    opsets = {variant: opset_of(variant, dtype) for variant in variants}
-    if component.shrink is not None:
-        small = component.shrink(component.config)
-        runs = torch.float32 if dtype is torch.bfloat16 else dtype  # ONNX Runtime has few of its operators on a CPU
-        prove(small, _graphs(small, runs, opsets), runs)
-    return _graphs(component, dtype, opsets)
+    return trace(component, dtype, {variant: opset_of(variant, dtype) for variant in variants})
 
 
-def _graphs(component: PipelinePart, dtype: torch.dtype, opsets: Mapping[str, int]) -> dict[str, ir.Model]:
+def trace(component: PipelinePart, dtype: torch.dtype, opsets: Mapping[str, int]) -> dict[str, ir.Model]:
+    """As ``graphs_of``, each variant in an opset that is asked for."""
     program = _trace(component, dtype)
     return {variant: _finish(_made(program, component, variant, opset), component) for variant, opset in opsets.items()}
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lcmmerge.graphs.components import PipelinePart
 
 CURE = "its config or a newer library brought it: try the versions of constraints.txt"
+
 
 def translate(program: ExportedProgram, component: PipelinePart, opset: int) -> ir.Model:
     """The program as a graph, as ``lowering.lower`` makes it. Raises IncompatibleError."""
@@ -48,6 +50,7 @@ def translate(program: ExportedProgram, component: PipelinePart, opset: int) -> 
     common.RemoveUnusedNodesPass()(model)
     _name_dims(model.graph, component)
     _place(model.graph, program, component)
+    _narrow(model.graph)
     _flatten(model.graph)
     _strip(model)
     return model
@@ -163,7 +166,22 @@ def _flatten(graph: ir.Graph) -> None:
             constant.outputs[0].name = f"{node.outputs[0].name}:value"
             graph.insert_before(node, constant)
             ir.convenience.replace_all_uses_with(node.outputs[0], constant.outputs[0])
-            graph.remove(node)
+            graph.remove(node, safe=True)
+
+
+def _narrow(graph: ir.Graph) -> None:
+    """float64, which TensorRT lacks, as float32: diffusers has it where devices have it, in sinusoids of positions."""
+    wide, narrow = ir.DataType.DOUBLE, ir.DataType.FLOAT
+    for node in graph:
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == wide:
+                array = attribute.as_tensor().numpy().astype(np.float32)
+                node.attributes[name] = ir.AttrTensor(name, ir.Tensor(array))
+            elif name in ("to", "dtype") and attribute.as_int() == wide:
+                node.attributes[name] = ir.AttrInt64(name, narrow)
+        for value in node.outputs:
+            if value.dtype == wide:
+                value.dtype = narrow
 
 
 def _strip(model: ir.Model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, T5Conf
 from lcmmerge.errors import IncompatibleError
 from lcmmerge.graphs.building import Builder
 from lcmmerge.graphs.components import PipelinePart, Port
-from lcmmerge.graphs.graph import graphs_of
+from lcmmerge.graphs.graph import OPSETS
 from lcmmerge.graphs.lowering import lower
+from lcmmerge.graphs.proof import prove
 
 IMAGE = ("batch", 3, "height", "width")
+PLAIN = {"plain": OPSETS["plain"]}
 LATENTS = ("batch", 4, "latent_height", "latent_width")
 T5 = {"vocab_size": 99, "d_model": 24, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 2,
       "feed_forward_proj": "gated-gelu"}  # fmt: skip
@@ -42,13 +44,7 @@ class Called(nn.Module):
 
 
 def part(build: Callable[[], nn.Module], inputs: tuple[Port, ...], output: Port, **config: Any) -> PipelinePart:
-    """Proved by itself: it is tiny."""
-
-    def made(config: Mapping[str, Any]) -> PipelinePart:
-        weights = "w.safetensors"
-        return PipelinePart("part", Path(), weights, config, inputs, (output,), lambda config: build(), True, made)
-
-    return made(config)
+    return PipelinePart("part", Path(), "w.safetensors", config, inputs, (output,), lambda config: build())
 
 
 def vision_call(model: Any, pixels: Tensor) -> Tensor:
@@ -85,8 +81,8 @@ MODELS = {
 @pytest.mark.slow("each is traced twice")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_small_part_of_another_family(name: str) -> None:
-    """``graphs_of`` runs it beside torch, at another size than it was traced at."""
-    assert graphs_of(MODELS[name], torch.float32, ["plain", "fused"]).keys() == {"plain", "fused"}
+    """Beside torch, at another size than it was traced at."""
+    prove(MODELS[name], torch.float32, OPSETS)
 
 
 GRID = Port("x", ("batch", 6, "height", "width"))
@@ -112,7 +108,7 @@ def test_an_operator(name: str) -> None:
     call = CALLS[name]
     rank = call(torch.zeros(2, 6, 4, 5)).ndim
     output = Port("y", tuple(f"size{axis}" for axis in range(rank)))
-    graphs_of(part(lambda: Called(call), (GRID,), output), torch.float32, ["plain"])
+    prove(part(lambda: Called(call), (GRID,), output), torch.float32, PLAIN)
 
 
 def written(x: Tensor) -> Tensor:
@@ -148,7 +144,7 @@ def test_a_lowering_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> N
         return graph.add("Sigmoid", graph.value(x))
 
     component = part(lambda: Called(torch.tanh), (GRID,), Port("y", GRID.dims))
-    graphs_of(component, torch.float16, ["plain"])
+    prove(component, torch.float16, PLAIN)
     monkeypatch.setitem(OPERATORS, "aten.tanh.default", wrong)
     with pytest.raises(IncompatibleError, match="its plain graph, of the same configuration built tiny, gives y"):
-        graphs_of(component, torch.float16, ["plain"])
+        prove(component, torch.float16, PLAIN)

@@ -174,12 +174,13 @@ def check_vae(folder: Path, source_class: str) -> None:
 
 
 def cut(config: Mapping[str, Any], down: str, up: str) -> dict[str, Any]:
-    """The first and the last of a config's levels, and the first of each kind of block, of a layer and tiny widths.
+    """The first and the last of a config's levels, and one of each kind that is between, of a layer and tiny widths.
 
     ``down``, ``up``: the keys of their kinds. What is said level by level is said of those that stay.
     """
     kinds, levels = list(config[down]), len(config[down])
-    kept = sorted({0, levels - 1, *map(kinds.index, kinds)})
+    ends = {0, levels - 1}
+    kept = sorted(ends | {kinds.index(kind) for kind in kinds if kind not in (kinds[0], kinds[-1])})
     pieces = {
         key: [value[level] for level in kept]
         for key, value in config.items()
