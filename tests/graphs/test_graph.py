@@ -6,15 +6,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from exporting import graphs
 from onnxfile import Graph, configs, export, make
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.graphs.cache import cached
@@ -88,6 +91,17 @@ def test_parameters_keep_their_names(exported: Exporter, part: str, name: str, d
         assert external == graph.component.parameters()
         kept = [tensor for tensor in model.graph.initializer if not tensor.external_data]
         assert sum(len(tensor.raw_data) for tensor in kept) < 77 * 77 * 4 + 1_000  # the causal mask, numbers
+
+
+@pytest.mark.e2e
+def test_onnx_runtimes_quantizer_takes_it(exported: Exporter) -> None:
+    """It writes matrices the other way round, which what a graph tells of parameters must not contradict."""
+    graph = exported("ssd1b-lcm", "unet", "fp32")["plain"]
+    inputs, quantized = graph.inputs(2, 8, 8), graph.path.with_name("int8.onnx")
+    quantize_dynamic(graph.path, quantized, weight_type=QuantType.QInt8)
+    assert "MatMulInteger" in {node.op_type for node in onnx.load(quantized).graph.node}
+    (found,), (expected,) = replace(graph, path=quantized).by_ort(inputs), graph.by_ort(inputs)
+    assert 0 < np.abs(found - expected).max() <= 0.05 * np.abs(expected).max()
 
 
 def test_text_encoder_names_are_its_files(exported: Exporter) -> None:
