@@ -26,7 +26,9 @@ from packaging.version import Version
 from torch import Tensor
 
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
-from lcmmerge.export.manifest import ExportManifest, read_manifest
+from lcmmerge.export.lean import LeanInterpreter
+from lcmmerge.export.manifest import ExportManifest, parameters_of, read_manifest
+from lcmmerge.export.memory import available_memory, needed_by_ort
 from lcmmerge.export.targets import targets
 from lcmmerge.graphs.interpret import Interpreter
 from lcmmerge.graphs.link import RELINK, check_link, read_graph
@@ -90,13 +92,13 @@ def open_export(
 ) -> Runtime:
     """Open an export's graphs, each after its link is checked.
 
-    ``provider``: of PROVIDERS, by default the fastest that is usable here, which ``say`` is told. ``variant``: of
+    ``provider``: of PROVIDERS, by default what suits the graphs here; ``say`` is told which, and why. ``variant``: of
     VARIANTS, by default the fused where it is there and its provider takes it whole. Raises NotFoundError, FormatError,
     IncompatibleError, LcmMergeError (no such provider here).
     """
     manifest = read_manifest(folder)
     dtypes = {name: str(item["dtype"]) for name, item in manifest.components.items() if components(name)}
-    chosen = choose_provider(provider, set(dtypes.values()), say)
+    chosen = choose_provider(provider, set(dtypes.values()), say, parameters=parameters_of(manifest, dtypes))
     sessions, variants = {}, {}
     for name in dtypes:
         graphs = manifest.components[name]["graphs"]
@@ -110,25 +112,39 @@ def open_export(
     return Runtime(folder, manifest, chosen, device_of(chosen), sessions, types, variants)
 
 
-def choose_provider(asked: str | None, dtypes: set[str], say: Callable[[str], None] = lambda text: None) -> str:
-    """``asked``, or the first that is usable, for graphs of these ``dtypes``. Raises LcmMergeError."""
+def choose_provider(
+    asked: str | None, dtypes: set[str], say: Callable[[str], None] = lambda text: None, *, parameters: int = 0
+) -> str:
+    """``asked``, or what a person would take, for graphs of these ``dtypes`` and so many ``parameters``.
+
+    On a CPU that is ONNX Runtime, but where it takes no such graphs or would take too much memory.
+    Raises LcmMergeError.
+    """
     able = [name for name in PROVIDERS if _usable(name) and not ("bf16" in dtypes and _lacks_bf16(name))]
     if asked and asked not in able:
         raise _absent(asked, able)
-    gpu = torch.cuda.is_available()
-    order = ("tensorrt", "cuda", TORCH, "cpu") if gpu else ("tensorrt", "cuda", "cpu", TORCH)
-    chosen = asked or next(name for name in order if name in able)
-    reason = "" if asked or chosen in ("tensorrt", "cuda") else f": {_why_not(gpu, dtypes)}"
-    say(f"running on {describe(chosen)}{reason}")
+    chosen, reason = asked or next(name for name in able if name != "cpu"), ""
+    if not asked and chosen == TORCH:
+        reason = _why_torch(dtypes, parameters)
+        chosen, reason = (TORCH, reason) if reason else ("cpu", "no GPU that ONNX Runtime could use")
+    say(f"running on {describe(chosen)}{reason and f': {reason}'}")
     return chosen
 
 
-def _why_not(gpu: bool, dtypes: set[str]) -> str:
-    if gpu:
+def _why_torch(dtypes: set[str], parameters: int) -> str:
+    """Why not ONNX Runtime's CPU provider; empty where nothing is against it."""
+    if torch.cuda.is_available():
         return "ONNX Runtime's CUDA provider is not usable here"
     if not _usable("cpu"):
         return "ONNX Runtime is not usable here"
-    return "ONNX Runtime takes no bf16 on the CPU" if "bf16" in dtypes else "no GPU that ONNX Runtime could use"
+    if "bf16" in dtypes:
+        return "ONNX Runtime takes no bf16 on the CPU"
+    needed, available = needed_by_ort(parameters), available_memory()
+    if "fp16" in dtypes:
+        return f"ONNX Runtime widens fp16, to some {needed / 1e9:.1f} GB (--provider cpu: faster for many images)"
+    if available is not None and needed > available:
+        return f"ONNX Runtime would take some {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free"
+    return ""
 
 
 def _absent(asked: str, able: list[str]) -> LcmMergeError:
@@ -215,7 +231,8 @@ def open_session(graph: Path, provider: str, options: Mapping[str, str] | None =
     check_link(graph)
     _refuse_foreign(graph)
     if provider == TORCH:
-        return Interpreter(graph, device_of(provider))
+        device = device_of(provider)
+        return LeanInterpreter(graph) if device.type == "cpu" else Interpreter(graph, device)
     return OrtSession(graph, provider, options or {})
 
 

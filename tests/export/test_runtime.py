@@ -143,17 +143,31 @@ def test_a_provider_that_is_not_here(provider, export, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+CPU_ONLY = "running on cpu by ONNX Runtime's CPUExecutionProvider"
+BY_TORCH = "running on cpu by torch, node by node"
+
+
 @pytest.mark.skipif(GPU, reason="there is a GPU here")
-def test_what_runs_is_said():
-    said = []
-    assert choose_provider(None, {"fp16"}, said.append) == "cpu"
-    assert choose_provider(None, {"fp32", "bf16"}, said.append) == "torch"
-    assert choose_provider("torch", {"fp32"}, said.append) == "torch"
-    assert said == [
-        "running on cpu by ONNX Runtime's CPUExecutionProvider: no GPU that ONNX Runtime could use",
-        "running on cpu by torch, node by node: ONNX Runtime takes no bf16 on the CPU",
-        "running on cpu by torch, node by node",
-    ]
+@pytest.mark.parametrize(
+    ("asked", "dtypes", "free", "chosen", "said"),
+    [
+        (None, {"fp32"}, 8e9, "cpu", f"{CPU_ONLY}: no GPU that ONNX Runtime could use"),
+        (None, {"fp32"}, None, "cpu", f"{CPU_ONLY}: no GPU that ONNX Runtime could use"),
+        (None, {"fp32"}, 6e9, "torch", f"{BY_TORCH}: ONNX Runtime would take some 7.0 GB, and 6.0 GB are free"),
+        (
+            *(None, {"fp16", "fp32"}, 64e9, "torch"),
+            f"{BY_TORCH}: ONNX Runtime widens fp16, to some 7.0 GB (--provider cpu: faster for many images)",
+        ),
+        (None, {"fp32", "bf16"}, 64e9, "torch", f"{BY_TORCH}: ONNX Runtime takes no bf16 on the CPU"),
+        ("cpu", {"fp16"}, 1e9, "cpu", CPU_ONLY),
+        ("torch", {"fp32"}, 64e9, "torch", BY_TORCH),
+    ],
+)
+def test_what_a_person_would_take_on_a_cpu(asked, dtypes, free, chosen, said, monkeypatch):
+    monkeypatch.setattr(runtime, "available_memory", lambda: free)
+    lines = []
+    assert choose_provider(asked, dtypes, lines.append, parameters=10**9) == chosen
+    assert lines == [said]
 
 
 def test_bf16_on_onnx_runtimes_cpu():
