@@ -26,7 +26,8 @@ pytestmark = pytest.mark.e2e
 
 PAGE = (Path(__file__).parents[1] / "docs/serving.md").read_text("utf-8")
 PROGRAMS = dict(re.findall(r"`(\w+\.\w+)`[^`]*:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
-COMMANDS = [shlex.split(line) for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+SHELL = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+COMMANDS = [shlex.split(line) for block in SHELL for line in block.splitlines()]
 BOUNDS = {"fp32": 1e-4, "fp16": 5e-3}  # of an output's range
 SAMPLE = (1, 4, 16, 24)
 
@@ -128,9 +129,7 @@ def test_every_program_has_its_command() -> None:
 
 
 @pytest.mark.parametrize("program", ["openvino_unet.py", "node_unet.mjs"])
-def test_a_unet(
-    program: str, dtype: str, exports: Callable[[str], Path], run: Callable[[str, Path], Path]
-) -> None:
+def test_a_unet(program: str, dtype: str, exports: Callable[[str], Path], run: Callable[[str, Path], Path]) -> None:
     folder = run(program, exports(dtype))
     assert_near(folder / "out_sample.bin", of_unet(folder / "graphs/unet/model.onnx"), BOUNDS[dtype])
 
