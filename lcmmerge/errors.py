@@ -7,6 +7,7 @@
     ├── NumericError                  NaN, Inf, or an overflow of the output dtype
     ├── OutputError                   the result cannot be written
     ├── VerificationError             a recomputed merge differs from the file
+    ├── CrashError                    a process of others' native code ended without an answer
     ├── OptionError              exit 2  an option is malformed, or argues with another
     ├── RecipeError              exit 2  a recipe asks for what makes no sense
     ├── QualityError             exit 4  a result misses the recipe's checks
@@ -61,6 +62,10 @@ class OutputError(LcmMergeError):
 
 class VerificationError(LcmMergeError):
     """A file that is not what was recorded of it."""
+
+
+class CrashError(LcmMergeError):
+    """A process of others' native code that ended without an answer."""
 
 
 class OptionError(LcmMergeError):

@@ -26,7 +26,7 @@ from lcmmerge.graphs.cache import cached
 from lcmmerge.graphs.components import PipelinePart, components_of
 from lcmmerge.graphs.link import link
 
-FILES = {"plain": "model.onnx", "fused": "model.fused.onnx"}
+FILES = {"plain": "model.onnx", "fused": "model.fused.onnx", "grouped": "model.grouped.onnx"}
 GUIDED = {"time_cond_proj_dim": 16}  # as a full LCM
 
 
@@ -147,7 +147,7 @@ def export(part: str, name: str, dtype: str, folder: Path, cache: Path) -> dict[
     tensors = {key: value.to(TORCH[dtype]) for key, value in state.items() if key in names}
     save_file(tensors, folder / component.weights, metadata={"format": "pt"})
     graphs = {}
-    for variant in ("plain", "fused") if component.fused else ("plain",):
+    for variant in FILES if component.fused else ("plain",):
         path = folder / FILES[variant]
         path.write_bytes(link(cached(component, TORCH[dtype], variant, cache), folder / component.weights))
         graphs[variant] = Graph(path, component, module, dtype)

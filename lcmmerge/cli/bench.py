@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Time an export's graphs beside torch.")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--provider", type=PROVIDERS, help="[default: the fastest that is usable here]")
+@click.option("--provider", type=PROVIDERS, help="[default: what suits the graphs here]")
 @click.option("--size", "sizes", type=Pixels(), multiple=True, metavar="WxH", help="[default: the model's own]")
 @click.option("--component", "components", multiple=True, metavar="NAME", help="Such as unet.  [default: all]")
 @click.option("--batch", type=IMAGES, default=1, show_default=True, help="Images at once.")

@@ -58,7 +58,7 @@ PROVIDERS = click.Choice(("tensorrt", "cuda", "cpu", "torch"))  # of graphs.runt
 @held_options("--live or --lambda")
 @method_option
 @drawing_options
-@click.option("--provider", type=PROVIDERS, help="What runs an export.  [default: the fastest that is usable here]")
+@click.option("--provider", type=PROVIDERS, help="What runs an export.  [default: what suits the graphs here]")
 @click.option("--force", is_flag=True, help="Replace images; merge again what MODEL already holds.")
 @output_options
 def generate(

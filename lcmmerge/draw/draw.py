@@ -102,7 +102,7 @@ class _Batch:
             raise
         except Exception as error:  # diffusers computes with a model's configs, and checks little of them
             self.progress(-self.reported)
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise _undrawable(error) from error
             self.pipeline.vae.to(self.pipeline.unet.dtype)  # SDXL's decodes in float32, and was left so
             return None
@@ -145,6 +145,6 @@ def _undrawable(error: Exception) -> FormatError:
     return FormatError(f"diffusers cannot draw with this model ({what})", f"where its configs are damaged, {CURE}")
 
 
-def _out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """torch's CPU allocator has no error of its own."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

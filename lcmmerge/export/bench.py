@@ -20,7 +20,7 @@ from torch import Tensor
 from lcmmerge.draw.drawable import native_size
 from lcmmerge.draw.jobs import Size
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.export.manifest import ExportManifest, read_manifest, versions
+from lcmmerge.export.manifest import ExportManifest, parameters_of, read_manifest, versions
 from lcmmerge.export.runtime import TORCH, Session, choose_provider, device_of, open_session
 from lcmmerge.graphs.components import PipelinePart, Port, components_of
 from lcmmerge.output import Output
@@ -82,12 +82,13 @@ class Bench:
 def bench(folder: Path, asked: BenchRequest, output: Output) -> Bench:
     """Time each component at each size. Raises as ``open_export`` does."""
     manifest = read_manifest(folder)
-    dtypes = {str(item["dtype"]) for item in manifest.components.values()}
-    provider = choose_provider(asked.provider, dtypes, output.note)
     known = {component.name: component for component in components_of(folder)}
     if unknown := sorted(set(asked.components) - manifest.components.keys()):
         raise LcmMergeError(f"{folder}: has no component {unknown[0]!r}", f"it has {', '.join(manifest.components)}")
     todo = [known[name] for name in manifest.components if name in asked.components or not asked.components]
+    dtypes = {str(manifest.components[component.name]["dtype"]) for component in todo}
+    parameters = parameters_of(manifest, [component.name for component in todo])
+    provider = choose_provider(asked.provider, dtypes, output.note, parameters=parameters)
     sizes = asked.sizes or (native_size(folder),)
     rows: list[BenchRow] = []
     with output.progress("bench", len(todo) * len(sizes), "sizes") as progress:

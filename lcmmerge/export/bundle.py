@@ -143,7 +143,8 @@ def _write_graphs(prepared: PreparedExport, folder: Path, output: Output) -> Non
     with output.progress("graphs", len(todo), "graphs") as progress:
         for component, variant in todo:
             dtype = OUTPUT_DTYPES[prepared.dtypes[component.name]].torch
-            graph = cached(component, dtype, variant, prepared.request.cache)
+            form = "grouped" if variant == "fused" and prepared.target.grouped else variant
+            graph = cached(component, dtype, form, prepared.request.cache)
             path = folder / component.name / GRAPHS[variant]
             path.write_bytes(link(graph, path.parent / component.weights))
             check_link(path)

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lcmmerge.errors import IncompatibleError, NotFoundError
+from lcmmerge.errors import CrashError, IncompatibleError, NotFoundError
 from lcmmerge.export import rtx
 from lcmmerge.export.manifest import ExportManifest, is_export, read_manifest
 from lcmmerge.export.targets.tensorrt import TARGET
+from lcmmerge.graphs.apart import apart
 from lcmmerge.graphs.link import read_graph
 from lcmmerge.graphs.profiles import WHOLE
 from lcmmerge.graphs.rules import RULES, Graph, places
@@ -105,7 +106,11 @@ def _by_tensorrt(graph: Graph, engines: list[Engine], output: Output) -> Iterato
     profile = next(iter(graph.profiles.values()), None)
     if profile is None:
         output.note(f"{graph.title}: parsed and not built, since it has no profile")
-    built = rtx.build(graph.path, profile)
+    try:
+        built = apart(rtx.build, graph.path, profile)
+    except CrashError as error:
+        yield Broken(graph.title, "builder", error.message)
+        return
     yield from (Broken(graph.title, built.stage, what) for what in built.problems)
     if built.nbytes:
         engines.append(Engine(graph.title, built.seconds, built.nbytes))

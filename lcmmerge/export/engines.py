@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcmmerge.errors import LcmMergeError, NotFoundError, OptionError
+from lcmmerge.errors import CrashError, LcmMergeError, NotFoundError, OptionError
 from lcmmerge.export import rtx
 from lcmmerge.export.manifest import ExportManifest
 from lcmmerge.export.targets.tensorrt import ENGINES, FOLDER, engine, graph
+from lcmmerge.graphs.apart import apart
 from lcmmerge.output import Output
 
 Shapes = Mapping[str, Sequence[Sequence[int]]]  # input → least, usual, most
@@ -40,7 +41,6 @@ def check_engines(names: Sequence[str], profiles: Sequence[str], target: str) ->
 
 def build_engines(folder: Path, manifest: ExportManifest, names: Sequence[str], output: Output) -> None:
     """One for each component and each of the profiles that ``names`` says. Raises LcmMergeError."""
-    trt = library()
     todo = [(name, *item) for name in names for item in manifest.profiles[name]["shapes"].items()]
     (folder / FOLDER / ENGINES).mkdir()
     with output.progress("engines", len(todo), "engines") as progress:
@@ -48,28 +48,37 @@ def build_engines(folder: Path, manifest: ExportManifest, names: Sequence[str], 
             plain = manifest.components[component]["graphs"]["plain"]["path"]
             graphs = dict.fromkeys((graph(manifest, component), plain))
             # Fused attention has kernels for the usual widths of a head alone.
-            built = next(filter(None, (_build(trt, folder / path, shapes) for path in graphs)), None)
-            if built is None:
+            if not any(_built(folder / path, shapes, folder / engine(component, name)) for path in graphs):
                 cure = "`lcmmerge check --tensorrt` says why"
                 raise LcmMergeError(f"{component}: TensorRT builds no engine of it", cure)
-            (folder / engine(component, name)).write_bytes(built)
             progress(1)
 
 
-def _build(trt: Any, path: Path, shapes: Shapes) -> Any:
-    """The engine's bytes, None where there is none."""
+def _built(path: Path, shapes: Shapes, target: Path) -> bool:
+    """Whether there is an engine now."""
+    try:
+        return apart(_build, path, shapes, target)
+    except CrashError:
+        return False
+
+
+def _build(path: Path, shapes: Shapes, target: Path) -> bool:
+    trt = library()
     log = trt.Logger(trt.Logger.INTERNAL_ERROR)
     builder = trt.Builder(log)
     network = builder.create_network(_typed(trt))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(path)):
-        return None
+        return False
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     for name, ends in shapes.items():
         profile.set_shape(name, *map(tuple, ends))
     config.add_optimization_profile(profile)
     _for_capability(trt, config)
-    return builder.build_serialized_network(network, config)
+    built = builder.build_serialized_network(network, config)
+    if built is not None:
+        target.write_bytes(built)
+    return built is not None
 
 
 def _typed(trt: Any) -> int:

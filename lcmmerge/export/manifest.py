@@ -27,6 +27,7 @@ from lcmmerge.merge.spec import Merge
 from lcmmerge.refs.files import read_object
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 from lcmmerge.version import __version__
 
 NAME = "lcmmerge.json"
@@ -98,6 +99,12 @@ def read_manifest(folder: Path, *, unfinished: bool = False) -> ExportManifest:
         cure = "run `lcmmerge relambda` again, which writes them all"
         raise FormatError(f"{folder}: a change of λ was cut off, so its weights may be of two λs", cure)
     return manifest
+
+
+def parameters_of(manifest: ExportManifest, components: Iterable[str]) -> int:
+    """How many numbers the weights of some components are."""
+    items = [manifest.components[name] for name in components]
+    return sum(manifest.files[item["weights"]]["bytes"] // OUTPUT_DTYPES[item["dtype"]].itemsize for item in items)
 
 
 def is_export(path: Path) -> bool:

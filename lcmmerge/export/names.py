@@ -89,7 +89,7 @@ def rename(graph: bytes, item: Renamed) -> bytes:
     from onnx import ModelProto
     from onnx_ir.passes import common
 
-    from lcmmerge.graphs.cache import serialise
+    from lcmmerge.graphs.serial import serialise
 
     model = ir.from_proto(ModelProto.FromString(graph))
     kept = [value for value in model.graph.outputs if value.name in item.outputs]

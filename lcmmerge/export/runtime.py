@@ -19,15 +19,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import onnx
 import torch
+from packaging.version import Version
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
-from lcmmerge.export.manifest import ExportManifest, read_manifest
+from lcmmerge.export.lean import LeanInterpreter
+from lcmmerge.export.manifest import ExportManifest, parameters_of, read_manifest
+from lcmmerge.export.memory import available_memory, needed_by_ort
+from lcmmerge.export.targets import targets
 from lcmmerge.graphs.interpret import Interpreter
 from lcmmerge.graphs.link import RELINK, check_link, read_graph
+from lcmmerge.graphs.proof import FUSED_ON_CPU
 from lcmmerge.graphs.rules import ONNX, Graph, label
 from lcmmerge.refs.files import inside, read_object
 from lcmmerge.tensors.digest import sha256_of
@@ -38,6 +43,8 @@ TORCH = "torch"  # the interpreter
 ORT = {"tensorrt": "TensorrtExecutionProvider", "cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 PROVIDERS = (*ORT, TORCH)
 VARIANTS = ("fused", "plain")
+# The first ONNX Runtime that runs fused graphs as they are meant. Older ones have no Attention on CUDA.
+FUSED = {"tensorrt": "1.25", "cuda": "1.25", "cpu": FUSED_ON_CPU}
 INSTALL = "install onnxruntime-gpu with its CUDA and TensorRT libraries, or omit --provider"
 # Of ONNX Runtime's TensorRT provider, those that an export writes; others load libraries, or write where they are told.
 OPTIONS = {
@@ -47,6 +54,7 @@ OPTIONS = {
     "trt_engine_cache_prefix": r"[\w.-]+",
 }
 NO_MEMORY = "Failed to allocate memory"
+TOO_OLD = ("Unsupported model IR version", "ONNX Runtime only *guarantees* support for models stamped with official")
 
 
 class Session(Protocol):
@@ -84,17 +92,17 @@ def open_export(
 ) -> Runtime:
     """Open an export's graphs, each after its link is checked.
 
-    ``provider``: of PROVIDERS, by default the fastest that is usable here, which ``say`` is told. ``variant``: of
-    VARIANTS, by default the fused where it is there and its provider takes it. Raises NotFoundError, FormatError,
+    ``provider``: of PROVIDERS, by default what suits the graphs here; ``say`` is told which, and why. ``variant``: of
+    VARIANTS, by default the fused where it is there and its provider takes it whole. Raises NotFoundError, FormatError,
     IncompatibleError, LcmMergeError (no such provider here).
     """
     manifest = read_manifest(folder)
     dtypes = {name: str(item["dtype"]) for name, item in manifest.components.items() if components(name)}
-    chosen = choose_provider(provider, set(dtypes.values()), say)
+    chosen = choose_provider(provider, set(dtypes.values()), say, parameters=parameters_of(manifest, dtypes))
     sessions, variants = {}, {}
     for name in dtypes:
         graphs = manifest.components[name]["graphs"]
-        variants[name] = _variant(graphs, variant, chosen, dtypes[name])
+        variants[name] = _variant(graphs, variant, chosen, dtypes[name], manifest.target)
         graph = inside(folder, graphs[variants[name]]["path"])
         options = _options(folder, name, chosen)
         if options:
@@ -104,32 +112,60 @@ def open_export(
     return Runtime(folder, manifest, chosen, device_of(chosen), sessions, types, variants)
 
 
-def choose_provider(asked: str | None, dtypes: set[str], say: Callable[[str], None] = lambda text: None) -> str:
-    """``asked``, or the first that is usable, for graphs of these ``dtypes``. Raises LcmMergeError."""
-    able = [name for name in PROVIDERS if _usable(name) and not (name == "cpu" and "bf16" in dtypes)]
+def choose_provider(
+    asked: str | None, dtypes: set[str], say: Callable[[str], None] = lambda text: None, *, parameters: int = 0
+) -> str:
+    """``asked``, or what a person would take, for graphs of these ``dtypes`` and so many ``parameters``.
+
+    On a CPU that is ONNX Runtime, but where it takes no such graphs or would take too much memory.
+    Raises LcmMergeError.
+    """
+    able = [name for name in PROVIDERS if _usable(name) and not ("bf16" in dtypes and _lacks_bf16(name))]
     if asked and asked not in able:
         raise _absent(asked, able)
-    gpu = torch.cuda.is_available()
-    order = ("tensorrt", "cuda", TORCH, "cpu") if gpu else ("tensorrt", "cuda", "cpu", TORCH)
-    chosen = asked or next(name for name in order if name in able)
-    reason = "" if asked or chosen in ("tensorrt", "cuda") else f": {_why_not(gpu, dtypes)}"
-    say(f"running on {describe(chosen)}{reason}")
+    chosen, reason = asked or next(name for name in able if name != "cpu"), ""
+    if not asked and chosen == TORCH:
+        reason = _why_torch(dtypes, parameters)
+        chosen, reason = (TORCH, reason) if reason else ("cpu", "no GPU that ONNX Runtime could use")
+    say(f"running on {describe(chosen)}{reason and f': {reason}'}")
     return chosen
 
 
-def _why_not(gpu: bool, dtypes: set[str]) -> str:
-    if gpu:
+def _why_torch(dtypes: set[str], parameters: int) -> str:
+    """Why not ONNX Runtime's CPU provider; empty where nothing is against it."""
+    if torch.cuda.is_available():
         return "ONNX Runtime's CUDA provider is not usable here"
     if not _usable("cpu"):
         return "ONNX Runtime is not usable here"
-    return "ONNX Runtime takes no bf16 on the CPU" if "bf16" in dtypes else "no GPU that ONNX Runtime could use"
+    if "bf16" in dtypes:
+        return "ONNX Runtime takes no bf16 on the CPU"
+    needed, available = needed_by_ort(parameters), available_memory()
+    if "fp16" in dtypes:
+        return f"ONNX Runtime widens fp16, to some {needed / 1e9:.1f} GB (--provider cpu: faster for many images)"
+    if available is not None and needed > available:
+        return f"ONNX Runtime would take some {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free"
+    return ""
 
 
 def _absent(asked: str, able: list[str]) -> LcmMergeError:
-    if asked == "cpu" and _usable("cpu"):
-        return IncompatibleError("ONNX Runtime's CPU provider takes no bf16 graphs", "export --dtype fp32 or fp16")
+    if _usable(asked):
+        newer = "" if asked == "cpu" else f", or install ONNX Runtime {FUSED[asked]} or later"
+        what = f"ONNX Runtime's {asked.upper()} provider takes no bf16 graphs"
+        return IncompatibleError(what, f"export --dtype fp32 or fp16{newer}")
     have = ", ".join(able)
     return LcmMergeError(f"provider {asked!r}: is not usable here; usable are {have}", INSTALL)
+
+
+def _lacks_bf16(provider: str) -> bool:
+    """The CPU's does in any version; bf16 graphs, like fused ones, are of opsets that older ones do not have."""
+    return provider == "cpu" or (provider != TORCH and _is_older(FUSED[provider]))
+
+
+def _is_older(version: str) -> bool:
+    """Whether ONNX Runtime is."""
+    import onnxruntime
+
+    return Version(onnxruntime.__version__) < Version(version)
 
 
 def describe(provider: str) -> str:
@@ -142,12 +178,19 @@ def device_of(provider: str) -> torch.device:
     return torch.device("cuda", 0) if gpu else torch.device("cpu")
 
 
-def _variant(graphs: Mapping[str, Any], asked: str | None, provider: str, dtype: str) -> str:
-    """TensorRT refuses fused attention in float32."""
+def _variant(graphs: Mapping[str, Any], asked: str | None, provider: str, dtype: str, target: str) -> str:
     if asked and asked not in graphs:
         asked = "plain"  # a VAE has no other
-    refused = provider == "tensorrt" and dtype == "fp32"
-    return asked or next(name for name in VARIANTS if name in graphs and not (name == "fused" and refused))
+    return asked or ("fused" if "fused" in graphs and _takes_fused(provider, dtype, target) else "plain")
+
+
+def _takes_fused(provider: str, dtype: str, target: str) -> bool:
+    """TensorRT refuses fused attention in float32; GroupNormalization, which graphs for it have, it alone has."""
+    if provider == TORCH:
+        return True
+    grouped = target in targets() and targets()[target].grouped
+    suits = dtype != "fp32" if provider == "tensorrt" else not grouped
+    return suits and not _is_older(FUSED[provider])
 
 
 def _options(folder: Path, component: str, provider: str) -> dict[str, str]:
@@ -188,7 +231,8 @@ def open_session(graph: Path, provider: str, options: Mapping[str, str] | None =
     check_link(graph)
     _refuse_foreign(graph)
     if provider == TORCH:
-        return Interpreter(graph, device_of(provider))
+        device = device_of(provider)
+        return LeanInterpreter(graph) if device.type == "cpu" else Interpreter(graph, device)
     return OrtSession(graph, provider, options or {})
 
 
@@ -214,27 +258,53 @@ class OrtSession:
             try:
                 self._session = onnxruntime.InferenceSession(graph, settings, providers=providers)
             except Exception as error:  # its kinds have no common base but Exception
-                raise _translated(graph, error) from None
+                raise _refused(graph, error) from None
         if (given := self._session.get_providers()[0]) != ORT[provider]:
             raise LcmMergeError(f"{graph}: ONNX Runtime took {given} in place of {ORT[provider]}", INSTALL)
         self.inputs = tuple(item.name for item in self._session.get_inputs())
         self.outputs = tuple(item.name for item in self._session.get_outputs())
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        binding, place = self._session.io_binding(), (self.device.type, self.device.index or 0)
         held = {name: inputs[name].to(self.device).contiguous() for name in self.inputs}
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()  # ONNX Runtime has a stream of its own
+        try:
+            return self._run(held)
+        except Exception as error:
+            raise _failed(self.graph, error) from None
+
+    def _run(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        binding, place = self._session.io_binding(), (self.device.type, self.device.index or 0)
         for name, tensor in held.items():
             binding.bind_input(name, *place, ELEMENTS[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
         for name in self.outputs:
             binding.bind_output(name, *place)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # ONNX Runtime has a stream of its own
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as error:
-            raise _translated(self.graph, error) from None
+        self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+        return {name: _tensor(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+class Memory:
+    """An output of ONNX Runtime where it lies, as NumPy's and CUDA's array interfaces tell it; kept by who reads it.
+
+    DLPack would tell it too, since ONNX Runtime 1.26. ``kind``: a type as those interfaces name it; none is bfloat16.
+    """
+
+    def __init__(self, value: Any, kind: str) -> None:
+        self.value = value
+        place = (value.data_ptr(), False)
+        told = {"shape": tuple(value.shape()), "typestr": kind, "data": place, "strides": None, "version": 3}
+        self.__array_interface__ = self.__cuda_array_interface__ = told
+
+
+def _tensor(value: Any) -> Tensor:
+    """Of an OrtValue, without a copy."""
+    dtype = next(dtype for dtype, element in ELEMENTS.items() if element == value.element_type())
+    stored = torch.int16 if dtype is torch.bfloat16 else dtype
+    memory = Memory(value, f"<{'f' if stored.is_floating_point else 'i'}{stored.itemsize}")
+    on_cpu = value.device_name() == "cpu"
+    tensor = torch.from_numpy(np.asarray(memory)) if on_cpu else torch.as_tensor(memory, device="cuda")
+    return tensor.view(dtype)
 
 
 ELEMENTS = {
@@ -245,11 +315,27 @@ ELEMENTS = {
 }
 
 
-def _translated(graph: Path, error: Exception) -> Exception:
+def _refused(graph: Path, error: Exception) -> Exception:
+    import onnxruntime
+
     text = " ".join(str(error).split())
     if NO_MEMORY in text:
         return MemoryError(text)
+    if any(words in text for words in TOO_OLD):
+        what = f"{graph}: ONNX Runtime {onnxruntime.__version__} is too old for it"
+        return LcmMergeError(what, f"install {FUSED['cuda']} or later, or export --no-fused")
     return FormatError(f"{graph}: ONNX Runtime refuses it: {text[:300]}", "`lcmmerge check` says what is wrong with it")
+
+
+def _failed(graph: Path, error: Exception) -> Exception:
+    """Of a graph that it had taken."""
+    import onnxruntime
+
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if NO_MEMORY in text or isinstance(error, MemoryError):
+        return MemoryError(text)
+    what = f"{graph}: ONNX Runtime {onnxruntime.__version__} fails to run it: {text[:300]}"
+    return LcmMergeError(what, "give another --provider, or install another onnxruntime")
 
 
 @cache

@@ -32,10 +32,11 @@ from lcmmerge.draw.presets import Preset, own_scheduler
 from lcmmerge.draw.sampling import guidance_embedding
 from lcmmerge.errors import IncompatibleError
 from lcmmerge.export.pipeline import VAE_DEFAULTS
-from lcmmerge.graphs.cache import serialise
 from lcmmerge.graphs.compose import Composition, LinkedGraph
 from lcmmerge.graphs.link import check_link
+from lcmmerge.graphs.rules import TO_THE_END
 from lcmmerge.graphs.schedule import SchedulerStep, steps_of
+from lcmmerge.graphs.serial import serialise
 from lcmmerge.refs.weights import local_tree, read_json
 
 FLOAT, INT64, UINT8 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.UINT8
@@ -92,7 +93,7 @@ def write_whole(folder: Path, graphs: Mapping[str, Mapping[str, str]], loop: Loo
 
 def whole_graph(parts: Mapping[str, LinkedGraph], loop: Loop) -> ir.Model:
     """``parts``: of text encoders, ``unet`` and ``vae_decoder``."""
-    making = Composition()
+    making = Composition(parts.values())
     encoders = sorted(name for name in parts if name.startswith("text_encoder"))
     length = _ports(parts[encoders[0]].model.graph.inputs)["input_ids"][1]
     ids = [_input(name.replace("text_encoder", "input_ids"), INT64, ["batch", length]) for name in encoders]
@@ -128,11 +129,23 @@ def _conditions(
 
 def _time_ids(making: Composition, noise: ir.Value, batch: ir.Value, vae: Mapping[str, Any]) -> ir.Value:
     """[batch, 6]: original height and width, no crop, and the same as the target."""
-    pixels = making.constant(np.array([2 ** (len(vae["block_out_channels"]) - 1)]))
-    size = making.add("Mul", making.add("Shape", noise, dtype=INT64, start=3, end=5), pixels)
-    size = making.cast(size, FLOAT)
-    row = making.add("Concat", size, making.constant(np.zeros(2, np.float32)), size, axis=0)
+    pixels = 2 ** (len(vae["block_out_channels"]) - 1)
+    size = [_side(making, noise, axis, pixels) for axis in (3, 4)]
+    row = making.add("Concat", *size, making.constant(np.zeros(2, np.float32)), *size, axis=0)
     return _for_each(making, making.add("Unsqueeze", row, making.constant(np.array([0]))), batch)
+
+
+def _side(making: Composition, noise: ir.Value, axis: int, pixels: int) -> ir.Value:
+    """float32 [1]: the last of 8, 16, … pixels. A GPU counts these by itself; a shape would be copied to it."""
+    end = making.add("Mul", making.add("Shape", noise, dtype=INT64, start=axis, end=axis + 1), _whole(making, [pixels]))
+    end = making.add("Reshape", making.add("Add", end, _whole(making, [1])), _whole(making, []))
+    sides = making.add("Range", _whole(making, pixels), end, _whole(making, pixels))
+    last = making.add("Slice", sides, *(_whole(making, [item]) for item in (-1, TO_THE_END[0], 0, 1)))
+    return making.cast(last, FLOAT)
+
+
+def _whole(making: Composition, items: int | list[int]) -> ir.Value:
+    return making.constant(np.array(items, np.int64))
 
 
 def _for_each(making: Composition, row: ir.Value, batch: ir.Value) -> ir.Value:

@@ -28,13 +28,15 @@ SIZES: dict[Any, str] = {operator.mul: "Mul", operator.add: "Add", operator.sub:
 
 
 class Constants:
-    """A graph's initializers whose values are in it, shared by the nodes that want the same.
+    """The values that are in a graph itself, as Constant nodes, shared by the nodes that want the same.
 
+    Initializers are parameters alone: a tool may move all of them to another file, where no shape is looked for.
     bfloat16 is ``ml_dtypes``'.
     """
 
     def __init__(self) -> None:
         self._values: dict[tuple[Any, ...], ir.Value] = {}
+        self.nodes: list[ir.Node] = []
 
     def __call__(self, array: np.ndarray[Any, Any]) -> ir.Value:
         dtype = ir.DataType.from_numpy(array.dtype)
@@ -42,24 +44,26 @@ class Constants:
         if key not in self._values:
             name = f"constant_{len(self._values)}"
             value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype))
-            value.const_value = ir.Tensor(array, dtype=dtype, shape=value.shape, name=name)
+            tensor = ir.Tensor(array, dtype=dtype, shape=value.shape)
+            self.nodes.append(ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value], name=name))
             self._values[key] = value
         return self._values[key]
 
-    def values(self) -> tuple[ir.Value, ...]:
-        return tuple(self._values.values())
-
 
 class Builder:
-    """A graph in the making. ``values``: what a node of the program is in it; ``known``: what it is, if a constant."""
+    """A graph in the making. ``values``: what a node of the program is in it; ``known``: what it is, if a constant.
 
-    def __init__(self, component: PipelinePart, opset: int) -> None:
-        self.component, self.opset = component, opset
+    ``grouped``: whether GroupNormalization may be in it.
+    """
+
+    def __init__(self, component: PipelinePart, opset: int, *, grouped: bool = False) -> None:
+        self.component, self.opset, self.grouped = component, opset, grouped
         self.nodes: list[ir.Node] = []
         self.values: dict[Node, ir.Value | tuple[ir.Value, ...]] = {}
         self.known: dict[Node, torch.Tensor] = {}
         self.parameters: dict[str, ir.Value] = {}
         self.constants = Constants()
+        self.dims: dict[Any, Any] = {}  # torch's symbol of a free size → the port's
         self._names: Counter[str] = Counter()
         self.scope = ""
 
@@ -75,10 +79,31 @@ class Builder:
         return value
 
     def unknown(self, node: Node) -> IncompatibleError:
+        return self.refusal(f"torch's operator {node.target} (in {self.scope}), as it is called, has no lowering")
+
+    def refusal(self, what: str) -> IncompatibleError:
         return IncompatibleError(
-            f"{self.component.name}: torch's operator {node.target} (in {self.scope}) has no lowering to ONNX",
+            f"{self.component.name}: {what}",
             "its config or a newer library brought it: try the versions of constraints.txt",
         )
+
+    def describe(self, node: Node, values: ir.Value | tuple[ir.Value, ...]) -> None:
+        """Give what a node of the program became its type and shape, which runtimes plan their memory by.
+
+        They would infer most of it as they open the graph, and few sizes after a Reshape.
+        """
+        many, tensors = (values, node.meta["val"]) if isinstance(values, tuple) else ((values,), (node.meta["val"],))
+        for value, tensor in zip(many, tensors, strict=True):
+            if tensor.dtype in DTYPES:
+                value.type = ir.TensorType(DTYPES[tensor.dtype])
+            value.shape = ir.Shape([self._dim(size) for size in tensor.shape])
+
+    def _dim(self, size: int | torch.SymInt) -> int | str | None:
+        """A size in the ports' words, such as ``latent_height//2``; None where it depends on anything else."""
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr.xreplace(self.dims)
+        return str(expression) if expression.free_symbols <= set(self.dims.values()) else None
 
     def value(self, item: Any, dtype: torch.dtype | None = None) -> ir.Value:
         """A node of the program or a number, in ``dtype`` (its own)."""
@@ -87,8 +112,8 @@ class Builder:
             return self.constant(item, dtype)
         if item in self.known:
             return self.constant(self.known[item], dtype or self.known[item].dtype)
-        value = self.values.get(item)
-        if not isinstance(value, ir.Value):  # a buffer, which has no values on the meta device
+        value = self.values[item]
+        if not isinstance(value, ir.Value):  # a piece of it was meant
             raise self.unknown(item)
         if dtype not in (None, item.meta["val"].dtype):
             value = self.add("Cast", value, to=DTYPES[dtype])

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcmmerge.graphs.components import PipelinePart
-from lcmmerge.graphs.graph import graphs_of, opset_of
+from lcmmerge.graphs.graph import OPSETS, graphs_of, opset_of
+from lcmmerge.graphs.proof import provable, prove
+from lcmmerge.graphs.serial import serialise
 from lcmmerge.tensors.kept import keep, recall, user_cache
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     import torch
 
 LIBRARIES = ("diffusers", "onnx", "onnx-ir", "tokenizers", "torch", "transformers")
@@ -34,16 +35,26 @@ def default_folder() -> Path:
 def cached(component: PipelinePart, dtype: torch.dtype, variant: str, folder: Path | None = None) -> bytes:
     """A graph of ``graphs_of`` as bytes, to be linked; from ``folder`` (the user's cache) where it was made before.
 
-    A component's variants are made together. Raises what ``graphs_of`` raises.
+    A component's variants are made together, after those of the same configuration built tiny are proved; models that
+    differ in widths and depths alone have that in common. Raises what ``graphs_of`` and ``prove`` raise.
     """
     folder = default_folder() if folder is None else folder
     if (kept := recall(_path(folder, component, dtype, variant))) is not None:
         return kept
-    variants = {variant, "plain", "fused"} if component.fused else {variant, "plain"}
+    variants = {variant, *OPSETS} if component.fused else {variant, "plain"}
+    _prove_once(component, dtype, variants, folder)
     graphs = {name: serialise(graph) for name, graph in graphs_of(component, dtype, sorted(variants)).items()}
     for name, graph in graphs.items():
         keep(_path(folder, component, dtype, name), graph)
     return graphs[variant]
+
+
+def _prove_once(component: PipelinePart, dtype: torch.dtype, variants: Iterable[str], folder: Path) -> None:
+    if component.shrink is None:
+        return
+    small, opsets = component.shrink(component.config), provable(dtype, sorted(variants))
+    facts = {**_facts(small), "dtype": str(dtype), "opsets": opsets}
+    once(f"{component.name}-proof", facts, lambda: prove(small, dtype, opsets), folder)
 
 
 def parameters(component: PipelinePart, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
@@ -62,20 +73,15 @@ def once(name: str, facts: Mapping[str, Any], make: Callable[[], Any], folder: P
     return json.loads(content)
 
 
-def serialise(graph: ir.Model) -> bytes:
-    import onnx_ir as ir
-
-    data: bytes = ir.to_proto(graph).SerializeToString(deterministic=True)
-    return data
-
-
 def _path(folder: Path, component: PipelinePart, dtype: torch.dtype, variant: str) -> Path:
     facts = {**_facts(component), "dtype": str(dtype), "opset": opset_of(variant, dtype)}
     return folder / f"{component.name}-{variant}-{_key(facts)}"
 
 
 def _facts(component: PipelinePart) -> dict[str, Any]:
-    return {"component": component.name, "config": dict(component.config)}
+    """Torch's exporter makes a graph by another library, which nobody needs whose parts are all ``lowered``."""
+    exporter = None if component.lowered else version("onnxscript")
+    return {"component": component.name, "config": dict(component.config), "exporter": exporter}
 
 
 def _key(facts: Mapping[str, Any]) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from lcmmerge.graphs.building import Constants
+from lcmmerge.graphs.operators.layers import LAYER_NORM
 
 
 class LinkedGraph:
@@ -26,12 +28,19 @@ class LinkedGraph:
 
 
 class Composition:
-    """A graph in the making, of the highest opset of its parts: no operator that we emit means less in a later one."""
+    """A graph in the making, of the highest opset of its ``parts``.
 
-    def __init__(self) -> None:
+    A dim's name is the same size in all of its parts: runtimes plan their memory by it.
+
+    No operator that we emit means less in a later one; but rows are then normalised as in graphs of that opset.
+    """
+
+    def __init__(self, parts: Iterable[LinkedGraph]) -> None:
+        models = [part.model for part in parts]
         self.nodes: list[ir.Node] = []
         self.constant = Constants()
-        self.opset, self.ir_version = 0, 0
+        self.opset = max(model.graph.opset_imports[""] for model in models)
+        self.ir_version = max(model.ir_version for model in models)
         self._initializers: dict[str, ir.Value] = {}
 
     def add(self, operator: str, *inputs: ir.Value, dtype: ir.DataType | None = None, **attributes: Any) -> ir.Value:
@@ -48,47 +57,47 @@ class Composition:
     def call(self, part: LinkedGraph, given: Mapping[str, ir.Value], scope: str) -> dict[str, ir.Value]:
         """The part's outputs by name, for its inputs by name; each is cast to the type that the part has it in."""
         graph = part.model.graph
-        self.opset = max(self.opset, graph.opset_imports[""])
-        self.ir_version = max(self.ir_version, part.model.ir_version)
         values: dict[ir.Value | None, ir.Value | None] = {None: None}
         for value in graph.inputs:
             values[value] = self.cast(given[str(value.name)], _dtype(value))
         for own, initializer in part.initializers.items():
             values[own] = self._initializers.setdefault(str(initializer.name), initializer)
         for node in graph:
-            outputs = [ir.Value(name=f"{scope}/{value.name}", type=value.type) for value in node.outputs]
+            if node.op_type == "Constant":
+                values[node.outputs[0]] = self.constant(node.attributes["value"].as_tensor().numpy())
+                continue
+            outputs = [
+                ir.Value(name=f"{scope}/{value.name}", type=value.type, shape=value.shape) for value in node.outputs
+            ]
             values.update(zip(node.outputs, outputs, strict=True))
             inputs = [values[value] for value in node.inputs]
-            attributes = list(node.attributes.values())
-            name = f"{scope}/{node.name}"
-            self.nodes.append(ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=name))
+            operator, attributes, name = node.op_type, list(node.attributes.values()), f"{scope}/{node.name}"
+            if operator == "InstanceNormalization" and self.opset >= LAYER_NORM:
+                rows, ones = map(_present, inputs[:2])
+                operator, inputs = "LayerNormalization", [rows, self._ones(rows, _dtype(ones))]
+            self.nodes.append(ir.Node(node.domain, operator, inputs, attributes, outputs=outputs, name=name))
         return {str(value.name): _present(values[value]) for value in graph.outputs}
 
+    def _ones(self, rows: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """As many as a row of [b, groups, …] has values."""
+        one = self.constant(np.ones(1, dtype.numpy()))
+        return self.add("Expand", one, self.add("Shape", rows, dtype=ir.DataType.INT64, start=2, end=3))
+
     def model(self, inputs: list[ir.Value], outputs: list[ir.Value], name: str) -> ir.Model:
-        initializers = [*self._initializers.values(), *self.constant.values()]
+        nodes, initializers = [*self.constant.nodes, *self.nodes], list(self._initializers.values())
         graph = ir.Graph(
-            inputs, outputs, nodes=self.nodes, initializers=initializers, opset_imports={"": self.opset}, name=name
+            inputs, outputs, nodes=nodes, initializers=initializers, opset_imports={"": self.opset}, name=name
         )
         return ir.Model(graph, ir_version=self.ir_version, producer_name="lcmmerge")
 
 
 def _below(folder: str, value: ir.Value) -> ir.Value:
-    """The same initializer for a graph in the folder above."""
+    """The same parameter for a graph in the folder above."""
     tensor, name = value.const_value, f"{folder}.{value.name}"
-    moved = ir.Value(name=name, shape=value.shape, type=value.type, const_value=tensor)
-    assert tensor is not None
-    if isinstance(tensor, ir.ExternalTensor):
-        location = f"{folder}/{tensor.location}"
-        moved.const_value = ir.ExternalTensor(
-            location, tensor.offset, tensor.length, tensor.dtype, shape=_shape(tensor), name=name
-        )
-    else:
-        moved.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=_shape(tensor), name=name)
-    return moved
-
-
-def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
-    return ir.Shape(list(tensor.shape.numpy()))
+    assert isinstance(tensor, ir.ExternalTensor)
+    location, shape = f"{folder}/{tensor.location}", ir.Shape(list(tensor.shape.numpy()))
+    moved = ir.ExternalTensor(location, tensor.offset, tensor.length, tensor.dtype, shape=shape, name=name)
+    return ir.Value(name=name, shape=value.shape, type=value.type, const_value=moved)
 
 
 def _dtype(value: ir.Value) -> ir.DataType:

@@ -6,7 +6,7 @@ initializer of its own name, whose values are to be looked for in the component'
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lcmmerge.errors import IncompatibleError
@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-OPSETS = {"plain": 18, "fused": 23}  # 18 is what old runtimes have, too; 23 brought Attention
+# 18 is what old runtimes have, too; 23 brought Attention. Grouped: fused, with GroupNormalization, which is TensorRT's.
+OPSETS = {"plain": 18, "fused": 23, "grouped": 23}
 BFLOAT16 = 22  # the first whose Conv and InstanceNormalization are for bfloat16
 
 # What we emit: ONNX Runtime's providers and TensorRT's parser know each. No Sequence, no If, no Loop.
 OPERATORS = frozenset(
     {
         *("Add", "Div", "Mul", "Sub", "Erf", "Exp", "Cos", "Sin", "Neg", "Sqrt", "Sigmoid", "Tanh", "Gelu", "Softmax"),
+        *("Pow", "Relu", "Reciprocal"),
         *("MatMul", "Gemm", "Conv", "Attention", "Resize", "Pad"),
         *("GroupNormalization", "InstanceNormalization", "LayerNormalization"),
+        *("Constant", "Squeeze", "CastLike", "Einsum"),
         *("Cast", "Identity", "Shape", "Reshape", "Expand", "Transpose", "Unsqueeze", "Concat", "Split", "Slice"),
-        *("Gather", "GatherND", "ArgMax", "Equal", "Range"),
+        *("Gather", "GatherND", "ArgMax", "Equal", "Range", "ReduceMean", "Where"),
         *("Clip", "Round"),  # of a whole pipeline, which ends in an image
     }
 )
@@ -40,16 +43,28 @@ def opset_of(variant: str, dtype: torch.dtype) -> int:
 
 
 def graphs_of(component: PipelinePart, dtype: torch.dtype, variants: Iterable[str]) -> dict[str, ir.Model]:
-    """The graphs of ``component`` in ``dtype``, by variant: ``plain``, or ``fused`` with Attention nodes.
+    """The graphs of ``component`` in ``dtype``, by variant: ``plain``; ``fused`` and ``grouped`` with Attention nodes.
 
-    Nearly all of the time goes into what they share. Raises FormatError (of the config), IncompatibleError (an operator
-    that we do not know).
+    Nearly all of the time goes into the trace. Raises FormatError (of the config), IncompatibleError (an operator that
+    we do not know).
     """
-    from lcmmerge.graphs.lowering import lower
+    return trace(component, dtype, {variant: opset_of(variant, dtype) for variant in variants})
 
+
+def trace(component: PipelinePart, dtype: torch.dtype, opsets: Mapping[str, int]) -> dict[str, ir.Model]:
+    """As ``graphs_of``, each variant in an opset that is asked for."""
     program = _trace(component, dtype)
-    opsets = {variant: opset_of(variant, dtype) for variant in variants}
-    return {variant: _finish(lower(program, component, opset), component) for variant, opset in opsets.items()}
+    return {variant: _finish(_made(program, component, variant, opset), component) for variant, opset in opsets.items()}
+
+
+def _made(program: ExportedProgram, component: PipelinePart, variant: str, opset: int) -> ir.Model:
+    if component.lowered:
+        from lcmmerge.graphs.lowering import lower
+
+        return lower(program, component, opset, grouped=variant == "grouped")
+    from lcmmerge.graphs.translation import translate
+
+    return translate(program, component, opset)
 
 
 def _trace(component: PipelinePart, dtype: torch.dtype) -> ExportedProgram:
@@ -60,7 +75,8 @@ def _trace(component: PipelinePart, dtype: torch.dtype) -> ExportedProgram:
     free: Any = ShapesCollection()  # type: ignore[no-untyped-call]
     for port, tensor in zip(component.inputs, example, strict=True):
         free[tensor] = dict.fromkeys(port.dynamic, Dim.AUTO)
-    with torch.no_grad():
+    # With free sizes, to look for what it knows of an operator costs torch a third more than to ask it again.
+    with torch.no_grad(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         return torch.export.export(module, example, dynamic_shapes=free, strict=False)
 
 

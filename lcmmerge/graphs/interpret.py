@@ -16,8 +16,9 @@ import torch
 from onnx import NodeProto, TensorProto
 from torch import Tensor
 
-from lcmmerge.errors import FormatError, IncompatibleError
-from lcmmerge.graphs.kernels import HOST, KERNELS, dtype_of, tensor_of
+from lcmmerge.draw.draw import is_out_of_memory
+from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
+from lcmmerge.graphs.kernels import HOST, KERNELS, constant, dtype_of, tensor_of
 from lcmmerge.graphs.link import read_graph
 from lcmmerge.graphs.rules import ONNX
 
@@ -53,7 +54,11 @@ class Interpreter:
         self.inputs = tuple(value.name for value in model.graph.input)
         self.outputs = tuple(value.name for value in model.graph.output)
         self._constants = {tensor.name: self._place(_read(tensor, path)) for tensor in model.graph.initializer}
-        self._steps = tuple(_steps(model.graph, path))
+        steps = list(_steps(model.graph, path))
+        for step in steps:
+            if step.function is constant:
+                self._constants[step.outputs[0]] = self._place(self._run(step, {}))
+        self._steps = tuple(step for step in steps if step.function is not constant)
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,6 +82,11 @@ class Interpreter:
             return step.function(*arguments, **step.attributes)
         except NotImplementedError as error:
             raise IncompatibleError(f"{self.path}: {step.title}: {error} is not interpreted", CURE) from None
+        except Exception as error:  # of whatever kind torch has for it
+            if is_out_of_memory(error):
+                raise
+            what = f"{self.path}: {step.title}: torch cannot compute it: {' '.join(str(error).split())[:300]}"
+            raise LcmMergeError(what, CURE) from None
 
     def _place(self, tensor: Tensor) -> Tensor:
         is_shape = not tensor.is_floating_point() and tensor.dim() <= 1

@@ -253,7 +253,7 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "Less": torch.lt, "LessOrEqual": torch.le, "Log": torch.log, "MatMul": torch.matmul, "Max": largest, "Min": least,
     "Mul": torch.mul, "Neg": torch.neg, "Not": torch.logical_not, "Or": torch.logical_or, "Pad": pad,
     "Pow": torch.pow, "Range": lambda start, end, step: torch.arange(start, end, step),
-    "Reciprocal": torch.reciprocal, "ReduceMean": reduce_mean, "Reshape": reshape, "Resize": resize,
+    "Reciprocal": torch.reciprocal, "ReduceMean": reduce_mean, "Relu": torch.relu, "Reshape": reshape, "Resize": resize,
     "Round": torch.round, "Shape": shape_of, "Sigmoid": torch.sigmoid, "Sin": torch.sin, "Slice": slice_of,
     "Softmax": softmax, "Split": split, "Sqrt": torch.sqrt, "Squeeze": squeeze, "Sub": torch.sub,
     "Tanh": torch.tanh, "Tile": lambda tensor, repeats: tensor.repeat(*repeats), "Transpose": transpose,

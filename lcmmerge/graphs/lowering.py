@@ -8,15 +8,20 @@ Reshape can infer them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
+from sympy import Symbol  # torch's own, for sizes
+from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from lcmmerge.graphs.building import DTYPES, Builder, typed
-from lcmmerge.graphs.components.base import MODULE, PipelinePart, parameter_name
+from lcmmerge.graphs.components.base import MODULE, PipelinePart, Port, parameter_name
 from lcmmerge.graphs.operators import IDENTITIES, OPERATORS
+from lcmmerge.graphs.operators.base import Values
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -24,18 +29,17 @@ if TYPE_CHECKING:
 IR_VERSIONS = {18: 8, 22: 10, 23: 11}  # that came with the opset: older runtimes refuse newer ones
 
 
-def lower(program: ExportedProgram, component: PipelinePart, opset: int) -> ir.Model:
-    """The program as a graph. Raises IncompatibleError for an operator of torch that has no lowering."""
-    lowering = Builder(component, opset)
-    parameters = program.graph_signature.inputs_to_parameters
-    inputs, ports = [], iter(component.inputs)
+def lower(program: ExportedProgram, component: PipelinePart, opset: int, *, grouped: bool = False) -> ir.Model:
+    """The program as a graph.
+
+    Raises IncompatibleError: an operator of torch that has no lowering, or writes in place; a buffer that is used,
+    which no weight file is sure to have.
+    """
+    lowering = Builder(component, opset, grouped=grouped)
+    check_writes(program, lowering)
+    inputs = _inputs(lowering, program)
     for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in parameters:
-            lowering.values[node] = lowering.parameter(parameters[node.name], node.meta["val"])
-        elif node.op == "placeholder" and node.name not in program.graph_signature.inputs_to_buffers:
-            value = lowering.values[node] = typed(next(ports).name, node.meta["val"])
-            inputs.append(value)
-        elif node.op == "call_function":
+        if node.op == "call_function":
             _run(lowering, node)
     (results,) = program.graph.output_node().args
     outputs = []
@@ -46,17 +50,69 @@ def lower(program: ExportedProgram, component: PipelinePart, opset: int) -> ir.M
     graph = ir.Graph(
         inputs,
         outputs,
-        nodes=lowering.nodes,
-        initializers=[*lowering.parameters.values(), *lowering.constants.values()],
+        nodes=[*lowering.constants.nodes, *lowering.nodes],
+        initializers=list(lowering.parameters.values()),
         opset_imports={"": opset},
         name=component.name,
     )
     return ir.Model(graph, ir_version=IR_VERSIONS[opset], producer_name="lcmmerge")
 
 
+def check_writes(program: ExportedProgram, graph: Builder) -> None:
+    """Refuse a program that writes in place: nothing asks for what such a call gives, and ONNX has no such thing.
+
+    Raises IncompatibleError.
+    """
+    for node in program.graph.nodes:
+        writes = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+        if writes and str(node.target) not in IDENTITIES and not _owns(node):
+            raise graph.refusal(f"torch's operator {node.target} (in {_scope(node)}) writes in place")
+
+
+def _owns(node: Node) -> bool:
+    """Whether what a call writes to is seen by nobody else, so that its result is all that it does: ``a @ b`` += c."""
+    written, *rest = node.all_input_nodes
+    schema = getattr(written.target, "_schema", None)
+    made = schema is not None and all(returned.alias_info is None for returned in schema.returns)
+    made = made or bool(schema is not None and schema.is_mutable and _owns(written))
+    alone = len(written.users) == 1 and written is node.args[0] and written not in rest
+    return made and alone and bool(node.users) and str(written.target) not in IDENTITIES
+
+
+def _inputs(graph: Builder, program: ExportedProgram) -> list[ir.Value]:
+    """The program's placeholders: parameters, which are in the weight file, the graph's inputs, numbers of the code."""
+    inputs: list[ir.Value] = []
+    ports = iter(graph.component.inputs)
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for spec in program.graph_signature.input_specs:
+        node = nodes[spec.arg.name]
+        match spec.kind:
+            case InputKind.PARAMETER:
+                graph.values[node] = graph.parameter(str(spec.target), node.meta["val"])
+            case InputKind.USER_INPUT:
+                port = next(ports)
+                inputs.append(typed(port.name, node.meta["val"]))
+                graph.values[node] = inputs[-1]
+                _name_sizes(graph, node.meta["val"], port)
+            case InputKind.CONSTANT_TENSOR:
+                graph.known[node] = program.constants[str(spec.target)]
+            case _ if node.users:
+                raise graph.refusal(f"its buffer {spec.target} is used, and a graph is made without buffers' values")
+    return inputs
+
+
+def _name_sizes(graph: Builder, tensor: torch.Tensor, port: Port) -> None:
+    for axis, dim in port.dynamic.items():
+        size = tensor.shape[axis]
+        if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+            graph.dims.setdefault(size.node.expr, Symbol(dim, integer=True, positive=True))
+
+
 def _run(graph: Builder, node: Node) -> None:
     """Lower one call. What depends on constants alone is computed by torch, now."""
     target = str(node.target)
+    if target not in IDENTITIES:
+        target = target.replace("_.", ".")  # of one that writes to what is its own: see ``check_writes``
     if isinstance(node.meta.get("val"), torch.SymInt) or not node.users:  # sizes: see ``size``
         return
     if _computable(graph, node):
@@ -66,10 +122,19 @@ def _run(graph: Builder, node: Node) -> None:
     graph.scope = _scope(node)
     if target in IDENTITIES:
         graph.values[node] = graph.value(node.args[0])
-    elif target in OPERATORS:
+    elif _takes(OPERATORS.get(target), graph, node):
         graph.values[node] = OPERATORS[target](graph, node, *node.args, **node.kwargs)
     else:
         raise graph.unknown(node)
+    graph.describe(node, graph.values[node])
+
+
+def _takes(function: Callable[..., Values] | None, graph: Builder, node: Node) -> bool:
+    """Whether there is a lowering, which names each argument of the call."""
+    try:
+        return function is not None and bool(signature(function).bind(graph, node, *node.args, **node.kwargs))
+    except TypeError:
+        return False
 
 
 def _computable(graph: Builder, node: Node) -> bool:

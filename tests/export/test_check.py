@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from lcmmerge.export.check import check
 from lcmmerge.output import Output
 
 QUIET = Output(quiet=True)
+ROOT = Path(__file__).parents[2]
 WEIGHTS = "vae_decoder/diffusion_pytorch_model.safetensors"
 
 
@@ -232,6 +234,43 @@ def test_nothing_to_check(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(FormatError, match="is not an ONNX graph"):
         check(tmp_path, QUIET)
+
+
+STAND_IN = """
+import ctypes, os
+class ILogger:
+    ERROR, INTERNAL_ERROR = 1, 2
+class Builder:
+    def __init__(self, log): pass
+    def create_network(self, flags): return self
+class OnnxParser:
+    def __init__(self, network, log): pass
+    def parse_from_file(self, path):
+        print("noise", flush=True)
+        if path.endswith("crash.onnx"):
+            os.write(2, b"its last words")
+            ctypes.string_at(0)
+        return True
+"""
+
+
+@pytest.mark.parametrize("crashes", [True, False])
+def test_a_builder_that_crashes_is_a_broken_rule(crashes, tmp_path, process):
+    """Of the graph that it was given; by a stand-in for TensorRT-RTX that reads address 0."""
+    (tmp_path / "tensorrt_rtx_libs.py").touch()
+    (tmp_path / "tensorrt_rtx_bindings.py").write_text(STAND_IN)
+    for name in ("sound", "crash" if crashes else "other"):
+        foreign(tmp_path / "graphs" / f"{name}.onnx", node("Add", "x", "w"), initializers=[W])
+    path = os.pathsep.join(map(str, (tmp_path, ROOT)))
+    done = process("check", tmp_path / "graphs", "--tensorrt", PYTHONPATH=path)
+    if not crashes:
+        assert done.code == 0, done.err
+        assert done.out.endswith("2 graphs keep every rule. TensorRT-RTX takes them.\n")
+        return
+    assert (done.code, done.out) == (3, "")
+    assert "graphs: a rule is broken" in done.err
+    assert "  crash.onnx: builder: the process that was to build it ended with SIGSEGV: its last words\n" in done.err
+    assert "sound.onnx: builder" not in done.err
 
 
 def have_rtx():

@@ -143,17 +143,31 @@ def test_a_provider_that_is_not_here(provider, export, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+CPU_ONLY = "running on cpu by ONNX Runtime's CPUExecutionProvider"
+BY_TORCH = "running on cpu by torch, node by node"
+
+
 @pytest.mark.skipif(GPU, reason="there is a GPU here")
-def test_what_runs_is_said():
-    said = []
-    assert choose_provider(None, {"fp16"}, said.append) == "cpu"
-    assert choose_provider(None, {"fp32", "bf16"}, said.append) == "torch"
-    assert choose_provider("torch", {"fp32"}, said.append) == "torch"
-    assert said == [
-        "running on cpu by ONNX Runtime's CPUExecutionProvider: no GPU that ONNX Runtime could use",
-        "running on cpu by torch, node by node: ONNX Runtime takes no bf16 on the CPU",
-        "running on cpu by torch, node by node",
-    ]
+@pytest.mark.parametrize(
+    ("asked", "dtypes", "free", "chosen", "said"),
+    [
+        (None, {"fp32"}, 8e9, "cpu", f"{CPU_ONLY}: no GPU that ONNX Runtime could use"),
+        (None, {"fp32"}, None, "cpu", f"{CPU_ONLY}: no GPU that ONNX Runtime could use"),
+        (None, {"fp32"}, 6e9, "torch", f"{BY_TORCH}: ONNX Runtime would take some 7.0 GB, and 6.0 GB are free"),
+        (
+            *(None, {"fp16", "fp32"}, 64e9, "torch"),
+            f"{BY_TORCH}: ONNX Runtime widens fp16, to some 7.0 GB (--provider cpu: faster for many images)",
+        ),
+        (None, {"fp32", "bf16"}, 64e9, "torch", f"{BY_TORCH}: ONNX Runtime takes no bf16 on the CPU"),
+        ("cpu", {"fp16"}, 1e9, "cpu", CPU_ONLY),
+        ("torch", {"fp32"}, 64e9, "torch", BY_TORCH),
+    ],
+)
+def test_what_a_person_would_take_on_a_cpu(asked, dtypes, free, chosen, said, monkeypatch):
+    monkeypatch.setattr(runtime, "available_memory", lambda: free)
+    lines = []
+    assert choose_provider(asked, dtypes, lines.append, parameters=10**9) == chosen
+    assert lines == [said]
 
 
 def test_bf16_on_onnx_runtimes_cpu():
@@ -178,6 +192,49 @@ def test_providers_are_those_of_the_command_line():
     from lcmmerge.cli.generate import PROVIDERS
 
     assert tuple(PROVIDERS.choices) == runtime.PROVIDERS
+
+
+@pytest.mark.parametrize(
+    ("version", "provider", "dtype", "target", "variant"),
+    [
+        ("1.31.1", "cuda", "fp16", "onnx", "fused"),
+        ("1.24.4", "cuda", "fp16", "onnx", "plain"),  # Attention is not on CUDA
+        ("1.26.0", "cuda", "fp16", "onnx", "fused"),
+        ("1.26.0", "cpu", "fp16", "onnx", "plain"),  # LayerNormalization is not exact
+        ("1.31.1", "cuda", "fp16", "tensorrt", "plain"),  # GroupNormalization is not on CUDA
+        ("1.31.1", "tensorrt", "fp16", "tensorrt", "fused"),
+        ("1.31.1", "tensorrt", "fp32", "onnx", "plain"),
+        ("1.22.0", "torch", "fp32", "tensorrt", "fused"),
+    ],
+)
+def test_the_variant_that_a_provider_takes_whole(version, provider, dtype, target, variant, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    graphs = {"plain": {}, "fused": {}}
+    assert runtime._variant(graphs, None, provider, dtype, target) == variant
+    assert runtime._variant(graphs, "fused", provider, dtype, target) == "fused"
+    assert runtime._variant({"plain": {}}, None, provider, dtype, target) == "plain"
+
+
+def test_bf16_on_an_old_cuda_provider(monkeypatch):
+    monkeypatch.setattr(runtime, "_usable", lambda name: True)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
+    with pytest.raises(IncompatibleError, match="CUDA provider takes no bf16") as refused:
+        choose_provider("cuda", {"bf16"})
+    assert "1.25" in refused.value.hint
+    assert choose_provider("cuda", {"fp16"}) == "cuda"
+    monkeypatch.setattr(onnxruntime, "__version__", "1.25.0")
+    assert choose_provider("cuda", {"bf16"}) == "cuda"
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("provider", ["cpu", "torch"])
+def test_a_runtime_that_fails_is_named(provider, decoder):
+    """Neither the graph nor a config is at fault."""
+    wrong = {"latent_sample": torch.zeros(1, 3, 8, 8)}
+    with pytest.raises(LcmMergeError, match=r"ONNX Runtime 1\.\S+ fails to run it|torch cannot compute it") as failed:
+        open_session(decoder, provider)(wrong)
+    assert not isinstance(failed.value, FormatError | IncompatibleError)
+    assert "config" not in failed.value.message + failed.value.hint
 
 
 @pytest.mark.gpu

@@ -37,7 +37,7 @@ CASES = [
     *((name, [X, Y], {}) for name in ("Add", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")),
     *((name, [X, Y], {}) for name in ("Max", "Min", "Mul", "Sub")),
     *((name, [X], {}) for name in ("Abs", "Ceil", "Cos", "Erf", "Exp", "Floor", "Identity", "IsNaN", "Neg", "Round")),
-    *((name, [X], {}) for name in ("Sigmoid", "Sin", "Tanh")),
+    *((name, [X], {}) for name in ("Relu", "Sigmoid", "Sin", "Tanh")),
     *((name, [POSITIVE], {}) for name in ("Log", "Reciprocal", "Sqrt")),
     *((name, [TRUE, ~TRUE], {}) for name in ("And", "Or")),
     ("Not", [TRUE], {}),

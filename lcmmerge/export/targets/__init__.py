@@ -20,7 +20,8 @@ from lcmmerge.registry import entries
 class Target:
     """For whom an export is written: a runtime, and the files that it wants.
 
-    ``fused``: the dtypes in which its runtimes take Attention nodes.
+    ``fused``: the dtypes in which its runtimes take Attention nodes. ``grouped``: whether they have kernels of
+    GroupNormalization; others are given what comes to the same.
 
     ``write`` is given a folder with everything but the target's own files, and the manifest, whose ``files`` are the
     weights; it is called again after a change of λ, and so removes what has become stale. It returns what it removed.
@@ -29,6 +30,7 @@ class Target:
     title: str
     fused: frozenset[str]
     write: Callable[[Path, ExportManifest], tuple[str, ...]]
+    grouped: bool = False
 
 
 def targets() -> Mapping[str, Target]:

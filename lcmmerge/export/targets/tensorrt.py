@@ -50,7 +50,7 @@ def _holds_engines(path: Path) -> bool:
     return is_ours and path.is_dir() and not path.is_symlink()
 
 
-TARGET = Target("graphs, profiles and commands for TensorRT", frozenset({"fp16", "bf16"}), _write)
+TARGET = Target("graphs, profiles and commands for TensorRT", frozenset({"fp16", "bf16"}), _write, grouped=True)
 
 
 def graph(manifest: ExportManifest, component: str) -> str:

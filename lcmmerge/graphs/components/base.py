@@ -7,7 +7,7 @@ Port names and dims are those of the folders that optimum's ONNX pipelines read
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,8 @@ class PipelinePart:
 
     ``folder`` holds its config.json (the decoder's and the encoder's is the VAE's), ``weights`` is its weight file's
     name. ``fused``: whether a graph with Attention nodes is of use. ``config`` is all that the graph depends on.
+    ``shrink``: a config → the part of the same structure with tiny widths, by which its graphs are proved. ``lowered``:
+    by the table of ``operators``, else by torch's own exporter.
     """
 
     name: str
@@ -68,6 +70,8 @@ class PipelinePart:
     outputs: tuple[Port, ...]
     build: Callable[[Mapping[str, Any]], nn.Module]
     fused: bool = True
+    shrink: Callable[[Mapping[str, Any]], PipelinePart] | None = field(default=None, compare=False, repr=False)
+    lowered: bool = True
 
     def module(self, dtype: torch.dtype) -> nn.Module:
         """Takes ``inputs`` in their order, gives ``outputs`` as a tensor or a tuple; on torch's meta device.
@@ -98,6 +102,13 @@ class PipelinePart:
 
         module = self.module(torch.float32)
         return {parameter_name(name): tuple(tensor.shape) for name, tensor in module.named_parameters()}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What the module computes as it is built, by name, without memory for its parameters."""
+        from accelerate import init_empty_weights
+
+        with init_empty_weights(include_buffers=False):
+            return {parameter_name(name): tensor for name, tensor in self.build(self.config).named_buffers()}
 
     def example(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return tuple(port.example(dtype) for port in self.inputs)
@@ -160,6 +171,24 @@ def check_vae(folder: Path, source_class: str) -> None:
     """Of both halves of a VAE. Raises IncompatibleError."""
     if source_class != "AutoencoderKL":
         raise IncompatibleError(f"{folder}: is a {source_class}", "give a model with diffusers' AutoencoderKL")
+
+
+def cut(config: Mapping[str, Any], down: str, up: str) -> dict[str, Any]:
+    """The first and the last of a config's levels, and one of each kind that is between, of a layer and tiny widths.
+
+    ``down``, ``up``: the keys of their kinds. What is said level by level is said of those that stay.
+    """
+    kinds, levels = list(config[down]), len(config[down])
+    ends = {0, levels - 1}
+    kept = sorted(ends | {kinds.index(kind) for kind in kinds if kind not in (kinds[0], kinds[-1])})
+    pieces = {
+        key: [value[level] for level in kept]
+        for key, value in config.items()
+        if isinstance(value, list | tuple) and len(value) == levels
+    }
+    pieces[up] = [config[up][levels - 1 - level] for level in reversed(kept)]
+    widths = [8 * 2**level for level in range(len(kept))]
+    return {**config, **pieces, "block_out_channels": widths, "norm_num_groups": 4, "layers_per_block": 1}
 
 
 def parameter_name(name: str) -> str:

@@ -24,6 +24,11 @@ def describe(name: str, folder: Path, config: dict[str, Any], source_class: str)
     config = {"hidden_size": 512, "projection_dim": 512, "num_hidden_layers": 12} | config
     config |= {"max_position_embeddings": config.get("max_position_embeddings", 77), "class": source_class}
     config["tokens"] = _tokens(folder, config["max_position_embeddings"])
+
+    def shrink(config: Mapping[str, Any]) -> PipelinePart:
+        sizes = {"hidden_size": 24, "intermediate_size": 48, "projection_dim": 20, "num_attention_heads": 2}
+        return describe(name, folder, {**config, **sizes, "num_hidden_layers": 2}, source_class)
+
     length, width = config["tokens"], config["hidden_size"]
     states = Port("last_hidden_state", ("batch", length, width))
     if source_class == PROJECTED:
@@ -34,7 +39,7 @@ def describe(name: str, folder: Path, config: dict[str, Any], source_class: str)
         Port(f"hidden_states.{layer}", ("batch", length, width)) for layer in range(config["num_hidden_layers"] + 1)
     )
     inputs = (Port("input_ids", ("batch", length), torch.int64),)
-    return PipelinePart(name, folder, "model.safetensors", config, inputs, (*pooled, *hidden), build)
+    return PipelinePart(name, folder, "model.safetensors", config, inputs, (*pooled, *hidden), build, shrink=shrink)
 
 
 def _tokens(folder: Path, most: int) -> int:

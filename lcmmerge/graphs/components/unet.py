@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcmmerge.errors import IncompatibleError
-from lcmmerge.graphs.components.base import DIFFUSERS_WEIGHTS, ComponentKind, PipelinePart, Port
+from lcmmerge.graphs.components.base import DIFFUSERS_WEIGHTS, ComponentKind, PipelinePart, Port, cut
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,6 +21,10 @@ def describe(name: str, folder: Path, config: dict[str, Any], source_class: str)
     added = config.get("addition_embed_type")
     if source_class != "UNet2DConditionModel" or added not in (None, "text_time"):
         raise IncompatibleError(f"{folder}: is not a U-Net that we export", "give a Stable Diffusion or SDXL model")
+
+    def shrink(config: Mapping[str, Any]) -> PipelinePart:
+        return describe(name, folder, tiny(config), source_class)
+
     size = ("latent_height", "latent_width")
     inputs = [
         Port("sample", ("batch", config["in_channels"], *size)),
@@ -33,7 +37,18 @@ def describe(name: str, folder: Path, config: dict[str, Any], source_class: str)
         width = config["projection_class_embeddings_input_dim"] - TIME_IDS * config["addition_time_embed_dim"]
         inputs += [Port("text_embeds", ("batch", width)), Port("time_ids", ("batch", TIME_IDS))]
     outputs = (Port("out_sample", ("batch", config["out_channels"], *size)),)
-    return PipelinePart(name, folder, DIFFUSERS_WEIGHTS, config, tuple(inputs), outputs, build)
+    return PipelinePart(name, folder, DIFFUSERS_WEIGHTS, config, tuple(inputs), outputs, build, shrink=shrink)
+
+
+def tiny(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same kinds of blocks and the same conditions."""
+    sizes: dict[str, Any] = {"attention_head_dim": 2, "num_attention_heads": None, "transformer_layers_per_block": 1,
+             "reverse_transformer_layers_per_block": None, "cross_attention_dim": 16}  # fmt: skip
+    if config.get("time_cond_proj_dim"):
+        sizes["time_cond_proj_dim"] = 16
+    if config.get("addition_embed_type"):
+        sizes |= {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 8 * TIME_IDS + 20}
+    return cut(config, "down_block_types", "up_block_types") | sizes
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcmmerge.graphs.components.base import DIFFUSERS_WEIGHTS, ComponentKind, PipelinePart, Port, check_vae
+from lcmmerge.graphs.components.base import DIFFUSERS_WEIGHTS, ComponentKind, PipelinePart, Port, check_vae, cut
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 def describe(name: str, folder: Path, config: dict[str, Any], source_class: str) -> PipelinePart:
     check_vae(folder, source_class)
+
+    def shrink(config: Mapping[str, Any]) -> PipelinePart:
+        return describe(name, folder, cut(config, "down_block_types", "up_block_types"), source_class)
+
     inputs = (Port("latent_sample", ("batch", config["latent_channels"], "latent_height", "latent_width")),)
     outputs = (Port("sample", ("batch", config["out_channels"], "height", "width")),)
-    return PipelinePart(name, folder, DIFFUSERS_WEIGHTS, config, inputs, outputs, build, fused=False)
+    return PipelinePart(name, folder, DIFFUSERS_WEIGHTS, config, inputs, outputs, build, fused=False, shrink=shrink)
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcmmerge.graphs.components.base import DIFFUSERS_WEIGHTS, ComponentKind, PipelinePart, Port, check_vae
+from lcmmerge.graphs.components.base import DIFFUSERS_WEIGHTS, ComponentKind, PipelinePart, Port, check_vae, cut
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 def describe(name: str, folder: Path, config: dict[str, Any], source_class: str) -> PipelinePart:
     check_vae(folder, source_class)
+
+    def shrink(config: Mapping[str, Any]) -> PipelinePart:
+        return describe(name, folder, cut(config, "down_block_types", "up_block_types"), source_class)
+
     inputs = (Port("sample", ("batch", config["in_channels"], "height", "width")),)
     moments = 2 * config["latent_channels"]
     outputs = (Port("latent_parameters", ("batch", moments, "latent_height", "latent_width")),)
-    return PipelinePart(name, folder, DIFFUSERS_WEIGHTS, config, inputs, outputs, build, fused=False)
+    return PipelinePart(name, folder, DIFFUSERS_WEIGHTS, config, inputs, outputs, build, fused=False, shrink=shrink)
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:

@@ -9,9 +9,9 @@ import onnx_ir as ir
 Values = ir.Value | tuple[ir.Value, ...]
 OPERATORS: dict[str, Callable[..., Values]] = {}
 
-# Without effect on a graph for inference.
+# Without effect on a graph for inference. What a tensor in the code begins with, ``detach_``, writes no number.
 IDENTITIES = frozenset(
-    f"aten.{name}" for name in ("alias.default", "contiguous.default", "detach.default", "dropout.default")
+    f"aten.{name}.default" for name in ("alias", "contiguous", "detach", "detach_", "dropout", "lift_fresh_copy")
 )
 
 

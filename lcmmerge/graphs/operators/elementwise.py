@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +37,7 @@ def unary(name: str) -> Callable[..., Values]:
     return lambda graph, node, x: graph.add(name, graph.value(x))
 
 
-for _name in ("cos", "erf", "exp", "neg", "sigmoid", "sin", "sqrt", "tanh"):
+for _name in ("cos", "erf", "exp", "neg", "relu", "sigmoid", "sin", "sqrt", "tanh"):
     lowers(f"{_name}.default")(unary(_name.capitalize()))
 
 
@@ -60,6 +60,27 @@ lowers("sub.Tensor")(binary("Sub", 0))
 lowers("mul.Tensor")(binary("Mul", 1))
 lowers("div.Tensor")(binary("Div", 1))
 lowers("eq.Scalar", "eq.Tensor")(binary("Equal"))
+
+
+lowers("pow.Tensor_Scalar")(binary("Pow", 1))
+
+
+@lowers("rsqrt.default")
+def rsqrt(graph: Builder, node: Node, x: Node) -> Values:
+    return graph.add("Div", graph.constant(1.0, node.meta["val"].dtype), graph.add("Sqrt", graph.value(x)))
+
+
+@lowers("mean.dim")
+def mean(
+    graph: Builder, node: Node, x: Node, axes: Sequence[int], keep: bool = False, *, dtype: torch.dtype | None = None
+) -> Values:
+    return graph.add("ReduceMean", graph.value(x, dtype), graph.constant(list(axes)), keepdims=int(keep))
+
+
+@lowers("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
+def where(graph: Builder, node: Node, condition: Node, yes: Node | float, no: Node | float) -> Values:
+    dtype = node.meta["val"].dtype
+    return graph.add("Where", graph.value(condition), graph.value(yes, dtype), graph.value(no, dtype))
 
 
 @lowers("to.dtype", "to.dtype_layout", "to.device")

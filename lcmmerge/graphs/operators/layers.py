@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
+from lcmmerge.graphs.building import DTYPES
 from lcmmerge.graphs.operators.base import Values, lowers
 from lcmmerge.graphs.operators.shapes import transpose
 
 if TYPE_CHECKING:
     from lcmmerge.graphs.building import Builder
+
+
+LAYER_NORM = 22  # the opset from which rows are normalised by LayerNormalization
 
 
 @lowers("linear.default")
@@ -51,16 +55,27 @@ def conv2d(
 
 @lowers("group_norm.default")
 def group_norm(
-    graph: Builder, node: Node, x: Node, groups: int, weight: Node, bias: Node, eps: float = 1e-5, cudnn: bool = True
+    graph: Builder, node: Node, x: Node, groups: int, weight: Node | None = None, bias: Node | None = None,
+    eps: float = 1e-5, cudnn: bool = True,
 ) -> Values:
-    """x: [b, c, …]. Before opset 21 as an InstanceNormalization of [b, groups, all the rest]."""
+    """x: [b, c, …]. TensorRT has a kernel of GroupNormalization, ONNX Runtime's CUDA provider in no version.
+
+    Else each row of [b, groups, all the rest] is normalised: by InstanceNormalization, of which that provider lacks the
+    version of opset 22, and from there on by LayerNormalization.
+    """
+    if weight is None or bias is None:
+        raise graph.unknown(node)
     value, scale, offset = graph.value(x), graph.value(weight), graph.value(bias)
-    if graph.opset >= 21:
+    if graph.grouped:
         return graph.add("GroupNormalization", value, scale, offset, num_groups=groups, epsilon=eps)
     dtype, rank = node.meta["val"].dtype, x.meta["val"].ndim
-    ones, zeros = graph.constant([1.0] * groups, dtype), graph.constant([0.0] * groups, dtype)
     rows = graph.add("Reshape", value, graph.constant([0, groups, -1]))
-    normal = graph.add("InstanceNormalization", rows, ones, zeros, epsilon=eps)
+    if graph.opset >= LAYER_NORM:
+        ones = graph.add("Expand", graph.constant([1.0], dtype), graph.add("Shape", rows, start=2, end=3))
+        normal = graph.add("LayerNormalization", rows, ones, axis=-1, epsilon=eps)
+    else:
+        ones, zeros = graph.constant([1.0] * groups, dtype), graph.constant([0.0] * groups, dtype)
+        normal = graph.add("InstanceNormalization", rows, ones, zeros, epsilon=eps)
     normal = graph.add("Reshape", normal, graph.add("Shape", value))
     along = graph.constant([-1] + [1] * (rank - 2))
     scaled = graph.add("Mul", normal, graph.add("Reshape", scale, along))
@@ -69,8 +84,11 @@ def group_norm(
 
 @lowers("layer_norm.default")
 def layer_norm(
-    graph: Builder, node: Node, x: Node, shape: Sequence[int], weight: Node, bias: Node, eps: float = 1e-5, *_: bool
+    graph: Builder, node: Node, x: Node, shape: Sequence[int], weight: Node | None = None, bias: Node | None = None,
+    eps: float = 1e-5, *_: bool,
 ) -> Values:
+    if weight is None or bias is None:
+        raise graph.unknown(node)
     inputs = map(graph.value, (x, weight, bias))
     return graph.add("LayerNormalization", *inputs, axis=-len(shape), epsilon=eps)
 
@@ -99,12 +117,17 @@ def attention(
     scale = 1 / math.sqrt(width) if scale is None else scale
     if mask is not None and str(mask.target) == "aten.expand.default":
         mask = mask.args[0]  # type: ignore[assignment]  # it is broadcast anyway
+    added = mask is not None and mask.meta["val"].is_floating_point()
+    if mask is not None and not added and mask not in graph.known:
+        raise graph.unknown(node)
     q, k, v = map(graph.value, (query, key, value))
     if graph.opset >= 23:
         return graph.add("Attention", q, k, v, None if mask is None else graph.value(mask), scale=scale)
     q = graph.add("Mul", q, graph.constant(scale, dtype))
     scores = graph.add("MatMul", q, transpose(graph, k, (0, 1, 3, 2)))
-    if mask is not None:
+    if mask is not None and added:
+        scores = graph.add("Add", scores, graph.value(mask, dtype))
+    elif mask is not None:
         bias = torch.zeros(graph.known[mask].shape, dtype=dtype)
         bias = bias.masked_fill(~graph.known[mask], torch.finfo(dtype).min)
         scores = graph.add("Add", scores, graph.constant(bias, dtype))
@@ -115,13 +138,15 @@ def attention(
 def upsample(
     graph: Builder, node: Node, x: Node, size: Sequence[int | Node] | None, factors: Sequence[float] | None = None
 ) -> Values:
-    value, scales, sizes = graph.value(x), None, None
+    dtype, scales, sizes = node.meta["val"].dtype, None, None
+    # ONNX Runtime's Resize takes no bfloat16; the nearest value is exact in any type.
+    value = graph.value(x, torch.float32 if dtype is torch.bfloat16 else dtype)
     if size is None:
         assert factors is not None
         scales = graph.constant([1.0, 1.0, *factors], torch.float32)
     else:
         sizes = graph.add("Concat", graph.add("Shape", value, start=0, end=2), graph.shape(size), axis=0)
-    return graph.add(
+    resized = graph.add(
         "Resize",
         value,
         None,
@@ -131,6 +156,17 @@ def upsample(
         coordinate_transformation_mode="asymmetric",
         nearest_mode="floor",
     )
+    return graph.add("Cast", resized, to=DTYPES[dtype]) if dtype is torch.bfloat16 else resized
+
+
+@lowers("matmul.default", "bmm.default")
+def matmul(graph: Builder, node: Node, left: Node, right: Node) -> Values:
+    return graph.add("MatMul", graph.value(left), graph.value(right))
+
+
+@lowers("softmax.int")
+def softmax(graph: Builder, node: Node, x: Node, axis: int, dtype: torch.dtype | None = None) -> Values:
+    return graph.add("Softmax", graph.value(x, dtype), axis=axis)
 
 
 @lowers("embedding.default")

@@ -28,9 +28,25 @@ def reshape(graph: Builder, node: Node, x: Node, shape: Sequence[int | Node]) ->
 
 @lowers("flatten.using_ints")
 def flatten(graph: Builder, node: Node, x: Node, start: int = 0, end: int = -1) -> Values:
-    shape = x.meta["val"].shape
-    rest = shape[end % len(shape) + 1 :]
-    return graph.add("Reshape", graph.value(x), graph.constant([*[0] * start, -1, *rest]))
+    rank = x.meta["val"].ndim
+    return _reshaped(graph, x, start % rank, [-1], end % rank + 1)
+
+
+@lowers("unflatten.int")
+def unflatten(graph: Builder, node: Node, x: Node, axis: int, sizes: Sequence[int | Node]) -> Values:
+    axis %= x.meta["val"].ndim
+    return _reshaped(graph, x, axis, sizes, axis + 1)
+
+
+def _reshaped(graph: Builder, x: Node, start: int, sizes: Sequence[int | Node], end: int) -> ir.Value:
+    """``x`` with its axes from ``start`` to ``end`` in other ``sizes``."""
+    value, shape = graph.value(x), x.meta["val"].shape
+    pieces = [graph.shape([*[0] * start, *sizes])]
+    if all(isinstance(size, int) for size in shape[end:]):
+        pieces = [graph.shape([*[0] * start, *sizes, *shape[end:]])]
+    else:
+        pieces.append(graph.add("Shape", value, start=end))
+    return graph.add("Reshape", value, pieces[0] if len(pieces) == 1 else graph.add("Concat", *pieces, axis=0))
 
 
 def _same(size: int | Node, x: Node, axis: int) -> bool:
@@ -72,6 +88,13 @@ def unsqueeze(graph: Builder, node: Node, x: Node, axis: int) -> Values:
     return graph.add("Unsqueeze", graph.value(x), graph.constant([axis]))
 
 
+@lowers("select.int")
+def select(graph: Builder, node: Node, x: Node, axis: int, position: int | Node) -> Values:
+    if isinstance(position, Node):
+        raise graph.unknown(node)
+    return graph.add("Gather", graph.value(x), graph.constant(position), axis=axis)
+
+
 @lowers("slice.Tensor")
 def slice_(
     graph: Builder, node: Node, x: Node, axis: int = 0, start: int | None = None, end: int | None = None, step: int = 1
@@ -79,12 +102,21 @@ def slice_(
     begin, last = start or 0, 2**63 - 1 if end is None else end
     if (begin, last, step) == (0, 2**63 - 1, 1):
         return graph.value(x)
-    return graph.add("Slice", graph.value(x), *(graph.constant([item]) for item in (begin, last, axis, step)))
+    return graph.add("Slice", graph.value(x), *(graph.size(item) for item in (begin, last, axis, step)))
 
 
 @lowers("chunk.default")
 def chunk(graph: Builder, node: Node, x: Node, chunks: int, axis: int = 0) -> Values:
+    chunks = len(node.meta["val"])  # fewer than asked for where there are not as many places
     return graph.add_many("Split", graph.value(x), names=[None] * chunks, axis=axis, num_outputs=chunks)
+
+
+@lowers("split.Tensor", "split.sizes", "split_with_sizes.default")
+def split(graph: Builder, node: Node, x: Node, sizes: int | Sequence[int], axis: int = 0) -> Values:
+    sizes = [part.shape[axis] for part in node.meta["val"]]
+    if not all(isinstance(size, int) for size in sizes):
+        raise graph.unknown(node)
+    return graph.add_many("Split", graph.value(x), graph.constant(sizes), names=[None] * len(sizes), axis=axis)
 
 
 @lowers("cat.default", "concat.default")
@@ -113,14 +145,21 @@ def arange(graph: Builder, node: Node, end: Node, **_: Any) -> Values:
 
 @lowers("argmax.default")
 def argmax(graph: Builder, node: Node, x: Node, axis: int, keep: bool = False) -> Values:
-    return graph.add("ArgMax", graph.value(x), axis=axis, keepdims=int(keep))
+    """Of whole numbers as of float32, which holds token ids: ONNX Runtime's CUDA provider has it for floats alone."""
+    dtype = x.meta["val"].dtype
+    value = graph.value(x, dtype if dtype.is_floating_point else torch.float32)
+    return graph.add("ArgMax", value, axis=axis, keepdims=int(keep))
 
 
 @lowers("index.Tensor")
 def index(graph: Builder, node: Node, x: Node, indices: Sequence[Node]) -> Values:
-    """One element (or row) of ``x`` for each place in the index vectors, which are of the first axes."""
-    columns = [graph.add("Unsqueeze", graph.value(item), graph.constant([1])) for item in indices]
-    return graph.add("GatherND", graph.value(x), graph.add("Concat", *columns, axis=1))
+    """One element (or row) of ``x`` for each place in the index tensors, which are of the first axes and one shape."""
+    if not all(isinstance(item, Node) and item.meta["val"].dtype is torch.int64 for item in indices):
+        raise graph.unknown(node)
+    if len({str(item.meta["val"].shape) for item in indices}) > 1:
+        raise graph.unknown(node)
+    columns = [graph.add("Unsqueeze", graph.value(item), graph.constant([-1])) for item in indices]
+    return graph.add("GatherND", graph.value(x), graph.add("Concat", *columns, axis=-1))
 
 
 def getitem(graph: Builder, node: Node, x: Node, position: int) -> Values:
