@@ -85,8 +85,7 @@ def export(
     weights, and kept for the next model of the same configuration. `lcmmerge relambda` gives an export other λs.
 
     --whole-pipeline writes pipeline.onnx too, over the same weight files: token ids and normal noise in, uint8 images
-    out. It is for models drawn without guidance by LCM, TCD, DDIM or Euler, and leaves nothing to do but tokenize. ONNX
-    Runtime opens it much faster with fixed sizes, or with enable_mem_reuse off.
+    out. It is for models drawn without guidance by LCM, TCD, DDIM or Euler, and leaves nothing to do but tokenize.
 
     --names nvidia writes model.nvidia.onnx beside each plain graph, a megabyte over the same weights. NVIDIA's demo has
     a folder for each graph and its weights: tensorrt/README.md says which commands copy them, and how much that is.

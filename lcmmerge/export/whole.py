@@ -9,10 +9,6 @@ is computed once.
     noise                     float32 [1 + draws, batch, channels, height / 8, width / 8], normal: what the loop begins
                               with, then what the scheduler adds (LCM: between its steps)
     images                    uint8 [batch, height, width, 3]
-
-ONNX Runtime takes long to open a graph of so many nodes with free sizes: to plan which of them share memory takes the
-square of their number (a tiny Stable Diffusion's 7,359 nodes: 18 s). A session without that plan
-(``enable_mem_reuse``), or with its sizes fixed (``add_free_dimension_override_by_name``), opens in a ninth of the time.
 """
 
 from __future__ import annotations

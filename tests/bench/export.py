@@ -7,6 +7,7 @@ of the first table is a process of its own with its inputs in the page cache, an
 ``peer``      SD1.5's U-Net in fp32, beside optimum's export of it, which gets an environment of its own
 ``relambda``  SD1.5 with a style and an LCM-LoRA: exported anew, again, and given another λ
 ``parity``    SD1.5 in fp32 and fp16 under ONNX Runtime against torch in float32
+``open``      every graph of both in fp16, opened by ONNX Runtime as exported, and with no shapes told of inner values
 ``latency``   SD1.5's U-Net in fp32 on the CPU: ONNX Runtime, torch eager and torch.compile in turns
 ``parse``     the graphs of both by TensorRT-RTX's parser; without the extra ``tensorrt-rtx`` the part is left out
 
@@ -126,6 +127,12 @@ class Bench:
         for dtype in DTYPES:
             self.found[f"parity {dtype}"] = _told([*_task("parity"), self.export("sd1", dtype), *COMPONENTS])
 
+    def open(self) -> None:
+        for size in SIZES:
+            folder = self.export(size, "fp16")
+            found = _told([*_task("opened"), *sorted(folder.rglob("*.onnx"))])
+            self.found[f"open {size}"] = {str(Path(path).relative_to(folder)): said for path, said in found.items()}
+
     def latency(self) -> None:
         sizes = [item for size in self.pixels for item in ("--size", size)]
         command = [*LCMMERGE, "bench", self.export("sd1", "fp32"), "--component", "unet", *sizes, "--json"]
@@ -144,6 +151,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "peer": Bench.peer,
     "relambda": Bench.relambda,
     "parity": Bench.parity,
+    "open": Bench.open,
     "latency": Bench.latency,
     "parse": Bench.parse,
 }

@@ -4,6 +4,8 @@
                                        plain and fused, traced or from CACHE, and linked; seconds of each
 ``link GRAPH WEIGHTS``                  seconds of linking a graph, and of the check that every runtime starts with
 ``parity EXPORT COMPONENT…``            the graphs under ONNX Runtime against torch in float32, at six sizes
+``opened GRAPH…``                       CPU seconds until ONNX Runtime has opened a graph, as it is exported, and with
+                                       nothing told of inner values' shapes
 ``parse GRAPH…``                        lcmmerge's own rules, and TensorRT-RTX's parser; nothing is built
 """
 
@@ -100,6 +102,29 @@ def parity(folder: str, *names: str) -> Found:
     return parity(Path(folder), replace(manifest, components=components), Output(quiet=True))
 
 
+def opened(*graphs: str) -> Found:
+    import onnx
+
+    found = {}
+    for graph in map(Path, graphs):
+        bare = graph.with_name(f"bare-{graph.name}")
+        model = onnx.load(graph, load_external_data=False)
+        del model.graph.value_info[:]
+        onnx.save(model, bare)
+        found[str(graph)] = {"told": _opening(graph), "bare": _opening(bare), "bytes": graph.stat().st_size,
+                             "bare_bytes": bare.stat().st_size}  # fmt: skip
+        bare.unlink()
+    return found
+
+
+def _opening(graph: Path) -> float:
+    import onnxruntime
+
+    begin = time.process_time()
+    onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return time.process_time() - begin
+
+
 def parse(*graphs: str) -> Found:
     from lcmmerge.export import rtx
     from lcmmerge.export.check import check
@@ -114,7 +139,9 @@ def parse(*graphs: str) -> Found:
     return found
 
 
-TASKS: dict[str, Callable[..., Found]] = {"unet": unet, "link": link, "parity": parity, "parse": parse}
+TASKS: dict[str, Callable[..., Found]] = {
+    "unet": unet, "link": link, "opened": opened, "parity": parity, "parse": parse
+}  # fmt: skip
 
 
 def main(task: str, *arguments: str) -> None:

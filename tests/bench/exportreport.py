@@ -24,7 +24,7 @@ class Line:
 
 def render(lines: Sequence[Line], found: Mapping[str, Any]) -> str:
     tables = (_processes(lines), _goals({line.title: line for line in lines}, found), _parity(found),
-              _latency(found), _parsed(found))  # fmt: skip
+              _opened(found), _latency(found), _parsed(found))  # fmt: skip
     return "\n\n".join("\n".join(rows) for table in tables if (rows := list(table))[2:])
 
 
@@ -77,6 +77,15 @@ def _parity(found: Mapping[str, Any]) -> Iterator[str]:
     graphs = {(name, variant) for dtype in dtypes for name, by in found[f"parity {dtype}"].items() for variant in by}
     for name, variant in sorted(graphs):
         yield _row(f"{name}, {variant}", *(f"{found[f'parity {d}'][name][variant]['relative']:.1e}" for d in dtypes))
+
+
+def _opened(found: Mapping[str, Any]) -> Iterator[str]:
+    yield from _head("opened by ONNX Runtime, CPU", "shapes told", "not told", "ratio", "bytes by them")
+    for name, title in NAMES.items():
+        for graph, said in found.get(f"open {name}", {}).items():
+            ratio, more = said["bare"] / said["told"], said["bytes"] / said["bare_bytes"] - 1
+            yield _row(f"{title} {graph}", f"{said['told']:.1f} s", f"{said['bare']:.1f} s", f"{ratio:.1f} ×",
+                       f"+{more:.0%}")  # fmt: skip
 
 
 def _latency(found: Mapping[str, Any]) -> Iterator[str]:

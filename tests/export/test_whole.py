@@ -47,10 +47,7 @@ def sd1(files: Callable[[str], Files], tmp_path_factory: pytest.TempPathFactory)
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
-    """Without a plan for its memory, which takes a time of its nodes' number squared."""
-    options = onnxruntime.SessionOptions()
-    options.enable_mem_reuse = False
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def tokens(pipeline: DiffusionPipeline) -> dict[str, np.ndarray]:

@@ -52,6 +52,7 @@ CASES = [
     ("CastLike", [X * 10, SCALAR], {}),
     ("Clip", [X, np.array(-0.5, np.float32), np.array(0.5, np.float32)], {}),
     ("Concat", [X, Y], {"axis": -1}),
+    ("Einsum", [X, Y], {"equation": "nij,nkj->nik"}),
     ("Constant", [], {"value": ZERO}),
     ("Constant", [], {"value_ints": [3, 4]}),
     ("ConstantOfShape", [ints(2, 3)], {"value": ZERO}),
