@@ -61,6 +61,7 @@ XLABS_DOUBLE = (
 XLABS_SINGLE = (
     *fused("processor.qkv.weight", ("attn.to_q.weight", "attn.to_k.weight", "attn.to_v.weight")),
     Row("proj_out.weight", "processor.proj.weight"),
+    *fused("linear1_qkv.weight", ("attn.to_q.weight", "attn.to_k.weight", "attn.to_v.weight")),  # ComfyUI's, of linear1
 )
 RATIOS = (("ff.net.0.proj", 4), ("ff_context.net.0.proj", 4), ("proj_mlp", 4))
 CLIP_L = TextEncoder(
@@ -70,6 +71,7 @@ CLIP_L = TextEncoder(
     kohya="lora_te1_",
     comfy="clip_l",
     layers=12,
+    projection=True,
 )
 T5 = Component(name="text_encoder_2", module="T5EncoderModel", kohya="lora_te3_", comfy="t5xxl")
 

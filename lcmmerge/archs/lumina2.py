@@ -54,6 +54,7 @@ ARCHITECTURE = Architecture(
                 BlockList("context_refiner", CONTEXT, 2, "C"),
                 BlockList("layers", BLOCK, 26, "L"),
             ),
+            ratios=(("attn.to_q", 1),),  # Z-Image's are thirds of a tensor of the same name
         ),
         Component(name="text_encoder", module="Gemma2Model"),
         Component(name="vae", module="AutoencoderKL"),

@@ -51,6 +51,7 @@ ARCHITECTURE = Architecture(
                 BlockList("context_refiner", UNMODULATED, 2, "C"),
                 BlockList("layers", BLOCK, 30, "L"),
             ),
+            ratios=(("attention.to_q", 1),),
         ),
         Component(name="text_encoder", module="Qwen3Model", kohya="lora_te_"),
         Component(name="vae", module="AutoencoderKL"),
