@@ -78,9 +78,10 @@ T5 = Component(name="text_encoder_2", module="T5EncoderModel", kohya="lora_te3_"
 ARCHITECTURE = Architecture(
     title="FLUX.1",
     hub="black-forest-labs/FLUX.1-dev",
-    modelspec="flux-1-dev",
-    version="flux1",
+    modelspec="flux-1-dev",  # sd-scripts's
+    version="flux1",  # sd-scripts'
     size=1024,
+    implementation="https://github.com/black-forest-labs/flux",
     parts=(
         Transformer(
             module="FluxTransformer2DModel",

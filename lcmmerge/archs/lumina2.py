@@ -41,9 +41,10 @@ BLOCK = (
 ARCHITECTURE = Architecture(
     title="Lumina 2",
     hub="Alpha-VLLM/Lumina-Image-2.0",
-    modelspec="lumina-2",
-    version="lumina2",
+    modelspec="lumina-2",  # sd-scripts's
+    version="lumina2",  # sd-scripts'
     size=1024,
+    implementation="https://github.com/Alpha-VLLM/Lumina-Image-2.0",
     parts=(
         Transformer(
             module="Lumina2Transformer2DModel",

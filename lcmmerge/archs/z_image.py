@@ -38,9 +38,10 @@ BLOCK = (*UNMODULATED, Row("adaLN_modulation.0.{p}"))
 ARCHITECTURE = Architecture(
     title="Z-Image",
     hub="Tongyi-MAI/Z-Image",
-    modelspec="z-image",
-    version="z_image",
+    modelspec="z-image",  # SwarmUI's
+    version="z_image",  # musubi-tuner's
     size=1024,
+    implementation="https://github.com/Tongyi-MAI/Z-Image",
     parts=(
         Transformer(
             module="ZImageTransformer2DModel",
