@@ -194,3 +194,33 @@ def test_an_adapter_of_the_other_name_space(
     assert len(deltas) > 20
     for name, weight in wanted.items():
         torch.testing.assert_close(found[name].double(), weight, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("made", "on"), [("fused", "split"), ("split", "fused")])
+@pytest.mark.parametrize("family", ["flux1", "z_image", "sd3"])
+def test_biases_of_the_other_name_space(family: str, made: str, on: str, tmp_path: Path, cli: Cli) -> None:
+    """PEFT's ``lora_B.bias``, whose alpha is in a configuration."""
+    weights = state_of(family)
+    state = stored(family, weights) if made == "fused" else without(weights, "transformer.")
+    file: State = {}
+    wanted = {name: weight.double() for name, weight in state.items()}
+    for seed, name in enumerate(state):
+        module = name.removesuffix(".bias")
+        weight = state.get(f"{module}.weight")
+        if module == name or weight is None or weight.dim() != 2:
+            continue
+        generator, scale = torch.Generator().manual_seed(seed), STRENGTH * SCALE
+        out, width = weight.shape
+        shapes = {"lora_A.weight": (RANK, width), "lora_B.weight": (out, RANK), "lora_B.bias": (out,)}
+        a, b, of_b = (0.3 * torch.randn(*shape, generator=generator) for shape in shapes.values())
+        file |= {f"base_model.model.{module}.{role}": each for role, each in zip(shapes, (a, b, of_b), strict=True)}
+        wanted[f"{module}.weight"] += scale * b.double() @ a.double()
+        wanted[name] += scale * of_b.double()
+    save_file(file, tmp_path / "style.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "lora_bias": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = merged(family, on, tmp_path / "style.safetensors", tmp_path, cli)
+    wanted = split(family, wanted) if made == "fused" else {f"transformer.{name}": w for name, w in wanted.items()}
+    assert found.keys() == wanted.keys() and file
+    for name, weight in wanted.items():
+        torch.testing.assert_close(found[name].double(), weight, rtol=1e-5, atol=1e-5, msg=name)
