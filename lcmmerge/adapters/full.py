@@ -1,4 +1,4 @@
-"""ΔW = diff, Δb = diff_b: the whole difference, stored as it is."""
+"""ΔW = diff, Δb = diff_b: the whole difference, stored as it is; behind a module's name, or a parameter's (ComfyUI)."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def update(patch: Patch, tensors: Mapping[str, Tensor], shape: Shape) -> Dense:
 
 ADAPTER = Adapter(
     "full difference", "https://github.com/KohakuBlueleaf/LyCORIS", claims, rank, fit, update,
-    names={"lycoris": {"diff": "diff", "diff_b": "diff_b"}},
+    names={"lycoris": {
+        "diff": "diff", "weight.diff": "diff", "scale.diff": "diff", "diff_b": "diff_b", "bias.diff": "diff_b",
+    }},
     examples=(Example((8, 12), {"diff": (8, 12, 1, 1)}), Example((8,), {"diff_b": (8,)})),
 )  # fmt: skip

@@ -34,6 +34,9 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "num_cayley_neumann_terms": int,
 }
 
+TEXT = re.compile("text_encoder|lora_te")
+COMPONENT = re.compile(rf"{TEXT.pattern}|(unet|transformer)(_\d+)?\.")
+
 # An adapter that began so changed its base's weights as well, so that its product is no difference to them.
 CHANGED_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 # With these, the tensors mean something else than their names say.
@@ -119,12 +122,21 @@ def _refuse_changed_base(config: Config, where: str, *, initial: bool) -> None:
 def module_config(configs: Mapping[str, Config], key: str) -> Config:
     """The configuration of one module, ``r`` and ``alpha`` resolved through the patterns; or an empty one."""
     component, _, module = key.partition(".")
-    if component not in configs:
-        component, module = "", key
-    config = configs.get(component, {})
+    if component in configs:
+        config = configs[component]
+    else:
+        config, module = configs.get("") or _of_denoiser(configs, key), key
     rank = _by_pattern(config.get("rank_pattern"), module, config.get("r"))
     alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", config.get("alpha")))
     return {**config, "r": rank, "alpha": alpha} if config else {}
+
+
+def _of_denoiser(configs: Mapping[str, Config], key: str) -> Config:
+    """The only one that is no text encoder's, for a name that tells of no component: metadata stay as they are where
+    ComfyUI's or a single file's names took the place of diffusers'.
+    """
+    of_denoisers = [config for name, config in configs.items() if not TEXT.match(name)]
+    return of_denoisers[0] if len(of_denoisers) == 1 and not COMPONENT.match(key) else {}
 
 
 def _by_pattern(patterns: Config | None, module: str, default: Any) -> Any:

@@ -52,9 +52,9 @@ SINGLE = (
 ARCHITECTURE = Architecture(
     title="AuraFlow",
     hub="fal/AuraFlow-v0.3",
-    modelspec="auraflow",
-    version="auraflow",
+    modelspec="auraflow-v1",  # SwarmUI's
     size=1024,
+    implementation="https://huggingface.co/fal/AuraFlow-v0.3",
     parts=(
         Transformer(
             module="AuraFlowTransformer2DModel",

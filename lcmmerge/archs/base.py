@@ -44,8 +44,9 @@ class Variant(NamedTuple):
     """What other programs call some models of an architecture.
 
     ``kind``: those that predict so (``epsilon``), or are for such a purpose (``inpainting``). ``modelspec``: their id
-    in the metadata of https://github.com/Stability-AI/ModelSpec. ``version``: kohya-ss/sd-scripts'
-    ss_base_model_version, by which web UIs sort LoRAs. ``size``: what they were trained at, in pixels.
+    in the metadata of https://github.com/Stability-AI/ModelSpec. ``version``: the ss_base_model_version of
+    kohya-ss/sd-scripts or musubi-tuner, by which web UIs sort LoRAs, empty where these have none. ``size``: what they
+    were trained at, in pixels.
     """
 
     kind: str
@@ -61,7 +62,7 @@ class Architecture:
     ``parts``: its components, the denoiser first; of several denoisers (``Component.expert``) a file may hold one or
     all. ``name`` is the registered one (the module's). ``hub`` is the repository whose configs, tokenizers and
     scheduler are its reference. ``modelspec``, ``version`` and ``size`` are as in Variant; ``variants`` are the models
-    for which they are others.
+    for which they are others. ``implementation``: whose names single files have.
     """
 
     title: str
@@ -72,6 +73,7 @@ class Architecture:
     name: str = ""
     version: str = ""
     size: int = 512
+    implementation: str = "https://github.com/Stability-AI/generative-models"
     variants: tuple[Variant, ...] = ()
 
     @property
@@ -151,6 +153,12 @@ class Model:
     def predicting(self, text: str | None) -> Model:
         """The model with the prediction that a person names, where one does. Raises OptionError."""
         return replace(self, prediction=Prediction.named(text)) if text else self
+
+    @property
+    def is_canonical(self) -> bool:
+        """Whether its tensors are called as diffusers calls them."""
+        names = ((slot.stored, slot.parameter) for slot in (each.slot for each in self.parameters.values()))
+        return all(stored.endswith(parameter.partition(".")[2]) for stored, parameter in names)
 
     @property
     def doubt(self) -> str:

@@ -21,9 +21,10 @@ LAYER = (Row("linear_1.{p}", "in_layer.{p}"), Row("linear_2.{p}", "out_layer.{p}
 ARCHITECTURE = Architecture(
     title="Chroma",
     hub="lodestones/Chroma1-HD",
-    modelspec="chroma",
-    version="chroma",
+    modelspec="chroma",  # sd-scripts's
+    version="chroma",  # sd-scripts'
     size=1024,
+    implementation="https://huggingface.co/lodestones/Chroma",
     parts=(
         Transformer(
             module="ChromaTransformer2DModel",

@@ -58,7 +58,8 @@ class TextEncoder(Component):
 
     ``layers`` are those in use: SD 2 reads the last but one of OpenCLIP's 24, so diffusers keeps 23, and the 24th is no
     parameter of ours but a leftover, copied in its own layout and dropped in
-    another. ``open_clip``: a single file has OpenCLIP's names. ``projection``: it ends in a projection.
+    another. ``open_clip``: a single file has OpenCLIP's names. ``projection``: it ends in a projection,
+    which a ``CLIPTextModel`` has not, whose single files have it all the same.
     """
 
     layers: int
@@ -67,8 +68,10 @@ class TextEncoder(Component):
 
     def slots(self) -> Iterator[Slot]:
         table = OPEN_CLIP if self.open_clip else CLIP
-        if self.projection:
+        if self.projection and self.open_clip:
             table += OPEN_CLIP_PROJECTION
+        elif self.projection:
+            table += (Row("text_projection.weight", optional=self.module == "CLIPTextModel"),)
         yield from expand(table, f"{self.name}.", self.stored, self.layers)
 
     def is_described(self, config: Mapping[str, Any]) -> bool:

@@ -45,9 +45,10 @@ BLOCK = (
 ARCHITECTURE = Architecture(
     title="Cosmos-Predict 2 (Anima)",
     hub="nvidia/Cosmos-Predict2-2B-Text2Image",
-    modelspec="cosmos-predict-2",
-    version="anima",
+    modelspec="nvidia-cosmos-predict2-t2i-2b",  # SwarmUI's
+    version="anima",  # sd-scripts', of Anima
     size=1024,
+    implementation="https://github.com/nvidia-cosmos/cosmos-predict2",
     parts=(
         Transformer(
             module="CosmosTransformer3DModel",

@@ -31,8 +31,7 @@ BLOCK = (
 ARCHITECTURE = Architecture(
     title="ERNIE-Image",
     hub="baidu/ERNIE-Image",
-    modelspec="ernie-image",
-    version="ernie_image",
+    modelspec="ernie-image",  # ours: none is published
     size=1024,
     parts=(
         Transformer(

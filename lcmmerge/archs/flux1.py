@@ -61,6 +61,7 @@ XLABS_DOUBLE = (
 XLABS_SINGLE = (
     *fused("processor.qkv.weight", ("attn.to_q.weight", "attn.to_k.weight", "attn.to_v.weight")),
     Row("proj_out.weight", "processor.proj.weight"),
+    *fused("linear1_qkv.weight", ("attn.to_q.weight", "attn.to_k.weight", "attn.to_v.weight")),  # ComfyUI's, of linear1
 )
 RATIOS = (("ff.net.0.proj", 4), ("ff_context.net.0.proj", 4), ("proj_mlp", 4))
 CLIP_L = TextEncoder(
@@ -70,15 +71,17 @@ CLIP_L = TextEncoder(
     kohya="lora_te1_",
     comfy="clip_l",
     layers=12,
+    projection=True,
 )
 T5 = Component(name="text_encoder_2", module="T5EncoderModel", kohya="lora_te3_", comfy="t5xxl")
 
 ARCHITECTURE = Architecture(
     title="FLUX.1",
     hub="black-forest-labs/FLUX.1-dev",
-    modelspec="flux-1-dev",
-    version="flux1",
+    modelspec="flux-1-dev",  # sd-scripts's
+    version="flux1",  # sd-scripts'
     size=1024,
+    implementation="https://github.com/black-forest-labs/flux",
     parts=(
         Transformer(
             module="FluxTransformer2DModel",

@@ -46,9 +46,10 @@ SINGLE = (
 ARCHITECTURE = Architecture(
     title="FLUX.2",
     hub="black-forest-labs/FLUX.2-dev",
-    modelspec="flux-2-dev",
-    version="flux2",
+    modelspec="Flux.2-dev",  # musubi-tuner's
+    version="flux_2_dev",  # musubi-tuner's
     size=1024,
+    implementation="https://github.com/black-forest-labs/flux2",
     parts=(
         Transformer(
             module="Flux2Transformer2DModel",

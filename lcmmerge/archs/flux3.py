@@ -37,9 +37,9 @@ BLOCK = (
 ARCHITECTURE = Architecture(
     title="FLUX.3",
     hub="black-forest-labs/flux-3-image-klein-base",
-    modelspec="flux-3-klein",
-    version="flux3",
+    modelspec="flux-3-klein",  # ours: none is published
     size=1024,
+    implementation="https://huggingface.co/black-forest-labs/flux-3-image-klein-base",
     parts=(
         Transformer(
             module="Flux3Transformer2DModel",

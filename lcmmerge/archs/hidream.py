@@ -32,8 +32,7 @@ BOTH = (
 ARCHITECTURE = Architecture(
     title="HiDream-I1",
     hub="HiDream-ai/HiDream-I1-Full",
-    modelspec="hidream-i1",
-    version="hidream_i1",
+    modelspec="hidream-i1",  # SwarmUI's
     size=1024,
     parts=(
         Transformer(

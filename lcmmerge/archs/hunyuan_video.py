@@ -64,9 +64,10 @@ SINGLE = (
 ARCHITECTURE = Architecture(
     title="HunyuanVideo",
     hub="hunyuanvideo-community/HunyuanVideo",
-    modelspec="hunyuan-video",
-    version="hunyuan_video",
+    modelspec="hunyuan-video",  # SwarmUI's
+    version="hunyuan_video",  # musubi-tuner's
     size=720,
+    implementation="https://github.com/Tencent-Hunyuan/HunyuanVideo",
     parts=(
         Transformer(
             module="HunyuanVideoTransformer3DModel",

@@ -33,6 +33,11 @@ class Reading:
     begins: tuple[str, str]
     missing: tuple[str, ...]
 
+    @property
+    def names(self) -> set[str]:
+        """What the file calls the denoiser's tensors."""
+        return {_begun(name, self.begins[::-1]) for name in _needed(self.arch, self.keymap)}
+
     def spell(self, name: str) -> str:
         """A stored name as the key map spells it."""
         name = _begun(name, self.begins)
@@ -56,6 +61,8 @@ def identify(source: TensorSource) -> Model:
         raise explain_unknown(source, nearest.arch, nearest.missing) if nearest else explain_unknown(source)
     reading = max(complete, key=_size)  # SSD-1B is a part of SDXL, Segmind-Vega of both
     arch = reading.arch
+    if any(each.arch.name == arch.name and each.names != reading.names for each in complete):
+        raise FormatError(f"{source.path}: the {arch.denoiser.kind} is there in two spellings", "keep one of them")
     parameters, leftovers = _read(reading, source)
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     model = Model(source, arch, source.layout, arch.denoiser.purpose(shapes), parameters, leftovers,
@@ -117,9 +124,9 @@ def _namings(arch: Architecture, source: TensorSource) -> Iterator[tuple[str, tu
     elif denoiser.sentinel in source.tensors:
         yield DIFFUSERS, ("", f"{denoiser.name}.")
     inner = stored.removeprefix(denoiser.stored)
-    found = next((prefix for prefix in PREFIXES if prefix + inner in source.tensors), None)
-    if found is not None:
-        yield SINGLE_FILE, (found, denoiser.stored)
+    for prefix in PREFIXES:
+        if prefix + inner in source.tensors:
+            yield SINGLE_FILE, (prefix, denoiser.stored)
 
 
 def _begun(name: str, begins: tuple[str, str]) -> str:

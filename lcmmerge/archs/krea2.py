@@ -41,9 +41,10 @@ BLOCK = (*TEXT, Row("scale_shift_table", "mod.lin", View(canonical=(6, -1), stor
 ARCHITECTURE = Architecture(
     title="Krea 2",
     hub="krea/Krea-2-Raw",
-    modelspec="krea-2",
-    version="krea2",  # kohya-ss/musubi-tuner's
+    modelspec="Krea-2",  # musubi-tuner's
+    version="krea2",  # musubi-tuner's
     size=1024,
+    implementation="https://huggingface.co/krea/Krea-2-Raw",
     parts=(
         Transformer(
             module="Krea2Transformer2DModel",

@@ -43,9 +43,9 @@ BLOCK = (
 ARCHITECTURE = Architecture(
     title="LTX-2",
     hub="Lightricks/LTX-2",
-    modelspec="ltx-2",
-    version="ltx2",
+    modelspec="lightricks-ltx-video-2",  # SwarmUI's
     size=768,
+    implementation="https://github.com/Lightricks/LTX-2",
     parts=(
         Transformer(
             module="LTX2VideoTransformer3DModel",

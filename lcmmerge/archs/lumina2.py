@@ -41,9 +41,10 @@ BLOCK = (
 ARCHITECTURE = Architecture(
     title="Lumina 2",
     hub="Alpha-VLLM/Lumina-Image-2.0",
-    modelspec="lumina-2",
-    version="lumina2",
+    modelspec="lumina-2",  # sd-scripts's
+    version="lumina2",  # sd-scripts'
     size=1024,
+    implementation="https://github.com/Alpha-VLLM/Lumina-Image-2.0",
     parts=(
         Transformer(
             module="Lumina2Transformer2DModel",
@@ -54,6 +55,7 @@ ARCHITECTURE = Architecture(
                 BlockList("context_refiner", CONTEXT, 2, "C"),
                 BlockList("layers", BLOCK, 26, "L"),
             ),
+            ratios=(("attn.to_q", 1),),  # Z-Image's are thirds of a tensor of the same name
         ),
         Component(name="text_encoder", module="Gemma2Model"),
         Component(name="vae", module="AutoencoderKL"),

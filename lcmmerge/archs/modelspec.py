@@ -1,6 +1,8 @@
 """What files say of a model in their metadata: ModelSpec, and the keys of kohya's programs that web UIs read of LoRAs.
 
-https://github.com/Stability-AI/ModelSpec, 1.0.1; https://github.com/kohya-ss/sd-scripts, library/train_util.py
+https://github.com/Stability-AI/ModelSpec, 1.0.1; https://github.com/kohya-ss/sd-scripts, library/train_util.py. A
+family's id is SwarmUI's (src/Text2Image/T2IModelClassSorter.cs), sd-scripts' or musubi-tuner's (sai_model_spec.py); its
+file says whose.
 """
 
 from __future__ import annotations
@@ -11,29 +13,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lcmmerge.archs.base import Architecture, Model, Variant
-from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
+from lcmmerge.refs.weights import DIFFUSERS
 
 KEYS = "modelspec."
 ID, RESOLUTION, TRIGGER = f"{KEYS}architecture", f"{KEYS}resolution", f"{KEYS}trigger_phrase"
 HASH = f"{KEYS}hash_sha256"
 VERSION, TAGS = "ss_base_model_version", "ss_tag_frequency"
-# Whose tensors are in the file, by their names.
-IMPLEMENTATIONS = {
-    SINGLE_FILE: "https://github.com/Stability-AI/generative-models",
-    DIFFUSERS: "https://github.com/huggingface/diffusers",
-    "component": "https://github.com/huggingface/diffusers",
-}
+DIFFUSERS_NAMES = "https://github.com/huggingface/diffusers"
 # What another file's author says of that file alone; the hashes, and kohya's (sshs_), are of its tensors.
 OF_ONE_FILE = re.compile(r"sshs_|modelspec\.(author|date|thumbnail|hash_\w+|implementation_version|\w+_dtype)$")
 
 
-def spec(architecture: str, layout: str, title: str, size: str, sha256: str) -> dict[str, str]:
-    """The keys that a file must have, and the hash of its tensors. ``size``: 512x512."""
+def spec(architecture: str, implementation: str, title: str, size: str, sha256: str) -> dict[str, str]:
+    """The keys that a file must have, and the hash of its tensors. ``implementation``: whose names these have;
+    ``size``: 512x512.
+    """
     return {
         "format": "pt",
         f"{KEYS}sai_model_spec": "1.0.1",
         ID: architecture,
-        f"{KEYS}implementation": IMPLEMENTATIONS[layout],
+        f"{KEYS}implementation": implementation,
         f"{KEYS}title": title,
         RESOLUTION: size,
         HASH: f"0x{sha256}",
@@ -45,7 +44,15 @@ def spec_of(model: Model, layout: str, title: str, sha256: str) -> dict[str, str
     variant, said = variant_of(model), model.source.metadata
     suffix = "" if model.purpose in ("base", variant.kind) else f"-{model.purpose.replace(' ', '-')}"
     architecture = said.get(ID) or variant.modelspec + suffix
-    return spec(architecture, layout, title, said.get(RESOLUTION) or pixels(variant), sha256)
+    names = implementation(model.arch, layout, model)
+    return spec(architecture, names, title, said.get(RESOLUTION) or pixels(variant), sha256)
+
+
+def implementation(arch: Architecture, layout: str, model: Model | None = None) -> str:
+    """Whose names a file of this layout has; where it is a denoiser's alone, those of the ``model`` that it is."""
+    if layout == DIFFUSERS or (model and layout == model.layout and model.is_canonical):
+        return DIFFUSERS_NAMES
+    return arch.implementation
 
 
 def pixels(variant: Variant) -> str:

@@ -41,8 +41,8 @@ BLOCK = (
 ARCHITECTURE = Architecture(
     title="Qwen-Image",
     hub="Qwen/Qwen-Image",
-    modelspec="qwen-image",
-    version="qwen_image",  # kohya-ss/musubi-tuner's
+    modelspec="qwen-image",  # SwarmUI's
+    version="qwen_image",  # musubi-tuner's
     size=1328,
     parts=(
         Transformer(

@@ -33,9 +33,9 @@ BLOCK = (
 ARCHITECTURE = Architecture(
     title="Qwen-Image 2.1",
     hub="Qwen/Qwen-Image-2.1",
-    modelspec="qwen-image-2.1",
-    version="qwen_image_21",
+    modelspec="qwen-image-2.1",  # ours: none is published
     size=1024,
+    implementation="https://github.com/comfyanonymous/ComfyUI",
     parts=(
         Transformer(
             module="QwenImage21Transformer2DModel",

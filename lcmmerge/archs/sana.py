@@ -35,9 +35,9 @@ BLOCK = (
 ARCHITECTURE = Architecture(
     title="Sana",
     hub="Efficient-Large-Model/Sana_1600M_1024px_diffusers",
-    modelspec="sana",
-    version="sana",
+    modelspec="nvidia-sana-1600",  # SwarmUI's
     size=1024,
+    implementation="https://github.com/NVlabs/Sana",
     parts=(
         Transformer(
             module="SanaTransformer2DModel",

@@ -55,9 +55,9 @@ LAST = (*BOTH, Row("norm1_context.linear.{p}", "context_block.adaLN_modulation.1
 ARCHITECTURE = Architecture(
     title="Stable Diffusion 3",
     hub="stabilityai/stable-diffusion-3.5-large",
-    modelspec="stable-diffusion-v3.5-large",
-    version="sd3",
+    modelspec="stable-diffusion-v3.5-large",  # SwarmUI's
     size=1024,
+    implementation="https://github.com/Stability-AI/sd3.5",
     parts=(
         Transformer(
             module="SD3Transformer2DModel",

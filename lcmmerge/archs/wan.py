@@ -52,9 +52,10 @@ DENOISER = Transformer(
 ARCHITECTURE = Architecture(
     title="Wan",
     hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
-    modelspec="wan-2.1",
-    version="wan",
+    modelspec="wan2.1",  # musubi-tuner's
+    version="wan",  # musubi-tuner's
     size=480,
+    implementation="https://github.com/Wan-Video/Wan2.1",
     parts=(
         DENOISER,
         replace(DENOISER, name="transformer_2", stored="transformer_2.", expert="low_noise"),  # of folders alone

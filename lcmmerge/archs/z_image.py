@@ -38,9 +38,10 @@ BLOCK = (*UNMODULATED, Row("adaLN_modulation.0.{p}"))
 ARCHITECTURE = Architecture(
     title="Z-Image",
     hub="Tongyi-MAI/Z-Image",
-    modelspec="z-image",
-    version="z_image",
+    modelspec="z-image",  # SwarmUI's
+    version="z_image",  # musubi-tuner's
     size=1024,
+    implementation="https://github.com/Tongyi-MAI/Z-Image",
     parts=(
         Transformer(
             module="ZImageTransformer2DModel",
@@ -51,6 +52,7 @@ ARCHITECTURE = Architecture(
                 BlockList("context_refiner", UNMODULATED, 2, "C"),
                 BlockList("layers", BLOCK, 30, "L"),
             ),
+            ratios=(("attention.to_q", 1),),
         ),
         Component(name="text_encoder", module="Qwen3Model", kohya="lora_te_"),
         Component(name="vae", module="AutoencoderKL"),

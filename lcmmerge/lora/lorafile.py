@@ -152,10 +152,10 @@ class LoraOrigin:
     def metadata(self, sha256: str | None, ranks: Mapping[float, float], *, whole: bool = False) -> dict[str, str]:
         """ModelSpec, kohya's keys and the recipe. ``ranks``: rank → alpha; ``whole``: there are plain differences."""
         variant = self.variant or modelspec.usual(self.arch)
-        layout = SINGLE_FILE if self.arch.denoiser.kohya_stored else DIFFUSERS  # whose names the modules have
+        names = modelspec.implementation(self.arch, SINGLE_FILE if self.arch.denoiser.kohya_stored else DIFFUSERS)
         return {
             **modelspec.spec(
-                f"{variant.modelspec}/lora", layout, self.title, modelspec.pixels(variant), sha256 or UNKNOWN
+                f"{variant.modelspec}/lora", names, self.title, modelspec.pixels(variant), sha256 or UNKNOWN
             ),
             **modelspec.network(self.variant, ranks, whole=whole),
             RECIPE: canonical_json({"version": __version__, **self.recipe}),

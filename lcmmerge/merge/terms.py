@@ -315,7 +315,8 @@ def likely_cause(term: TaskVector, base: Model) -> str:
         return f"both are {base.arch.title}, and one of them has layers or widths of its own"
     likely = likely_architectures(term.content.modules)
     guess = guess_architecture(term.content.modules)
-    if guess is not None and base.arch.name not in [arch.name for arch in likely]:
+    strange = not any(map(names_in(base).homes, term.content.modules))
+    if guess is not None and base.arch.name not in [arch.name for arch in likely] and (likely or strange):
         return f"the adapter looks made for {guess}, the base is {base.arch.title}"
     if term.content.embeddings:
         return "the file bundles textual-inversion embeddings, which are no weights of the model"

@@ -9,7 +9,7 @@ import torch
 from families import CASES, converted, families, folder, narrow, published, single_file, sized, state_of, stored
 from named import named_source
 
-from lcmmerge.archs import identify
+from lcmmerge.archs import guess_architecture, identify
 from lcmmerge.errors import UnknownArchitectureError
 from lcmmerge.tensors import open_source
 
@@ -71,3 +71,18 @@ def test_one_without_a_block_list_is_not_whole(name: str) -> None:
         left = {key: shape for key, shape in shapes.items() if not key.startswith(f"transformer.{item.name}.")}
         with pytest.raises(UnknownArchitectureError, match="lacks"):
             identify(named_source(left))
+
+
+@pytest.mark.parametrize("space", ["stored", "canonical"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_adapter_tells_its_family(name: str, space: str) -> None:
+    """By names and shapes: of every matrix, or of what is called an attention alone, which several families share."""
+    weights = {key.removeprefix("transformer."): tensor for key, tensor in state_of(name).items()}
+    state = stored(name, state_of(name)) if space == "stored" else weights
+    shapes = {key.removesuffix(".weight"): tuple(t.shape) for key, t in state.items() if t.dim() > 1}
+    title = families()[name].title
+    assert guess_architecture(shapes) == title
+    attentions = {key: shape for key, shape in shapes.items() if "att" in key and "norm" not in key}
+    assert title in (guess_architecture(attentions) or "").split(" or ")
+    if name in ("z_image", "lumina2"):  # whose names are the same, and not the rows
+        assert guess_architecture(attentions) == title
