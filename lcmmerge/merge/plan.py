@@ -325,6 +325,7 @@ def plan(
             origin=opened(term.made_from, "style base") if term.made_from else None,
             weights=factors,
             expert=term.expert,
+            alpha=term.alpha,
         )
         for term, source, factors in zip(merge.terms, sources, weights, strict=True)
     )

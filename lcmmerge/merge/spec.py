@@ -62,7 +62,7 @@ class Term:
     ``source``: None for the file that the ``accelerator`` of that name has for the base's architecture. ``strength``:
     λ, by default the accelerator's usual one. ``blocks``: factors on λ per U-Net block, as ``{"IN00-IN05": 0.5}`` or as
     the text of ``--block-weights``. ``expert``: the component that it is for, where the base has several denoisers
-    (Wan 2.2's ``transformer`` and ``transformer_2``).
+    (Wan 2.2's ``transformer`` and ``transformer_2``). ``alpha``: as its publisher states it, where its file has none.
     """
 
     name: str
@@ -72,12 +72,14 @@ class Term:
     made_from: Source | None = None
     accelerator: str | None = None
     expert: str | None = None
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
         if self.strength is USUAL:
             kind = accelerator(self.accelerator) if self.accelerator else None
             usual = usual_strength(kind, self.source.reference if self.source else None)
             object.__setattr__(self, "strength", usual)
+        check_alpha(self.name, self.alpha)
 
     @property
     def kind(self) -> Accelerator | None:
@@ -97,6 +99,7 @@ class Term:
             Source.from_dict(recorded["tuned_from"]) if "tuned_from" in recorded else None,
             None if recorded.get("accelerator") is None else str(recorded["accelerator"]),
             None if recorded.get("expert") is None else str(recorded["expert"]),
+            None if recorded.get("alpha") is None else _number(recorded["alpha"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,6 +113,7 @@ class Term:
                if self.blocks else {}),
             **({"accelerator": self.accelerator} if self.accelerator else {}),
             **({"expert": self.expert} if self.expert else {}),
+            **({"alpha": self.alpha} if self.alpha is not None else {}),
         }  # fmt: skip
 
 
@@ -322,6 +326,8 @@ class Merge:
                 words += ["--block-weights", names[term.name], text]
             if term.expert:
                 words += ["--expert", names[term.name], term.expert]
+            if term.alpha is not None:
+                words += ["--alpha", names[term.name], repr(term.alpha)]
         return shlex.join(words)
 
 
@@ -352,6 +358,12 @@ def check_strength(name: str, strength: float) -> None:
     """Raises OptionError where λ is not a number that a weight could be multiplied by."""
     if not abs(strength) <= LARGEST:
         raise OptionError(f"λ of {name}: not a finite number of float32", "give one such as 0.8")
+
+
+def check_alpha(name: str, alpha: float | None) -> None:
+    """Raises OptionError where a given alpha is none that a publisher could state."""
+    if alpha is not None and not 0 < alpha <= LARGEST:
+        raise OptionError(f"alpha of {name}: {alpha:g} is not a finite number above 0", "give one such as 64")
 
 
 def blocks_text(blocks: Blocks) -> str:

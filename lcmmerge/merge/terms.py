@@ -125,12 +125,14 @@ def task_vector(
     origin: TensorSource | None = None,
     weights: BlockWeights | None = None,
     expert: str | None = None,
+    alpha: float | None = None,
 ) -> TaskVector:
     """An adapter, or a checkpoint that was tuned from ``origin`` (default: ``base``), by its headers.
 
-    ``expert``: the component that it is for, of a base with several experts. Raises FormatError, IncompatibleError.
+    ``expert``: the component that it is for, of a base with several experts. ``alpha``: of an adapter that has none.
+    Raises FormatError, IncompatibleError.
     """
-    found = read_content(source)
+    found = read_content(source, alpha)
     content = Checkpoint(found, identify(origin) if origin else base) if isinstance(found, Model) else found
     _check_expert(source.path, expert, base)
     return TaskVector(name, source.path, strength, content, weights or BlockWeights(), expert)
@@ -157,9 +159,9 @@ def called_expert(path: Path, base: Model) -> str | None:
     return called[0] if len(called) == 1 else None
 
 
-def read_content(source: TensorSource) -> AdapterFile | Model:
+def read_content(source: TensorSource, alpha: float | None = None) -> AdapterFile | Model:
     """A checkpoint may hold what is left of an adapter. Raises FormatError, UnknownArchitectureError with its kind."""
-    adapter = read_adapter(source)
+    adapter = read_adapter(source, alpha=alpha)
     if not adapter.patches or adapter.unknown or adapter.embeddings:
         try:
             return identify(source)

@@ -14,6 +14,9 @@ from fusing import load
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lcmmerge import Merge
+from lcmmerge.tensors import open_source
+
 FAMILIES = tuple(families())
 RANK = 3
 Cli = Callable[..., object]
@@ -169,4 +172,54 @@ def test_an_alpha_that_nobody_tells_is_not_guessed(tmp_path: Path, cli: Cli) -> 
     (style.parent / "adapter_config.json").unlink()
     done = cli("fuse", base, style, "--lambda", "0.8", "0", "-o", tmp_path / "out.safetensors")
     done.assert_fault(3, "has no alpha")
+    assert "--alpha" in done.err
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_alpha_that_is_given(tmp_path: Path, cli: Cli) -> None:
+    """As if its sidecar were there, in the merge, its record, its command, and a combination."""
+    base = single_file(tmp_path / "base.safetensors", "flux1", state_of("flux1"))
+    told, style = flux.lora(tmp_path / "told", "named"), flux.lora(tmp_path / "named", "named")
+    (style.parent / "adapter_config.json").unlink()
+    out, wanted = tmp_path / "out.safetensors", tmp_path / "wanted.safetensors"
+    options = ("--lambda", "0.8", "0")
+    done = cli("fuse", base, style, *options, "--alpha", "style", str(flux.ALPHA), "-o", out)
+    assert done.code == 0, done.err
+    assert cli("fuse", base, told, *options, "-o", wanted).code == 0
+    found, expected = load(out), load(wanted)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert cli("verify", out, "--source", base, "--source", style).code == 0
+    merge = Merge.from_dict(json.loads(open_source(out).metadata["sd_merge_recipe"]))
+    assert [term.alpha for term in merge.terms] == [flux.ALPHA]
+    assert merge.command().endswith(f"--alpha style {flux.ALPHA}")
+    cli("combine", style, "0.8", "-o", tmp_path / "none.safetensors").assert_fault(3, "has no alpha")
+    one = tmp_path / "one.safetensors"
+    assert cli("combine", style, "0.8", "--alpha", "lora", str(flux.ALPHA), "-o", one).code == 0
+    assert cli("fuse", base, one, "--lambda", "1", "0", "-o", tmp_path / "by-one.safetensors").code == 0
+    for name, tensor in load(tmp_path / "by-one.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "alpha", "code", "said"),
+    [
+        ("named", "4", 3, "has an alpha of its own, 2, and 4 is given"),  # of its sidecar
+        ("kohya", "4", 3, "has an alpha of its own, 2, and 4 is given"),
+        ("kohya", "0", 2, "not a finite number above 0"),
+        ("kohya", "nan", 2, "not a finite number above 0"),
+    ],
+)
+def test_an_alpha_that_is_told_already(
+    dialect: str, alpha: str, code: int, said: str, tmp_path: Path, cli: Cli
+) -> None:
+    base = single_file(tmp_path / "base.safetensors", "flux1", state_of("flux1"))
+    style = flux.lora(tmp_path / dialect, dialect)
+    done = cli("fuse", base, style, "--lambda", "1", "0", "--alpha", "style", alpha, "-o", tmp_path / "out.safetensors")
+    done.assert_fault(code, said)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_alpha_of_what_has_none(tmp_path: Path, cli: Cli) -> None:
+    base = single_file(tmp_path / "base.safetensors", "flux1", state_of("flux1"))
+    options = ("--lambda", "1", "0", "--alpha", "style", "4", "-o", tmp_path / "out.safetensors")
+    cli("fuse", base, base, *options).assert_fault(3, "nothing in it is scaled by an alpha")
