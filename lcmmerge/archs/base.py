@@ -155,6 +155,8 @@ class Model:
     @property
     def doubt(self) -> str:
         """What is assumed of it, where that may be wrong; else empty."""
+        if self.arch.name not in architectures():
+            return f"{self.source.path.name} is of {self.arch.title}: only what is named alike is merged"
         if self.prediction.told_by or not self.arch.family.mixed:
             return ""
         kind = self.prediction.kind

@@ -15,6 +15,7 @@ from lcmmerge.adapters import Adapter, AdapterFile, Dense, Patch, algorithm, rea
 from lcmmerge.archs import (
     Model,
     Parameter,
+    architectures,
     explain_unknown,
     foreign_kind,
     guess_architecture,
@@ -286,7 +287,7 @@ def _limit(item: Contribution, place: Channels) -> str:
 
 def made_elsewhere(term: TaskVector, base: Model) -> str:
     """The architecture that an adapter's names speak for, where it is not the base's; else empty."""
-    if isinstance(term.content, Checkpoint):
+    if isinstance(term.content, Checkpoint) or base.arch.name not in architectures():
         return ""
     likely = likely_architectures(term.content.modules)
     return " or ".join(arch.title for arch in likely if base.arch.name not in [each.name for each in likely])

@@ -314,9 +314,9 @@ def test_dora_depends_on_its_base(tmp_path: Path) -> None:
 def test_other_architectures(files: Callable[[str], Files], tmp_path: Path) -> None:
     with pytest.raises(IncompatibleError, match=r"looks made for Stable Diffusion XL, .* for Stable Diffusion 1"):
         run([(files("sd1").style, 1.0), (files("sdxl").style, 1.0)], tmp_path / "one.safetensors")
-    pixart = lora(tmp_path / "pixart.safetensors", "transformer.adaln_single.linear")
-    with pytest.raises(IncompatibleError, match="looks made for PixArt"):
-        run([(pixart, 1.0)], tmp_path / "one.safetensors")
+    other = lora(tmp_path / "other.safetensors", "blocks.0.attn1.Wqkv")
+    with pytest.raises(IncompatibleError, match="looks made for Hunyuan-DiT"):
+        run([(other, 1.0)], tmp_path / "one.safetensors")
 
 
 def test_a_base_decides_what_names_leave_open(files: Callable[[str], Files], tmp_path: Path) -> None:
