@@ -128,6 +128,28 @@ def test_every_command(name: str, tmp_path: Path, cli: Cli) -> None:
         assert_close(load_file(again), doubled(load_file(tuned)), 1e-4)
 
 
+@pytest.mark.parametrize("name", ["flux1", "wan", "z_image"])
+def test_an_extraction_throws_nothing_away(name: str, tmp_path: Path, cli: Cli) -> None:
+    """Norms, biases and bare tables of modulations are differences, of a transformer without being asked for."""
+    weights = state_of(name)
+    base = single_file(tmp_path / "base.safetensors", name, weights)
+    generator = torch.Generator().manual_seed(3)
+    noisy = {key: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for key, tensor in weights.items()}
+    tuned, lora = single_file(tmp_path / "tuned.safetensors", name, noisy), tmp_path / "lora.safetensors"
+    done = cli("extract", tuned, base, "--rank", "512", "--dtype", "fp32", "-o", lora, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["left_out"] == []
+    kinds = ("lora_up.weight", "lora_down.weight", "alpha", "diff", "diff_b")
+    assert all(key.partition(".")[2] in kinds for key in load_file(lora))
+    again = tmp_path / "again.safetensors"
+    assert cli("fuse", base, lora, "--lambda", "1", "0", "-o", again).code == 0
+    wanted = load_file(tuned)
+    for key, tensor in load_file(again).items():
+        torch.testing.assert_close(tensor, wanted[key], rtol=1e-4, atol=1e-4)
+    done = cli("extract", tuned, base, "--no-full", "-o", tmp_path / "plain.safetensors", "--json")
+    assert json.loads(done.out)["left_out"] != []
+
+
 @pytest.mark.parametrize("layout", ["single-file", "folder"])
 def test_a_flux_lora_in_every_dialect_gives_the_same_bytes(layout: str, tmp_path: Path, cli: Cli) -> None:
     weights, made = state_of("flux1"), {}
