@@ -84,6 +84,11 @@ class Architecture:
         return tuple(part for part in self.parts if part.expert)
 
     @property
+    def first_layers(self) -> tuple[str, ...]:
+        """The parameters that have more input channels in models that are given more than latents."""
+        return tuple(f"{part.name}.{part.inputs}" for part in (self.denoiser, *self.experts) if part.inputs)
+
+    @property
     def components(self) -> tuple[str, ...]:
         return tuple(part.name for part in self.parts)
 

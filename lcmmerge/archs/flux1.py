@@ -83,6 +83,7 @@ ARCHITECTURE = Architecture(
         Transformer(
             module="FluxTransformer2DModel",
             sentinel="transformer_blocks.0.norm1_context.linear.weight",
+            inputs="x_embedder.weight",
             kohya="lora_transformer_",
             ends=ENDS,
             lists=(

@@ -259,8 +259,8 @@ def _in_expert(name: str, expert: str | None, base: Model) -> str | None:
 
 def _shared_channels(name: str, three: tuple[Parameter, Parameter, Parameter], base: Model) -> Channels | None:
     """Where the tuned, its origin's and the base's first layers differ in their input channels alone."""
-    denoiser, shapes = base.arch.denoiser, [parameter.shape for parameter in three]
-    if name != f"{denoiser.name}.{denoiser.inputs}" or len({(shape[0], *shape[2:]) for shape in shapes}) > 1:
+    shapes = [parameter.shape for parameter in three]
+    if name not in base.arch.first_layers or len({(shape[0], *shape[2:]) for shape in shapes}) > 1:
         return None
     return Channels(min(shapes[:2]), shapes[2])
 

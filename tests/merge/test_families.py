@@ -245,3 +245,52 @@ def test_an_alpha_of_what_has_none(tmp_path: Path, cli: Cli) -> None:
     base = single_file(tmp_path / "base.safetensors", "flux1", state_of("flux1"))
     options = ("--lambda", "1", "0", "--alpha", "style", "4", "-o", tmp_path / "out.safetensors")
     cli("fuse", base, base, *options).assert_fault(3, "nothing in it is scaled by an alpha")
+
+
+FIRST = {"flux1": "x_embedder.weight", "wan": "patch_embedding.weight", "hunyuan_video": "x_embedder.proj.weight"}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_an_inpainting_model_of_a_tuned_one(name: str, tmp_path: Path, cli: Cli) -> None:
+    """FLUX.1 Fill, Wan's image to video: more input channels, behind those of the base."""
+    weights, first = state_of(name), f"transformer.{FIRST[name]}"
+    generator = torch.Generator().manual_seed(5)
+    wide = (weights[first].shape[0], 5, *weights[first].shape[2:])
+
+    def noisy() -> State:
+        return {key: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for key, tensor in weights.items()}
+
+    more, tuned_weights = noisy(), noisy()
+    fill_weights = more | {first: torch.cat([more[first], torch.randn(wide, generator=generator)], 1)}
+    states = {"base": weights, "fill": fill_weights, "tuned": tuned_weights}
+    base, fill, tuned = (single_file(tmp_path / f"{key}.safetensors", name, state) for key, state in states.items())
+    out = tmp_path / "out.safetensors"
+    done = cli("fuse", fill, tuned, "--tuned-from", base, "--lambda", "0.5", "0", "-o", out)
+    assert done.code == 0, done.err
+    shared = weights[first].shape[1]
+    assert f"made for {shared} input channels, the base has {shared + 5}: only the first {shared} change" in done.err
+    assert cli("verify", out, *(f"--source={path}" for path in (fill, tuned, base))).code == 0
+    delta = {key: 0.5 * (tuned_weights[key].double() - weights[key].double()) for key in weights}
+    delta[first] = torch.cat([delta[first], torch.zeros(wide)], 1)
+    wanted = stored(name, {key: fill_weights[key].double() + delta[key] for key in delta})
+    for key, tensor in load_file(out).items():
+        inner = key.removeprefix("model.diffusion_model.")
+        torch.testing.assert_close(tensor.double(), wanted[inner], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "code"), [(4, 0), (12, 3)])
+def test_a_lora_of_the_first_layer_with_other_channels(channels: int, code: int, tmp_path: Path, cli: Cli) -> None:
+    """One of FLUX.1 dev on Fill; with more channels than the base it is a control LoRA, and no change of the base."""
+    weights, first = state_of("flux1"), "transformer.x_embedder.weight"
+    weights = weights | {first: torch.cat([weights[first], torch.ones(16, 4)], 1)}
+    base = single_file(tmp_path / "base.safetensors", "flux1", weights)
+    up, down = torch.randn(16, RANK), torch.randn(RANK, channels)
+    lora = {"transformer.x_embedder.lora_A.weight": down, "transformer.x_embedder.lora_B.weight": up}
+    save_file(lora, tmp_path / "lora.safetensors")
+    done = cli("fuse", base, tmp_path / "lora.safetensors", "--lambda", "1", "0", "-o", tmp_path / "out.safetensors")
+    assert done.code == code, done.err
+    if not code:
+        found = load_file(tmp_path / "out.safetensors")["model.diffusion_model.img_in.weight"]
+        wanted = weights[first] + torch.cat([up @ down, torch.zeros(16, 4)], 1)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        assert "made for 4 input channels, the base has 8" in done.err
