@@ -96,5 +96,10 @@ ARCHITECTURE = Architecture(
         T5,
         Component(name="vae", module="AutoencoderKL"),
     ),
-    family=Family(prediction="flow", guidance=3.5),
+    family=Family(
+        prediction="flow",
+        guidance=3.5,
+        duty="no commercial use",
+        duty_with="transformer.time_text_embed.guidance_embedder.linear_1.weight",  # schnell is under Apache-2.0
+    ),
 )

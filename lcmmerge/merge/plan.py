@@ -166,8 +166,17 @@ class Plan:
 
     @property
     def obligations(self) -> tuple[str, ...]:
-        """What the accelerators' licences ask of whoever uses or shares the result, each once."""
-        return tuple(dict.fromkeys(kind.obligations for kind in self.kinds if kind and kind.obligations))
+        """What the licences of the base and of accelerators ask of whoever uses or shares the result, each once."""
+        said: list[str] = []
+        lines: list[str] = []
+        for kind in filter(None, self.kinds):
+            if set(kind.facts) - set(said):
+                lines.append(kind.obligations)
+                said += kind.facts
+        duty = self.base.duty
+        if duty and not duty.startswith(tuple(said) or ("\n",)):
+            lines.insert(0, f"the base is {self.base.arch.title}, whose licence says: {duty}")
+        return tuple(lines)
 
     @property
     def result(self) -> Path:

@@ -294,3 +294,33 @@ def test_a_lora_of_the_first_layer_with_other_channels(channels: int, code: int,
         wanted = weights[first] + torch.cat([up @ down, torch.zeros(16, 4)], 1)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
         assert "made for 4 input channels, the base has 8" in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "times"),
+    [("krea2", "", 1), ("krea2", "krea2-turbo", 1), ("flux1", "", 1), ("flux1", "flux-turbo-alpha", 1), ("wan", "", 0)],
+)
+def test_what_the_licence_of_a_base_asks_is_warned_of_once(
+    name: str, kind: str, times: int, tmp_path: Path, cli: Cli
+) -> None:
+    base = single_file(tmp_path / "base.safetensors", name, state_of(name))
+    module = next(key for key, tensor in state_of(name).items() if "blocks" in key and tensor.dim() == 2)
+    rows, width = state_of(name)[module].shape
+    key = module.removesuffix(".weight")
+    save_file({f"{key}.lora_A.weight": torch.ones(1, width), f"{key}.lora_B.weight": torch.ones(rows, 1)},
+              tmp_path / "lora.safetensors")  # fmt: skip
+    lora, out = tmp_path / "lora.safetensors", tmp_path / "out.safetensors"
+    given = ("--accelerator", lora, "--accelerator", kind) if kind else (lora, "--lambda", "1", "0")
+    done = cli("fuse", base, *given, "-o", out)
+    assert done.code == 0, done.err
+    duty = families()[name].family.duty
+    assert (done.err.count(duty) if duty else 0) == times
+    assert (" is under " in done.err, "whose licence says" in done.err) == (bool(kind), bool(times and not kind))
+
+
+def test_flux_schnell_may_be_used_by_all(tmp_path: Path, cli: Cli) -> None:
+    weights = {key: tensor for key, tensor in state_of("flux1").items() if "guidance" not in key}
+    base = single_file(tmp_path / "base.safetensors", "flux1", weights)
+    done = cli("fuse", base, flux.lora(tmp_path / "lora", "kohya"), "--lambda", "1", "0", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "licence" not in done.err
