@@ -41,6 +41,7 @@ from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 
 DENOISER = (
     "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "net.", "model.", "pipe.dit.", "pipe.unet.",
+    "conditional_transformer.",
     "lora_unet_", "lora_transformer_", "oft_unet_",
 )  # fmt: skip
 ANY = ("base_model.model.", "base_model.", "lycoris_", "state_dict.", "module.", "_orig_mod.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -324,3 +325,33 @@ def test_flux_schnell_may_be_used_by_all(tmp_path: Path, cli: Cli) -> None:
     done = cli("fuse", base, flux.lora(tmp_path / "lora", "kohya"), "--lambda", "1", "0", "-o", tmp_path / "out")
     assert done.code == 0, done.err
     assert "licence" not in done.err
+
+
+@pytest.mark.parametrize("begin", ["diffusion_model.", "conditional_transformer."])
+def test_an_ideogram_lora_by_its_own_names(begin: str, tmp_path: Path, cli: Cli) -> None:
+    """Oracle: diffusers' converter of LoRAs."""
+    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_ideogram4_lora_to_diffusers as convert
+
+    weights, generator = state_of("ideogram4"), torch.Generator().manual_seed(4)
+    sizes = {"attention.qkv": (48, 16), "attention.o": (16, 16), "feed_forward.w2": (16, 20)}
+    lora: State = {}
+    for module, (rows, width) in sizes.items():
+        key = f"{begin}layers.1.{module}"
+        lora |= {f"{key}.lora_up.weight": torch.randn(rows, RANK, generator=generator),
+                 f"{key}.lora_down.weight": torch.randn(RANK, width, generator=generator),
+                 f"{key}.alpha": torch.tensor(1.5)}  # fmt: skip
+    save_file(lora, tmp_path / "lora.safetensors")
+    base, out = folder(tmp_path / "base", "ideogram4", weights), tmp_path / "out"
+    second = "unconditional_transformer"
+    shutil.copytree(base / "transformer", base / second)
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {second: index["transformer"]}))
+    done = cli("fuse", base, tmp_path / "lora.safetensors", "--lambda", "0.5", "0", "-o", out)
+    assert done.code == 0, done.err
+    found, converted = load(out), convert(dict(lora))
+    modules = {key.removesuffix(".lora_A.weight") for key in converted if key.endswith(".lora_A.weight")}
+    for key, tensor in weights.items():
+        module = key.removesuffix(".weight")
+        change = converted[f"{module}.lora_B.weight"] @ converted[f"{module}.lora_A.weight"] if module in modules else 0
+        torch.testing.assert_close(found[key], tensor + 0.5 * change, rtol=1e-4, atol=1e-4)
+        assert torch.equal(found[f"{second}.{key.removeprefix('transformer.')}"], tensor)
