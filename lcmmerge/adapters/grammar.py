@@ -11,9 +11,10 @@ from typing import Any
 from lcmmerge.adapters.base import SHARED, Patch, Shape, algorithms
 from lcmmerge.adapters.names import PEFT, PEFT_PREFIX, Name, parse_name
 from lcmmerge.adapters.peft_config import Config, changed_base, module_config, read_configs, scales_input
-from lcmmerge.errors import FormatError, IncompatibleError
+from lcmmerge.errors import FormatError, IncompatibleError, OptionError
 from lcmmerge.refs.weights import INITIAL, SIDECAR
 from lcmmerge.tensors import TensorInfo, TensorSource
+from lcmmerge.tensors.dtypes import LARGEST
 
 EMBEDDING = re.compile(r"bundle_emb\.|emb_params$|string_to_param\.|<|clip_[lg]$")
 
@@ -70,6 +71,12 @@ def _refuse_untold_alpha(patches: Iterable[Patch]) -> None:
                 "give the alpha that its publisher states, by --alpha, as `alpha:` in a recipe, or in "
                 f'{SIDECAR} beside it: {{"lora_alpha": 64}}',
             )
+
+
+def check_alpha(name: str, alpha: float | None) -> None:
+    """Raises OptionError where a given alpha is none that a publisher could state."""
+    if alpha is not None and not 0 < alpha <= LARGEST:
+        raise OptionError(f"alpha of {name}: {alpha:g} is not a finite number above 0", "give one such as 64")
 
 
 def _takes_alpha(patch: Patch) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, read_adapter
+from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, check_alpha, read_adapter
 from lcmmerge.archs import (
     Architecture,
     Home,
@@ -22,7 +22,7 @@ from lcmmerge.archs import (
 )
 from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
 from lcmmerge.merge.places import Place, fits_in, home_parameters, places, views_of
-from lcmmerge.merge.spec import check_alpha, check_strength
+from lcmmerge.merge.spec import check_strength
 from lcmmerge.tensors import TensorSource
 
 Shape = tuple[int, ...]

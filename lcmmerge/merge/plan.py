@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lcmmerge import refs
-from lcmmerge.accelerators import Accelerator, by_file, file_of
+from lcmmerge.accelerators import Accelerator, by_file, file_of, obligations
 from lcmmerge.archs import Model, identify
 from lcmmerge.archs.blocks import BlockWeights, parse_block_weights
 from lcmmerge.archs.completed import completed, counted, lent
@@ -167,16 +167,7 @@ class Plan:
     @property
     def obligations(self) -> tuple[str, ...]:
         """What the licences of the base and of accelerators ask of whoever uses or shares the result, each once."""
-        said: list[str] = []
-        lines: list[str] = []
-        for kind in filter(None, self.kinds):
-            if set(kind.facts) - set(said):
-                lines.append(kind.obligations)
-                said += kind.facts
-        duty = self.base.duty
-        if duty and not duty.startswith(tuple(said) or ("\n",)):
-            lines.insert(0, f"the base is {self.base.arch.title}, whose licence says: {duty}")
-        return tuple(lines)
+        return obligations(self.base, filter(None, self.kinds))
 
     @property
     def result(self) -> Path:

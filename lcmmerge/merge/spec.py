@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lcmmerge.accelerators import OFFICIAL, Accelerator, accelerator, by_reference, usual_strength
+from lcmmerge.adapters import check_alpha
 from lcmmerge.archs.prediction import Prediction
 from lcmmerge.errors import OptionError
 from lcmmerge.merge.methods import complete, methods, spelled
@@ -358,12 +359,6 @@ def check_strength(name: str, strength: float) -> None:
     """Raises OptionError where λ is not a number that a weight could be multiplied by."""
     if not abs(strength) <= LARGEST:
         raise OptionError(f"λ of {name}: not a finite number of float32", "give one such as 0.8")
-
-
-def check_alpha(name: str, alpha: float | None) -> None:
-    """Raises OptionError where a given alpha is none that a publisher could state."""
-    if alpha is not None and not 0 < alpha <= LARGEST:
-        raise OptionError(f"alpha of {name}: {alpha:g} is not a finite number above 0", "give one such as 64")
 
 
 def blocks_text(blocks: Blocks) -> str:
