@@ -155,6 +155,11 @@ CASES = {
         {"num_layers": 2, "gated_attn": True, "audio_gated_attn": True},
         "ltx2",
     ),
+    "ideogram4": Case(
+        {"in_channels": 4, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2, "intermediate_size": 20,
+         "adaln_dim": 6, "llm_features_dim": 12, "mrope_section": (2, 1, 1)},
+        {"num_layers": 2},
+    ),
     "qwen_image": Case(
         {"in_channels": 16, "out_channels": 4, "num_layers": 2, "joint_attention_dim": 12} | SMALL,
         {"num_layers": 2},

@@ -27,6 +27,7 @@ from lcmmerge.accelerators.known import (
     by_reference,
     file_of,
     names,
+    obligations,
     usual_strength,
 )
 
@@ -49,5 +50,6 @@ __all__ = [
     "file_of",
     "flow",
     "names",
+    "obligations",
     "usual_strength",
 ]

@@ -184,9 +184,14 @@ class Accelerator:
             yield from (file,) if isinstance(file, str) else file.values()
 
     @property
+    def facts(self) -> tuple[str, ...]:
+        """What whoever uses or shares the result must heed."""
+        return tuple(filter(None, (self.restriction, self.duty)))
+
+    @property
     def obligations(self) -> str:
-        """What whoever uses or shares the result must heed, in a line; empty where there is nothing."""
-        said = "; ".join(filter(None, (self.restriction, self.duty)))
+        """The same in a line; empty where there is nothing."""
+        said = "; ".join(self.facts)
         return f"{self.name} is under {self.licence or 'a licence of its own'}: {said}" if said else ""
 
     def as_dict(self) -> dict[str, Any]:

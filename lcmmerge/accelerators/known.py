@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import PurePath
 from types import MappingProxyType
@@ -106,3 +106,16 @@ def by_file(file: AdapterFile, base: Model) -> Accelerator | None:
     downs = [patch.roles.get("down") for patch in file.patches]
     official = {patch.key for patch in file.patches} == modules and all(down and down.shape[0] == 64 for down in downs)
     return OFFICIAL if official and modules else None
+
+
+def obligations(base: Model, kinds: Iterable[Accelerator]) -> tuple[str, ...]:
+    """What the licences of a base and of accelerators ask, in lines, of which none says only what others do."""
+    said: list[str] = []
+    lines: list[str] = []
+    for kind in kinds:
+        if set(kind.facts) - set(said):
+            lines.append(kind.obligations)
+            said += kind.facts
+    if base.duty and not any(base.duty.startswith(fact) for fact in said):
+        lines.insert(0, f"the base is {base.arch.title}, whose licence says: {base.duty}")
+    return tuple(lines)

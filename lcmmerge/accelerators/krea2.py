@@ -1,11 +1,8 @@
 """For Krea 2: Raw, of which the first makes Turbo, and Turbo."""
 
 from lcmmerge.accelerators.base import COMFY, Accelerator, Sampling, Span, flow
+from lcmmerge.archs.krea2 import ARCHITECTURE
 
-DUTY = (
-    "what is made of it must be named “Krea …” and say that it was modified, "
-    "and is for those with less than 1 M$ of revenue"
-)
 MU = 1.15
 
 
@@ -17,7 +14,7 @@ def _of(name: str, base: str, file: str, sampling: Sampling, strength: Span, *un
         sampling,
         (f"https://huggingface.co/{repo}", COMFY),
         "krea-2-community-license",
-        duty=DUTY,
+        duty=ARCHITECTURE.family.duty,
         base=base,
         strength=strength,
         unverified=unverified,

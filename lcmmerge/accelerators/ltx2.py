@@ -1,6 +1,7 @@
 """For LTX-2 and 2.3: what is distilled less what is not, of rank 384."""
 
 from lcmmerge.accelerators.base import COMFY, Accelerator, Span, flow
+from lcmmerge.archs.ltx2 import ARCHITECTURE
 
 SIGMAS = (1, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
 
@@ -13,7 +14,7 @@ def _distilled(version: str, size: str) -> Accelerator:
         flow(8, sigmas=SIGMAS),
         (f"https://huggingface.co/{repo}", "https://huggingface.co/docs/diffusers/api/pipelines/ltx2", COMFY),
         "ltx-2-community-license-agreement",
-        duty="those with more than 10 M$ of revenue need a licence of Lightricks'",
+        duty=ARCHITECTURE.family.duty,
         remark="0.5 is ComfyUI's; the second stage, at twice the size, has the last three sigmas",
         base=f"LTX-{version} {size} dev",
         strength=Span(0.5, 0.5, 1),

@@ -1,8 +1,9 @@
 """For MiniMax-H3, a video model with sound. Its samplers are ComfyUI's, of which diffusers has none."""
 
 from lcmmerge.accelerators.base import COMFY, Accelerator, flow
+from lcmmerge.archs.unknown import DUTIES
 
-DUTY = "MiniMax-H3's own licence grants nothing in the EU, the UK, South Korea and the USA"
+DUTY = DUTIES["MiniMaxH3Transformer3DModel"]
 
 
 def _turbo(name: str, file: str, steps: int, shift: float, *unverified: str, remark: str = "") -> Accelerator:

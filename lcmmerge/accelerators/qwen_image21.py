@@ -1,8 +1,7 @@
 """For Qwen-Image-2.1. Its repositories are named, and not the files in them; ComfyUI's turbo is a whole model."""
 
 from lcmmerge.accelerators.base import COMFY, Accelerator, Span, flow
-
-DUTY = "Qwen-Image-2.1's licence is for research, and so is what is made of it"
+from lcmmerge.archs.qwen_image21 import ARCHITECTURE
 
 
 def _of(name: str, repo: str, steps: Span, *unverified: str) -> Accelerator:
@@ -12,7 +11,7 @@ def _of(name: str, repo: str, steps: Span, *unverified: str) -> Accelerator:
         flow(steps),
         (f"https://huggingface.co/{repo}", COMFY),
         "qwen-research",
-        duty=DUTY,
+        duty=ARCHITECTURE.family.duty,
         base="Qwen-Image-2.1",
         unverified=("file", "shift", *unverified),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lcmmerge.adapters.base import Adapter, Dense, Dependent, Example, Factored, Patch, Update, algorithms
-from lcmmerge.adapters.grammar import AdapterFile, read_adapter
+from lcmmerge.adapters.grammar import AdapterFile, check_alpha, read_adapter
 from lcmmerge.errors import FormatError
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Update",
     "algorithm",
     "algorithms",
+    "check_alpha",
     "read_adapter",
 ]
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lcmmerge.adapters.base import SHARED, Patch, Shape, algorithms
 from lcmmerge.adapters.names import PEFT, PEFT_PREFIX, Name, parse_name
 from lcmmerge.adapters.peft_config import Config, changed_base, module_config, read_configs, scales_input
-from lcmmerge.errors import FormatError, IncompatibleError
+from lcmmerge.errors import FormatError, IncompatibleError, OptionError
 from lcmmerge.refs.weights import INITIAL, SIDECAR
 from lcmmerge.tensors import TensorInfo, TensorSource
+from lcmmerge.tensors.dtypes import LARGEST
 
 EMBEDDING = re.compile(r"bundle_emb\.|emb_params$|string_to_param\.|<|clip_[lg]$")
 
@@ -40,7 +42,7 @@ class AdapterFile:
         """PEFT keeps alpha outside the tensors: what is assumed where its configuration is not there."""
         count = len({patch.key for patch in self.patches if _is_unscaled(patch)})
         assumed = f"{count} of its modules have no alpha, and no {SIDECAR} tells it: taken as alpha = rank"
-        return (assumed,) if count else ()
+        return (f"{assumed}; --alpha tells another",) if count else ()
 
     @property
     def modules(self) -> dict[str, Shape]:
@@ -50,7 +52,7 @@ class AdapterFile:
 
 def _is_unscaled(patch: Patch) -> bool:
     """As PEFT saves it, with its wrapper; what others save without alpha has alpha = rank."""
-    if patch.config.get("alpha") is not None or patch.given_alpha is not None or patch.roles.keys().isdisjoint(SCALED):
+    if patch.config.get("alpha") is not None or patch.given_alpha is not None or not _takes_alpha(patch):
         return False
     return any(PEFT_PREFIX in info.name for info in patch.roles.values())
 
@@ -66,8 +68,32 @@ def _refuse_untold_alpha(patches: Iterable[Patch]) -> None:
             raise IncompatibleError(
                 f"{info.path}: {patch.key} has no alpha, and names such as {info.name} are of files whose alpha is not "
                 "their rank",
-                f'write the alpha that its publisher states to {SIDECAR} beside it: {{"lora_alpha": 64}}',
+                "give the alpha that its publisher states, by --alpha, as `alpha:` in a recipe, or in "
+                f'{SIDECAR} beside it: {{"lora_alpha": 64}}',
             )
+
+
+def check_alpha(name: str, alpha: float | None) -> None:
+    """Raises OptionError where a given alpha is none that a publisher could state."""
+    if alpha is not None and not 0 < alpha <= LARGEST:
+        raise OptionError(f"alpha of {name}: {alpha:g} is not a finite number above 0", "give one such as 64")
+
+
+def _takes_alpha(patch: Patch) -> bool:
+    return not patch.roles.keys().isdisjoint(SCALED)
+
+
+def _scaled(file: Path, patches: Iterable[Patch], alpha: float) -> list[Patch]:
+    """The patches with the alpha that a person gives. Raises IncompatibleError where nothing lacks one."""
+    patches = list(patches)
+    scaled = [patch for patch in patches if _takes_alpha(patch)]
+    if not scaled:
+        raise IncompatibleError(f"{file}: nothing in it is scaled by an alpha", "omit it here")
+    if own := next((patch for patch in scaled if patch.given_alpha is not None), None):
+        raise IncompatibleError(
+            f"{file}: {own.key} has an alpha of its own, {own.alpha:g}, and {alpha:g} is given", "omit it here"
+        )
+    return [replace(patch, given_alpha=alpha) if _takes_alpha(patch) else patch for patch in patches]
 
 
 @dataclass(slots=True)
@@ -76,11 +102,14 @@ class _Module:
     grammars: set[str]
 
 
-def read_adapter(source: TensorSource, sidecar: Mapping[str, Any] | None = None) -> AdapterFile:
+def read_adapter(
+    source: TensorSource, sidecar: Mapping[str, Any] | None = None, alpha: float | None = None
+) -> AdapterFile:
     """Every tensor of ``source`` lands in a patch, in ``embeddings`` or in ``unknown``.
 
-    ``sidecar``: the content of an ``adapter_config.json``; by default the metadata's or the file beside.
-    Raises FormatError for a module that lacks one of the tensors it needs, IncompatibleError for an untold alpha.
+    ``sidecar``: the content of an ``adapter_config.json``; by default the metadata's or the file beside. ``alpha``: of
+    a file that has none, as its publisher states it. Raises FormatError for a module that lacks one of the tensors it
+    needs, IncompatibleError for an untold alpha, or one told twice.
     """
     modules, embeddings, unknown = _group(source)
     configs = read_configs(source, sidecar)
@@ -91,6 +120,7 @@ def read_adapter(source: TensorSource, sidecar: Mapping[str, Any] | None = None)
             unknown += [info.name for info in module.roles.values()]
         else:
             patches += _patches(key, module, configs)
+    patches = _scaled(source.path, patches, alpha) if alpha is not None else patches
     _refuse_untold_alpha(patches)
     grammars = {grammar for module in modules.values() for grammar in module.grammars}
     return AdapterFile(source, tuple(patches), tuple(embeddings), tuple(unknown), tuple(sorted(grammars)))

@@ -27,7 +27,8 @@ class Family:
     many-step samplers, that class's default. ``trained_guidance``: the range of w that distillation draws from, as in
     LCM's own scripts. ``micro_conditioning``: it is told sizes and pooled text beside the prompt
     (https://arxiv.org/abs/2307.01952). ``upcast_vae``: its VAE overflows in float16, unless its config says
-    ``force_upcast`` false. ``from_image``: it draws from an image, and not from a text alone.
+    ``force_upcast`` false. ``from_image``: it draws from an image, and not from a text alone. ``duty``: what the
+    licence of its models asks of what is made of them; ``duty_with``: a parameter that only those under it have.
     """
 
     prediction: str = EPSILON
@@ -38,6 +39,8 @@ class Family:
     micro_conditioning: bool = False
     upcast_vae: bool = False
     from_image: bool = False
+    duty: str = ""
+    duty_with: str = ""
 
 
 class Variant(NamedTuple):
@@ -84,6 +87,11 @@ class Architecture:
     def experts(self) -> tuple[Component, ...]:
         """The denoisers, where there are several of one structure, each for its share of the noise levels."""
         return tuple(part for part in self.parts if part.expert)
+
+    @property
+    def first_layers(self) -> tuple[str, ...]:
+        """The parameters that have more input channels in models that are given more than latents."""
+        return tuple(f"{part.name}.{part.inputs}" for part in (self.denoiser, *self.experts) if part.inputs)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -163,6 +171,8 @@ class Model:
     @property
     def doubt(self) -> str:
         """What is assumed of it, where that may be wrong; else empty."""
+        if self.arch.name not in architectures():
+            return f"{self.source.path.name} is of {self.arch.title}: only what is named alike is merged"
         if self.prediction.told_by or not self.arch.family.mixed:
             return ""
         kind = self.prediction.kind
@@ -170,6 +180,12 @@ class Model:
             f"nothing in {self.source.path.name} says what it predicts: {kind} is assumed, as of most "
             f"{self.arch.title} models; --prediction says another"
         )
+
+    @property
+    def duty(self) -> str:
+        """What its licence asks of what is made of it; empty where there is nothing."""
+        family = self.arch.family
+        return family.duty if not family.duty_with or family.duty_with in self.parameters else ""
 
     @property
     def experts(self) -> tuple[str, ...]:

@@ -50,6 +50,8 @@ def parse_block_weights(text: str, model: Model) -> BlockWeights:
     Raises OptionError.
     """
     names = blocks(model)
+    if not names:
+        raise OptionError(f"{model.arch.title}: has no blocks that are known", "omit --block-weights")
     items = [item.strip() for item in text.split(",") if item.strip()]
     try:
         if "=" in text:

@@ -86,6 +86,7 @@ ARCHITECTURE = Architecture(
         Transformer(
             module="FluxTransformer2DModel",
             sentinel="transformer_blocks.0.norm1_context.linear.weight",
+            inputs="x_embedder.weight",
             kohya="lora_transformer_",
             ends=ENDS,
             lists=(
@@ -98,5 +99,10 @@ ARCHITECTURE = Architecture(
         T5,
         Component(name="vae", module="AutoencoderKL"),
     ),
-    family=Family(prediction="flow", guidance=3.5),
+    family=Family(
+        prediction="flow",
+        guidance=3.5,
+        duty="no commercial use",
+        duty_with="transformer.time_text_embed.guidance_embedder.linear_1.weight",  # schnell is under Apache-2.0
+    ),
 )

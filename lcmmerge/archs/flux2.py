@@ -65,5 +65,5 @@ ARCHITECTURE = Architecture(
         Component(name="text_encoder", module="Mistral3ForConditionalGeneration"),  # klein's is Qwen3ForCausalLM
         Component(name="vae", module="AutoencoderKLFlux2"),
     ),
-    family=Family(prediction="flow", guidance=4.0),
+    family=Family(prediction="flow", guidance=4.0, duty="no commercial use of dev and klein 9B"),
 )

@@ -72,6 +72,7 @@ ARCHITECTURE = Architecture(
         Transformer(
             module="HunyuanVideoTransformer3DModel",
             sentinel="context_embedder.proj_in.weight",
+            inputs="x_embedder.proj.weight",
             kohya="lora_transformer_",
             ends=ENDS,
             lists=(

@@ -13,6 +13,7 @@ from lcmmerge.archs.base import Architecture, Model, Parameter, architectures
 from lcmmerge.archs.foreign import explain_unknown, refuse_foreign
 from lcmmerge.archs.prediction import prediction_of
 from lcmmerge.archs.tables import Slot
+from lcmmerge.archs.unknown import unknown_architecture
 from lcmmerge.errors import FormatError
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import TensorInfo, TensorSource
@@ -49,12 +50,16 @@ class Reading:
 def identify(source: TensorSource) -> Model:
     """The checkpoint's architecture, and where each canonical parameter lies; only the denoiser must be there.
 
+    A folder whose config.json names a class of no family keeps its names (``archs.unknown``).
     Raises UnknownArchitectureError with what the file seems to be, and FormatError.
     """
     refuse_foreign(source)
     source = _unwrapped(source)
     readings = list(_readings(source))
     complete = [reading for reading in readings if not reading.missing]
+    if not complete and (arch := unknown_architecture(source)):
+        begin = "" if source.layout == DIFFUSERS else f"{arch.denoiser.name}."
+        complete = [Reading(arch, DIFFUSERS, ("", begin), ())]
     if not complete:
         readings = readings or list(_parts(source))
         nearest = min(readings, key=lambda reading: (len(reading.missing), -_size(reading)), default=None)

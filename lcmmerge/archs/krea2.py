@@ -60,5 +60,10 @@ ARCHITECTURE = Architecture(
         Component(name="text_encoder", module="Qwen3VLModel"),
         Component(name="vae", module="AutoencoderKLQwenImage"),
     ),
-    family=Family(prediction="flow", guidance=4.5),
+    family=Family(
+        prediction="flow",
+        guidance=4.5,
+        duty="what is made of it must be named “Krea …” and say that it was modified, "
+        "and is for those with less than 1 M$ of revenue",
+    ),
 )

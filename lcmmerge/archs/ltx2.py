@@ -57,5 +57,9 @@ ARCHITECTURE = Architecture(
         Component(name="text_encoder", module="Gemma3ForConditionalGeneration"),
         *(Component(name=name) for name in ("connectors", "vae", "audio_vae", "vocoder")),
     ),
-    family=Family(prediction="flow", guidance=4.0),
+    family=Family(
+        prediction="flow",
+        guidance=4.0,
+        duty="those with more than 10 M$ of revenue need a licence of Lightricks'",
+    ),
 )

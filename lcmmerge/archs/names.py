@@ -41,6 +41,7 @@ from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 
 DENOISER = (
     "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "net.", "model.", "pipe.dit.", "pipe.unet.",
+    "conditional_transformer.",
     "lora_unet_", "lora_transformer_", "oft_unet_",
 )  # fmt: skip
 ANY = ("base_model.model.", "base_model.", "lycoris_", "state_dict.", "module.", "_orig_mod.")
@@ -213,7 +214,8 @@ def names_in(model: Model) -> ModuleNames:
 
 
 def kohya_name(module: str, arch: Architecture) -> str | None:
-    """What kohya-ss/sd-scripts calls a module in adapter files; None in a component without a prefix, the VAE.
+    """What kohya-ss/sd-scripts calls a module in adapter files; None in a component without a prefix, the VAE. A
+    denoiser without one, of no family that we know, keeps its names.
 
     ``unet.mid_block.resnets.0.conv1`` is ``lora_unet_mid_block_resnets_0_conv1``, and of SDXL's U-Net
     ``lora_unet_middle_block_0_in_layers_2``, which Stable Diffusion web UIs, ComfyUI and diffusers know too.
@@ -221,7 +223,7 @@ def kohya_name(module: str, arch: Architecture) -> str | None:
     component, _, name = module.partition(".")
     part = next((part for part in arch.parts if part.name == component), None)
     if part is None or not part.kohya:
-        return None
+        return module if part is arch.denoiser else None
     slots = arch.keymap(SINGLE_FILE).slots
     slot = slots.get(f"{module}.weight") or slots.get(module)
     if part.kohya_stored and slot and slot.view.is_whole:  # a fused tensor's name is of all its parts

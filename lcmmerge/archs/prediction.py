@@ -17,7 +17,7 @@ from lcmmerge.refs.files import read_object
 from lcmmerge.refs.weights import DIFFUSERS, SCHEDULER
 from lcmmerge.tensors import TensorSource
 
-EPSILON, V, FLOW, EDM = "epsilon", "v_prediction", "flow", "edm"
+EPSILON, V, FLOW, EDM, UNKNOWN = "epsilon", "v_prediction", "flow", "edm", "unknown"
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 EDM_MARKS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 MARKS = (V_MARK, ZERO_SNR_MARK, *EDM_MARKS)
@@ -31,12 +31,12 @@ FROM_NOISE = (
     "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler",
     "TCDScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
-SHOWN = {EPSILON: "ε", V: "v", FLOW: "flow matching's velocity", EDM: "in EDM's scaling"}
+SHOWN = {EPSILON: "ε", V: "v", FLOW: "flow matching's velocity", EDM: "in EDM's scaling", UNKNOWN: "what nothing says"}
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """``kind``: ``epsilon``, ``v_prediction``, ``flow``, ``edm``, or another word of a scheduler's.
+    """``kind``: ``epsilon``, ``v_prediction``, ``flow``, ``edm``, ``unknown``, or another word of a scheduler's.
 
     ``zero_snr``: whether its last timestep is noise alone, None where nothing says it. ``told_by``: what says all this,
     empty where it is what the family usually predicts.
@@ -90,7 +90,7 @@ class Prediction:
 
     def __str__(self) -> str:
         zero = ", with zero terminal SNR" if self.zero_snr else ""
-        told = f" ({self.told_by})" if self.told_by else " (as usual)"
+        told = f" ({self.told_by})" if self.told_by else "" if self.kind == UNKNOWN else " (as usual)"
         return f"predicts {SHOWN.get(self.kind, self.kind)}{zero}{told}"
 
 

@@ -46,5 +46,9 @@ ARCHITECTURE = Architecture(
         Component(name="text_encoder"),
         Component(name="vae"),
     ),
-    family=Family(prediction="flow", guidance=4.0),
+    family=Family(
+        prediction="flow",
+        guidance=4.0,
+        duty="Qwen-Image-2.1's licence is for research, and so is what is made of it",
+    ),
 )

@@ -44,6 +44,7 @@ DENOISER = Transformer(
     module="WanTransformer3DModel",
     expert="high_noise",
     sentinel="blocks.0.attn2.norm_q.weight",
+    inputs="patch_embedding.weight",
     kohya_stored=True,
     ends=ENDS,
     lists=(BlockList("blocks", BLOCK, 40, "B"),),

@@ -22,6 +22,7 @@ from lcmmerge.cli.bench import bench
 from lcmmerge.cli.check import check
 from lcmmerge.cli.combine import combine
 from lcmmerge.cli.completion import completion
+from lcmmerge.cli.describe import describe
 from lcmmerge.cli.distill import distill
 from lcmmerge.cli.doctor import doctor
 from lcmmerge.cli.export import export
@@ -55,6 +56,7 @@ SECTIONS = {
     "Recipes, for CI": (lock, run),
     "LoRA files": (extract, combine),
     "This machine": (doctor, completion),
+    "For contributors": (describe,),
 }
 EXAMPLES = (
     "lcmmerge fuse base.safetensors style.safetensors",

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from lcmmerge.cli.candidates import REFERENCE
 from lcmmerge.cli.common import ADAPTER_DTYPE, RANK, STRENGTH, output_options, show_layers, target_options
+from lcmmerge.cli.options import once_each
 from lcmmerge.output import Output
 from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
@@ -18,11 +20,16 @@ from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 @target_options
 @click.option("--rank", type=RANK, help="Recompress to this rank.  [default: exact, the sum of ranks]")
 @click.option("--dtype", type=ADAPTER_DTYPE, help="[default: the widest of the adapters']")
+@click.option(
+    "--alpha", "alphas", nargs=2, type=(str, float), multiple=True, metavar="ADAPTER NUMBER",
+    help="The alpha that an adapter's publisher states, where its file has none: `style 64`, by its file name without "
+    "suffix.",
+)
 @click.option("--base", type=REFERENCE, metavar="REF", help="The model they are for, where their names do not tell.")
 @output_options
 def combine(
-    terms: tuple[str, ...], target: Path, rank: int | None, dtype: str | None, base: str | None, force: bool,
-    output: Output,
+    terms: tuple[str, ...], target: Path, rank: int | None, dtype: str | None, alphas: Sequence[tuple[str, float]],
+    base: str | None, force: bool, output: Output,
 ) -> None:  # fmt: skip
     """Add LoRAs, each times its λ, up into one LoRA. It is exact: ranks are set side by side.
 
@@ -31,6 +38,7 @@ def combine(
       lcmmerge combine a.safetensors 1 b.safetensors -0.5 --rank 32 -o c.safetensors
     """
     from lcmmerge.archs import identify
+    from lcmmerge.errors import OptionError
     from lcmmerge.lora.alignment import term_of
     from lcmmerge.lora.combine import CombineSettings
     from lcmmerge.lora.combine import combine as run
@@ -39,7 +47,14 @@ def combine(
 
     pairs = _pairs(terms)
     model = identify(open_reference(base, "base", pickles=True)) if base else None
-    opened = [term_of(open_reference(reference, "adapter", pickles=True), strength) for reference, strength in pairs]
+    given = once_each(alphas, "--alpha")
+    stems = [Path(reference).stem for reference, _ in pairs]
+    if strangers := sorted(given.keys() - {*stems}):
+        raise OptionError(f"an alpha for {strangers[0]!r}: no such adapter", f"the adapters are {', '.join(stems)}")
+    opened = [
+        term_of(open_reference(reference, "adapter", pickles=True), strength, given.get(stem))
+        for (reference, strength), stem in zip(pairs, stems, strict=True)
+    ]
     for term in opened:
         for doubt in term.file.doubts:
             output.warn(f"{term.path.name}: {doubt}")

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     help="Only as much rank per module as keeps this share of ‖Δ‖², such as 0.99.",
 )  # fmt: skip
 @click.option("--dtype", type=ADAPTER_DTYPE, default="fp16", show_default=True)
-@click.option("--full", is_flag=True, help="Norms and biases too, which not every program reads.")
+@click.option(
+    "--full/--no-full", default=None,
+    help="Norms and biases too, which not every program for U-Nets reads.  [default: of transformers]",
+)  # fmt: skip
 @output_options
 def extract(
-    tuned: str, base: str, target: Path, rank: int, energy: float | None, dtype: str, full: bool, force: bool,
+    tuned: str, base: str, target: Path, rank: int, energy: float | None, dtype: str, full: bool | None, force: bool,
     output: Output,
 ) -> None:  # fmt: skip
     """Write what TUNED has learnt since BASE as a LoRA, by a randomised singular value decomposition.

@@ -74,6 +74,11 @@ expert_option = click.option(
     "--expert", "experts", nargs=2, multiple=True, metavar="TERM COMPONENT",
     help="Which of several denoisers a term is for: `lcm transformer_2` of Wan 2.2. TERM: as in --block-weights.",
 )
+alpha_option = click.option(
+    "--alpha", "alphas", nargs=2, type=(str, float), multiple=True, metavar="TERM NUMBER",
+    help="The alpha that an adapter's publisher states, where its file has none: `style 64`. TERM: as in "
+    "--block-weights.",
+)  # fmt: skip
 method_option = click.option(
     "--method", type=NameType(methods), default="add", show_default=True, metavar="METHOD",
     help="How the terms are merged: add is base + Σ λτ; ties, or ties:density=0.2, trims each term to its largest 20 % "
@@ -125,6 +130,7 @@ def merge_of(
     made_from: str | None = None,
     block_weights: Mapping[str, str] | None = None,
     experts: Mapping[str, str] | None = None,
+    alphas: Mapping[str, float] | None = None,
     variant: str | None = None,
     config_from: str | None = None,
     output: Written | None = None,
@@ -150,12 +156,12 @@ def merge_of(
         wanted.append(replace(fast, made_from=Source(made_from) if made_from else None))
     wanted += [Term(Path(reference).stem, Source(reference), each, made_from=origin) for reference, each in adapters]
     names = distinct([term.name for term in wanted])
-    blocks, experts = block_weights or {}, experts or {}
-    for what, given in {"block weights": blocks, "an expert": experts}.items():
+    blocks, experts, alphas = block_weights or {}, experts or {}, alphas or {}
+    for what, given in {"block weights": blocks, "an expert": experts, "an alpha": alphas}.items():
         if strangers := sorted(given.keys() - {*names}):
             raise OptionError(f"{what} for {strangers[0]!r}: no such term", f"the terms are {', '.join(names)}")
     terms = [
-        replace(term, name=name, blocks=blocks.get(name, ""), expert=experts.get(name))
+        replace(term, name=name, blocks=blocks.get(name, ""), expert=experts.get(name), alpha=alphas.get(name))
         for name, term in zip(names, wanted, strict=True)
     ]
     name, parameters = parse(method)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, read_adapter
+from lcmmerge.adapters import Adapter, AdapterFile, Patch, algorithm, check_alpha, read_adapter
 from lcmmerge.archs import (
     Architecture,
     Home,
@@ -32,10 +32,11 @@ NAME_BASE = "name the model with --base"
 
 @dataclass(frozen=True, slots=True)
 class WeightedAdapter:
-    """λ times the adapter in ``file``."""
+    """λ times the adapter in ``file``. ``alpha``: as it was given, where the file has none."""
 
     file: AdapterFile
     strength: float
+    alpha: float | None = None
 
     @property
     def path(self) -> Path:
@@ -66,10 +67,11 @@ class AlignedParameter:
     shares: tuple[Share, ...]
 
 
-def term_of(source: TensorSource, strength: float) -> WeightedAdapter:
+def term_of(source: TensorSource, strength: float, alpha: float | None = None) -> WeightedAdapter:
     """Raises OptionError (λ is no number), FormatError (no adapter), UnmatchedKeysError (more in it than patches)."""
     check_strength(source.path.name, strength)
-    file = read_adapter(source)
+    check_alpha(source.path.name, alpha)
+    file = read_adapter(source, alpha=alpha)
     if not file.patches:
         raise FormatError(f"{source.path}: is not an adapter that we know", "look at it with `lcmmerge inspect`")
     if strangers := (*file.embeddings, *file.unknown):
@@ -77,7 +79,7 @@ def term_of(source: TensorSource, strength: float) -> WeightedAdapter:
             f"{source.path}: {len(strangers)} of its tensors patch no weight and would be lost, such as {strangers[0]}",
             "embeddings belong in a file of their own",
         )
-    return WeightedAdapter(file, strength)
+    return WeightedAdapter(file, strength, alpha)
 
 
 def common_architectures(terms: Sequence[WeightedAdapter]) -> Sequence[Architecture]:

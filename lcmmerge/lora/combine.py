@@ -189,7 +189,12 @@ def _recipe(
     terms: Sequence[WeightedAdapter], hashes: Sequence[str], rank: int | None, dtype: DType
 ) -> Mapping[str, Any]:
     named = [
-        {"name": name_of(term.path), "sha256": sha256, "lambda": term.strength}
+        {
+            "name": name_of(term.path),
+            "sha256": sha256,
+            "lambda": term.strength,
+            **({"alpha": term.alpha} if term.alpha is not None else {}),
+        }
         for term, sha256 in zip(terms, hashes, strict=True)
     ]
     return {"type": "lcmmerge combine", "terms": named, "rank": rank, "dtype": dtype.name}

@@ -33,13 +33,14 @@ class ExtractSettings:
     """How close a LoRA is to come to a difference.
 
     ``energy``: the share of each ‖Δ‖² that is enough, None for the full ``rank`` everywhere; ``full``: norms and
-    biases too, which a plain LoRA does not have.
+    biases too, which a plain LoRA does not have, None where the denoiser is a transformer: what reads LoRAs of these
+    knows them.
     """
 
     rank: int = 64
     energy: float | None = None
     dtype: DType = DTYPES["F16"]
-    full: bool = False
+    full: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,8 @@ def extract(
     What is on the Hub is downloaded once it is known to fit. Raises UnmatchedKeysError, ShapeMismatchError,
     NoEffectError (nothing was tuned), NumericError, OutputError, NotFoundError.
     """
+    if settings.full is None:
+        settings = replace(settings, full=not _is_unet(base))
     matched = match(0, tuned, base)
     if matched.unmatched:
         few = ", ".join(matched.unmatched[:3])
@@ -138,7 +141,9 @@ def _source(tuned: TaskVector) -> TensorSource:
 
 
 def _target(difference: Difference, base: Model, settings: ExtractSettings) -> ExtractedParameter:
-    """Embeddings and the VAE have no place in a LoRA file; norms and biases have where the whole is asked for."""
+    """Embeddings and the VAE have no place in a LoRA file; norms and biases have where the whole is asked for, by the
+    names that programs for U-Nets or for transformers read.
+    """
     name = difference.tuned.name
     module = module_of(name)
     key, parameter = kohya_name(module, base.arch), name.removeprefix(f"{module}.")
@@ -149,9 +154,15 @@ def _target(difference: Difference, base: Model, settings: ExtractSettings) -> E
         return ExtractedParameter(difference, key, LOW_RANK)
     if not settings.full or bare:
         return ExtractedParameter(difference, key, "diff" if settings.full else LEFT_OUT)
+    if not _is_unet(base):
+        return ExtractedParameter(difference, key, "diff_b" if parameter == "bias" else "diff")
     weight = base.parameters.get(f"{module}.weight")
     norm = weight is not None and len(weight.shape) == 1
     return ExtractedParameter(difference, key, f"{parameter[0]}_norm" if norm else "diff_b")
+
+
+def _is_unet(base: Model) -> bool:
+    return base.arch.denoiser.name == "unet"
 
 
 def _specs(target: ExtractedParameter, settings: ExtractSettings) -> Iterator[TensorSpec]:

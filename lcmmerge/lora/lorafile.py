@@ -18,7 +18,7 @@ from lcmmerge.errors import NoEffectError, NumericError
 from lcmmerge.history import RECIPE, canonical_json
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.pipeline import in_order, one_thread_each
-from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
+from lcmmerge.refs.weights import DENOISERS, DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import DType, TensorSource
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.source import unchanged
@@ -28,6 +28,7 @@ from lcmmerge.version import __version__
 
 Item = TypeVar("Item")
 Shape = tuple[int, ...]
+DIFFUSERS_KEYS = tuple(f"{name}." for name in DENOISERS)
 UNKNOWN = "0" * 64  # as long as a sha256
 
 
@@ -106,18 +107,22 @@ def write_adapter(
 
 
 def low_rank_specs(key: str, shape: Shape, rank: int, dtype: DType) -> Iterable[TensorSpec]:
-    yield TensorSpec(f"{key}.lora_up.weight", dtype, (shape[0], rank, *(1 for _ in shape[2:])))
-    yield TensorSpec(f"{key}.lora_down.weight", dtype, (rank, *shape[1:]))
-    yield TensorSpec(f"{key}.alpha", dtype, ())
+    """As kohya names a module's tensors, or diffusers those of a ``transformer.…``, whose alpha is the rank."""
+    up, down = ("lora_B", "lora_A") if key.startswith(DIFFUSERS_KEYS) else ("lora_up", "lora_down")
+    yield TensorSpec(f"{key}.{up}.weight", dtype, (shape[0], rank, *(1 for _ in shape[2:])))
+    yield TensorSpec(f"{key}.{down}.weight", dtype, (rank, *shape[1:]))
+    if not key.startswith(DIFFUSERS_KEYS):
+        yield TensorSpec(f"{key}.alpha", dtype, ())
 
 
 def low_rank(key: str, up: Tensor, down: Tensor, shape: Shape, dtype: DType) -> dict[str, Tensor]:
     """``up`` [out, r] and ``down`` [r, in·kh·kw] as a LoRA of scale 1 (alpha = rank) for a parameter of ``shape``."""
     rank = up.shape[1]
     alpha = torch.tensor(float(rank)).to(dtype.torch)
-    up = up * (rank / float(alpha))  # bf16 has no 257
-    parts = (up, down, alpha)
-    specs = low_rank_specs(key, shape, rank, dtype)
+    specs = tuple(low_rank_specs(key, shape, rank, dtype))
+    if len(specs) > 2:
+        up = up * (rank / float(alpha))  # bf16 has no 257
+    parts = (up, down, alpha)[: len(specs)]
     return {spec.name: rounded(spec, part) for spec, part in zip(specs, parts, strict=True)}
 
 

@@ -53,6 +53,7 @@ def fuse(
             plan.dropped,
             plan.merge.method_text,
             {name_of(plan.lender.source.path): plan.lent} if plan.lender else {},
+            plan.doubts,
         )
         if plan.layout == DIFFUSERS:
             staging.commit_folder()

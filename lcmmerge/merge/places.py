@@ -88,9 +88,17 @@ class Channels:
 
 
 def channels_of(patch: Patch, parameter: Parameter, base: Model) -> Channels | None:
-    """Where a patch is for the base's first layer with other channels; with more of them, only where ΔW is plain."""
-    denoiser, (out, inputs, *kernel) = base.arch.denoiser, (*parameter.shape, 0, 0)
-    if parameter.name != f"{denoiser.name}.{denoiser.inputs}" or len(parameter.shape) != 4:
+    """Where a patch is for the base's first layer with other channels; with more of them, only where ΔW is plain, and
+    of a U-Net: a transformer's with more is a control LoRA's.
+    """
+    out, inputs, *kernel = *parameter.shape, 0, 0
+    if parameter.name not in base.arch.first_layers:
+        return None
+    if base.arch.denoiser.name != "unet":
+        told = patch.told_shape
+        fewer = told and (told[0], *told[2:]) == (out, *parameter.shape[2:]) and told[1] < inputs
+        return Channels(told, parameter.shape) if told and fewer else None
+    if len(parameter.shape) != 4:
         return None
     adapter, plain = algorithm(patch)[1], patch.roles.keys() <= {"up", "down", "mid", "diff"}
     for count in CHANNELS:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lcmmerge import refs
-from lcmmerge.accelerators import Accelerator, by_file, file_of
+from lcmmerge.accelerators import Accelerator, by_file, file_of, obligations
 from lcmmerge.archs import Model, identify
 from lcmmerge.archs.blocks import BlockWeights, parse_block_weights
 from lcmmerge.archs.completed import completed, counted, lent
@@ -166,8 +166,8 @@ class Plan:
 
     @property
     def obligations(self) -> tuple[str, ...]:
-        """What the accelerators' licences ask of whoever uses or shares the result, each once."""
-        return tuple(dict.fromkeys(kind.obligations for kind in self.kinds if kind and kind.obligations))
+        """What the licences of the base and of accelerators ask of whoever uses or shares the result, each once."""
+        return obligations(self.base, filter(None, self.kinds))
 
     @property
     def result(self) -> Path:
@@ -325,6 +325,7 @@ def plan(
             origin=opened(term.made_from, "style base") if term.made_from else None,
             weights=factors,
             expert=term.expert,
+            alpha=term.alpha,
         )
         for term, source, factors in zip(merge.terms, sources, weights, strict=True)
     )

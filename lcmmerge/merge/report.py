@@ -35,7 +35,7 @@ class ReportRow:
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a fuse did. ``method``: with its parameters, as ``--method`` has it. ``lent``: the file that completed the
-    base → component → how many parameters came from there.
+    base → component → how many parameters came from there. ``doubts``: the plan's.
     """
 
     output: str
@@ -47,6 +47,7 @@ class Report:
     dropped: tuple[str, ...]
     method: str
     lent: dict[str, dict[str, int]] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; an infinite signal (nothing was lost) is null."""
@@ -62,6 +63,7 @@ class Report:
             "unmatched": self.unmatched,
             "dropped": list(self.dropped),
             **({"lent": self.lent} if self.lent else {}),
+            **({"doubts": list(self.doubts)} if self.doubts else {}),
         }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lcmmerge.accelerators import OFFICIAL, Accelerator, accelerator, by_reference, usual_strength
+from lcmmerge.adapters import check_alpha
 from lcmmerge.archs.prediction import Prediction
 from lcmmerge.errors import OptionError
 from lcmmerge.merge.methods import complete, methods, spelled
@@ -62,7 +63,7 @@ class Term:
     ``source``: None for the file that the ``accelerator`` of that name has for the base's architecture. ``strength``:
     λ, by default the accelerator's usual one. ``blocks``: factors on λ per U-Net block, as ``{"IN00-IN05": 0.5}`` or as
     the text of ``--block-weights``. ``expert``: the component that it is for, where the base has several denoisers
-    (Wan 2.2's ``transformer`` and ``transformer_2``).
+    (Wan 2.2's ``transformer`` and ``transformer_2``). ``alpha``: as its publisher states it, where its file has none.
     """
 
     name: str
@@ -72,12 +73,14 @@ class Term:
     made_from: Source | None = None
     accelerator: str | None = None
     expert: str | None = None
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
         if self.strength is USUAL:
             kind = accelerator(self.accelerator) if self.accelerator else None
             usual = usual_strength(kind, self.source.reference if self.source else None)
             object.__setattr__(self, "strength", usual)
+        check_alpha(self.name, self.alpha)
 
     @property
     def kind(self) -> Accelerator | None:
@@ -97,6 +100,7 @@ class Term:
             Source.from_dict(recorded["tuned_from"]) if "tuned_from" in recorded else None,
             None if recorded.get("accelerator") is None else str(recorded["accelerator"]),
             None if recorded.get("expert") is None else str(recorded["expert"]),
+            None if recorded.get("alpha") is None else _number(recorded["alpha"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,6 +114,7 @@ class Term:
                if self.blocks else {}),
             **({"accelerator": self.accelerator} if self.accelerator else {}),
             **({"expert": self.expert} if self.expert else {}),
+            **({"alpha": self.alpha} if self.alpha is not None else {}),
         }  # fmt: skip
 
 
@@ -322,6 +327,8 @@ class Merge:
                 words += ["--block-weights", names[term.name], text]
             if term.expert:
                 words += ["--expert", names[term.name], term.expert]
+            if term.alpha is not None:
+                words += ["--alpha", names[term.name], repr(term.alpha)]
         return shlex.join(words)
 
 

@@ -15,6 +15,7 @@ from lcmmerge.adapters import Adapter, AdapterFile, Dense, Patch, algorithm, rea
 from lcmmerge.archs import (
     Model,
     Parameter,
+    architectures,
     explain_unknown,
     foreign_kind,
     guess_architecture,
@@ -125,12 +126,14 @@ def task_vector(
     origin: TensorSource | None = None,
     weights: BlockWeights | None = None,
     expert: str | None = None,
+    alpha: float | None = None,
 ) -> TaskVector:
     """An adapter, or a checkpoint that was tuned from ``origin`` (default: ``base``), by its headers.
 
-    ``expert``: the component that it is for, of a base with several experts. Raises FormatError, IncompatibleError.
+    ``expert``: the component that it is for, of a base with several experts. ``alpha``: of an adapter that has none.
+    Raises FormatError, IncompatibleError.
     """
-    found = read_content(source)
+    found = read_content(source, alpha)
     content = Checkpoint(found, identify(origin) if origin else base) if isinstance(found, Model) else found
     _check_expert(source.path, expert, base)
     return TaskVector(name, source.path, strength, content, weights or BlockWeights(), expert)
@@ -157,9 +160,9 @@ def called_expert(path: Path, base: Model) -> str | None:
     return called[0] if len(called) == 1 else None
 
 
-def read_content(source: TensorSource) -> AdapterFile | Model:
+def read_content(source: TensorSource, alpha: float | None = None) -> AdapterFile | Model:
     """A checkpoint may hold what is left of an adapter. Raises FormatError, UnknownArchitectureError with its kind."""
-    adapter = read_adapter(source)
+    adapter = read_adapter(source, alpha=alpha)
     if not adapter.patches or adapter.unknown or adapter.embeddings:
         try:
             return identify(source)
@@ -256,8 +259,8 @@ def _in_expert(name: str, expert: str | None, base: Model) -> str | None:
 
 def _shared_channels(name: str, three: tuple[Parameter, Parameter, Parameter], base: Model) -> Channels | None:
     """Where the tuned, its origin's and the base's first layers differ in their input channels alone."""
-    denoiser, shapes = base.arch.denoiser, [parameter.shape for parameter in three]
-    if name != f"{denoiser.name}.{denoiser.inputs}" or len({(shape[0], *shape[2:]) for shape in shapes}) > 1:
+    shapes = [parameter.shape for parameter in three]
+    if name not in base.arch.first_layers or len({(shape[0], *shape[2:]) for shape in shapes}) > 1:
         return None
     return Channels(min(shapes[:2]), shapes[2])
 
@@ -284,7 +287,7 @@ def _limit(item: Contribution, place: Channels) -> str:
 
 def made_elsewhere(term: TaskVector, base: Model) -> str:
     """The architecture that an adapter's names speak for, where it is not the base's; else empty."""
-    if isinstance(term.content, Checkpoint):
+    if isinstance(term.content, Checkpoint) or base.arch.name not in architectures():
         return ""
     likely = likely_architectures(term.content.modules)
     return " or ".join(arch.title for arch in likely if base.arch.name not in [each.name for each in likely])

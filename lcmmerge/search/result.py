@@ -65,6 +65,8 @@ class Result:
                 terms[term.name]["tuned_from"] = f"{term.name}_base"
             if term.expert:
                 terms[term.name]["expert"] = term.expert
+            if term.alpha is not None:
+                terms[term.name]["alpha"] = term.alpha
         content = {"version": 1, "sources": sources, "fuse": {"base": "base", "terms": terms}}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 

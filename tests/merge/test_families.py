@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from families import families, folder, single_file, sized, state_of, stored
 from fusing import load
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from lcmmerge import Merge
+from lcmmerge.tensors import open_source
 
 FAMILIES = tuple(families())
 RANK = 3
@@ -125,6 +129,28 @@ def test_every_command(name: str, tmp_path: Path, cli: Cli) -> None:
         assert_close(load_file(again), doubled(load_file(tuned)), 1e-4)
 
 
+@pytest.mark.parametrize("name", ["flux1", "wan", "z_image"])
+def test_an_extraction_throws_nothing_away(name: str, tmp_path: Path, cli: Cli) -> None:
+    """Norms, biases and bare tables of modulations are differences, of a transformer without being asked for."""
+    weights = state_of(name)
+    base = single_file(tmp_path / "base.safetensors", name, weights)
+    generator = torch.Generator().manual_seed(3)
+    noisy = {key: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for key, tensor in weights.items()}
+    tuned, lora = single_file(tmp_path / "tuned.safetensors", name, noisy), tmp_path / "lora.safetensors"
+    done = cli("extract", tuned, base, "--rank", "512", "--dtype", "fp32", "-o", lora, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["left_out"] == []
+    kinds = ("lora_up.weight", "lora_down.weight", "alpha", "diff", "diff_b")
+    assert all(key.partition(".")[2] in kinds for key in load_file(lora))
+    again = tmp_path / "again.safetensors"
+    assert cli("fuse", base, lora, "--lambda", "1", "0", "-o", again).code == 0
+    wanted = load_file(tuned)
+    for key, tensor in load_file(again).items():
+        torch.testing.assert_close(tensor, wanted[key], rtol=1e-4, atol=1e-4)
+    done = cli("extract", tuned, base, "--no-full", "-o", tmp_path / "plain.safetensors", "--json")
+    assert json.loads(done.out)["left_out"] != []
+
+
 @pytest.mark.parametrize("layout", ["single-file", "folder"])
 def test_a_flux_lora_in_every_dialect_gives_the_same_bytes(layout: str, tmp_path: Path, cli: Cli) -> None:
     weights, made = state_of("flux1"), {}
@@ -169,4 +195,163 @@ def test_an_alpha_that_nobody_tells_is_not_guessed(tmp_path: Path, cli: Cli) -> 
     (style.parent / "adapter_config.json").unlink()
     done = cli("fuse", base, style, "--lambda", "0.8", "0", "-o", tmp_path / "out.safetensors")
     done.assert_fault(3, "has no alpha")
+    assert "--alpha" in done.err
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_alpha_that_is_given(tmp_path: Path, cli: Cli) -> None:
+    """As if its sidecar were there, in the merge, its record, its command, and a combination."""
+    base = single_file(tmp_path / "base.safetensors", "flux1", state_of("flux1"))
+    told, style = flux.lora(tmp_path / "told", "named"), flux.lora(tmp_path / "named", "named")
+    (style.parent / "adapter_config.json").unlink()
+    out, wanted = tmp_path / "out.safetensors", tmp_path / "wanted.safetensors"
+    options = ("--lambda", "0.8", "0")
+    done = cli("fuse", base, style, *options, "--alpha", "style", str(flux.ALPHA), "-o", out)
+    assert done.code == 0, done.err
+    assert cli("fuse", base, told, *options, "-o", wanted).code == 0
+    found, expected = load(out), load(wanted)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert cli("verify", out, "--source", base, "--source", style).code == 0
+    merge = Merge.from_dict(json.loads(open_source(out).metadata["sd_merge_recipe"]))
+    assert [term.alpha for term in merge.terms] == [flux.ALPHA]
+    assert merge.command().endswith(f"--alpha style {flux.ALPHA}")
+    cli("combine", style, "0.8", "-o", tmp_path / "none.safetensors").assert_fault(3, "has no alpha")
+    one = tmp_path / "one.safetensors"
+    assert cli("combine", style, "0.8", "--alpha", "lora", str(flux.ALPHA), "-o", one).code == 0
+    assert cli("fuse", base, one, "--lambda", "1", "0", "-o", tmp_path / "by-one.safetensors").code == 0
+    for name, tensor in load(tmp_path / "by-one.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "alpha", "code", "said"),
+    [
+        ("named", "4", 3, "has an alpha of its own, 2, and 4 is given"),  # of its sidecar
+        ("kohya", "4", 3, "has an alpha of its own, 2, and 4 is given"),
+        ("kohya", "0", 2, "not a finite number above 0"),
+        ("kohya", "nan", 2, "not a finite number above 0"),
+    ],
+)
+def test_an_alpha_that_is_told_already(
+    dialect: str, alpha: str, code: int, said: str, tmp_path: Path, cli: Cli
+) -> None:
+    base = single_file(tmp_path / "base.safetensors", "flux1", state_of("flux1"))
+    style = flux.lora(tmp_path / dialect, dialect)
+    done = cli("fuse", base, style, "--lambda", "1", "0", "--alpha", "style", alpha, "-o", tmp_path / "out.safetensors")
+    done.assert_fault(code, said)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_alpha_of_what_has_none(tmp_path: Path, cli: Cli) -> None:
+    base = single_file(tmp_path / "base.safetensors", "flux1", state_of("flux1"))
+    options = ("--lambda", "1", "0", "--alpha", "style", "4", "-o", tmp_path / "out.safetensors")
+    cli("fuse", base, base, *options).assert_fault(3, "nothing in it is scaled by an alpha")
+
+
+FIRST = {"flux1": "x_embedder.weight", "wan": "patch_embedding.weight", "hunyuan_video": "x_embedder.proj.weight"}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_an_inpainting_model_of_a_tuned_one(name: str, tmp_path: Path, cli: Cli) -> None:
+    """FLUX.1 Fill, Wan's image to video: more input channels, behind those of the base."""
+    weights, first = state_of(name), f"transformer.{FIRST[name]}"
+    generator = torch.Generator().manual_seed(5)
+    wide = (weights[first].shape[0], 5, *weights[first].shape[2:])
+
+    def noisy() -> State:
+        return {key: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for key, tensor in weights.items()}
+
+    more, tuned_weights = noisy(), noisy()
+    fill_weights = more | {first: torch.cat([more[first], torch.randn(wide, generator=generator)], 1)}
+    states = {"base": weights, "fill": fill_weights, "tuned": tuned_weights}
+    base, fill, tuned = (single_file(tmp_path / f"{key}.safetensors", name, state) for key, state in states.items())
+    out = tmp_path / "out.safetensors"
+    done = cli("fuse", fill, tuned, "--tuned-from", base, "--lambda", "0.5", "0", "-o", out)
+    assert done.code == 0, done.err
+    shared = weights[first].shape[1]
+    assert f"made for {shared} input channels, the base has {shared + 5}: only the first {shared} change" in done.err
+    assert cli("verify", out, *(f"--source={path}" for path in (fill, tuned, base))).code == 0
+    delta = {key: 0.5 * (tuned_weights[key].double() - weights[key].double()) for key in weights}
+    delta[first] = torch.cat([delta[first], torch.zeros(wide)], 1)
+    wanted = stored(name, {key: fill_weights[key].double() + delta[key] for key in delta})
+    for key, tensor in load_file(out).items():
+        inner = key.removeprefix("model.diffusion_model.")
+        torch.testing.assert_close(tensor.double(), wanted[inner], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "code"), [(4, 0), (12, 3)])
+def test_a_lora_of_the_first_layer_with_other_channels(channels: int, code: int, tmp_path: Path, cli: Cli) -> None:
+    """One of FLUX.1 dev on Fill; with more channels than the base it is a control LoRA, and no change of the base."""
+    weights, first = state_of("flux1"), "transformer.x_embedder.weight"
+    weights = weights | {first: torch.cat([weights[first], torch.ones(16, 4)], 1)}
+    base = single_file(tmp_path / "base.safetensors", "flux1", weights)
+    up, down = torch.randn(16, RANK), torch.randn(RANK, channels)
+    lora = {"transformer.x_embedder.lora_A.weight": down, "transformer.x_embedder.lora_B.weight": up}
+    save_file(lora, tmp_path / "lora.safetensors")
+    done = cli("fuse", base, tmp_path / "lora.safetensors", "--lambda", "1", "0", "-o", tmp_path / "out.safetensors")
+    assert done.code == code, done.err
+    if not code:
+        found = load_file(tmp_path / "out.safetensors")["model.diffusion_model.img_in.weight"]
+        wanted = weights[first] + torch.cat([up @ down, torch.zeros(16, 4)], 1)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        assert "made for 4 input channels, the base has 8" in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "times"),
+    [("krea2", "", 1), ("krea2", "krea2-turbo", 1), ("flux1", "", 1), ("flux1", "flux-turbo-alpha", 1), ("wan", "", 0)],
+)
+def test_what_the_licence_of_a_base_asks_is_warned_of_once(
+    name: str, kind: str, times: int, tmp_path: Path, cli: Cli
+) -> None:
+    base = single_file(tmp_path / "base.safetensors", name, state_of(name))
+    module = next(key for key, tensor in state_of(name).items() if "blocks" in key and tensor.dim() == 2)
+    rows, width = state_of(name)[module].shape
+    key = module.removesuffix(".weight")
+    save_file({f"{key}.lora_A.weight": torch.ones(1, width), f"{key}.lora_B.weight": torch.ones(rows, 1)},
+              tmp_path / "lora.safetensors")  # fmt: skip
+    lora, out = tmp_path / "lora.safetensors", tmp_path / "out.safetensors"
+    given = ("--accelerator", lora, "--accelerator", kind) if kind else (lora, "--lambda", "1", "0")
+    done = cli("fuse", base, *given, "-o", out)
+    assert done.code == 0, done.err
+    duty = families()[name].family.duty
+    assert (done.err.count(duty) if duty else 0) == times
+    assert (" is under " in done.err, "whose licence says" in done.err) == (bool(kind), bool(times and not kind))
+
+
+def test_flux_schnell_may_be_used_by_all(tmp_path: Path, cli: Cli) -> None:
+    weights = {key: tensor for key, tensor in state_of("flux1").items() if "guidance" not in key}
+    base = single_file(tmp_path / "base.safetensors", "flux1", weights)
+    done = cli("fuse", base, flux.lora(tmp_path / "lora", "kohya"), "--lambda", "1", "0", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "licence" not in done.err
+
+
+@pytest.mark.parametrize("begin", ["diffusion_model.", "conditional_transformer."])
+def test_an_ideogram_lora_by_its_own_names(begin: str, tmp_path: Path, cli: Cli) -> None:
+    """Oracle: diffusers' converter of LoRAs."""
+    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_ideogram4_lora_to_diffusers as convert
+
+    weights, generator = state_of("ideogram4"), torch.Generator().manual_seed(4)
+    sizes = {"attention.qkv": (48, 16), "attention.o": (16, 16), "feed_forward.w2": (16, 20)}
+    lora: State = {}
+    for module, (rows, width) in sizes.items():
+        key = f"{begin}layers.1.{module}"
+        lora |= {f"{key}.lora_up.weight": torch.randn(rows, RANK, generator=generator),
+                 f"{key}.lora_down.weight": torch.randn(RANK, width, generator=generator),
+                 f"{key}.alpha": torch.tensor(1.5)}  # fmt: skip
+    save_file(lora, tmp_path / "lora.safetensors")
+    base, out = folder(tmp_path / "base", "ideogram4", weights), tmp_path / "out"
+    second = "unconditional_transformer"
+    shutil.copytree(base / "transformer", base / second)
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {second: index["transformer"]}))
+    done = cli("fuse", base, tmp_path / "lora.safetensors", "--lambda", "0.5", "0", "-o", out)
+    assert done.code == 0, done.err
+    found, converted = load(out), convert(dict(lora))
+    modules = {key.removesuffix(".lora_A.weight") for key in converted if key.endswith(".lora_A.weight")}
+    for key, tensor in weights.items():
+        module = key.removesuffix(".weight")
+        change = converted[f"{module}.lora_B.weight"] @ converted[f"{module}.lora_A.weight"] if module in modules else 0
+        torch.testing.assert_close(found[key], tensor + 0.5 * change, rtol=1e-4, atol=1e-4)
+        assert torch.equal(found[f"{second}.{key.removeprefix('transformer.')}"], tensor)

@@ -61,6 +61,9 @@ class RecipeTerm(Strict):
     expert: str | None = Field(
         None, description="The component that it is for, where the base has several denoisers: transformer_2."
     )
+    alpha: Annotated[Factor, Field(gt=0)] | None = Field(
+        None, description="The alpha that an adapter's publisher states, where its file has none."
+    )
 
 
 class Fuse(Step):
@@ -74,7 +77,7 @@ class Fuse(Step):
         Word, Annotated[RecipeTerm, BeforeValidator(as_term, json_schema_input_type=float | RecipeTerm)]
     ] = Field(
         min_length=1,
-        description="Name → λ, or {source, lambda, block_weights, tuned_from, expert}. Added in this order.",
+        description="Name → λ, or {source, lambda, block_weights, tuned_from, expert, alpha}. Added in this order.",
     )
     output: Name | None = Field(None, description="The output's name. Default: the recipe file's.")
     dtype: Literal[tuple(OUTPUT_DTYPES)] | None = Field(None, description="Default: each tensor's own.")  # type: ignore[valid-type]
@@ -224,6 +227,7 @@ def _term(name: str, term: RecipeTerm, roles: Mapping[str, Input]) -> Term:
         _source(tuned_from) if tuned_from else None,
         item.found.accelerator.name if item.found.accelerator else None,
         term.expert,
+        term.alpha,
     )
 
 
@@ -250,6 +254,7 @@ def _facts(output: str, fuse: Fuse, roles: Mapping[str, Input], layout: str, set
                 "lambda": strengths[name],
                 "block_weights": term.block_weights,
                 **({"expert": term.expert} if term.expert else {}),
+                **({"alpha": term.alpha} if term.alpha is not None else {}),
             }
             for name, term in fuse.terms.items()
         ],
