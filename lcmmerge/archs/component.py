@@ -60,6 +60,10 @@ class Component:
         """What adapter files alone call its modules, as if a single file did, without what stands before its names."""
         yield from ()
 
+    def marks(self) -> tuple[str, ...]:
+        """What stands in most of its modules' names, with ``_`` for dots, and in no other component's."""
+        return ()
+
     def may_have(self, module: str, shape: Shape) -> bool:
         """Whether an adapter for this canonical module, made for this shape, may be its own."""
         return True

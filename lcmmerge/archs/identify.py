@@ -123,7 +123,7 @@ def _namings(arch: Architecture, source: TensorSource) -> Iterator[tuple[str, tu
     """The key maps that a file's names may be of, and what begins the denoiser's names in the file, and in the map."""
     denoiser = arch.denoiser
     canonical = f"{denoiser.name}.{denoiser.sentinel}"
-    stored = arch.keymap(SINGLE_FILE).slots[canonical].stored
+    stored = next(slot.stored for slot in denoiser.slots() if slot.parameter == canonical)
     if canonical in source.tensors:
         yield DIFFUSERS, ("", "")
     elif denoiser.sentinel in source.tensors:

@@ -248,7 +248,7 @@ def likely_architectures(modules: Iterable[str]) -> tuple[Architecture, ...]:
     if guess_family(keys):
         return ()
     shapes = modules if isinstance(modules, Mapping) else {}
-    scores = {arch: _score(arch, keys) for arch in architectures().values()}
+    scores = {arch: _score(arch, keys) for arch in _named_by(keys)}
     most = max(count for count, _ in scores.values())
     if not most or (most < len(keys) and guess_family(keys, SHARED)):
         return ()
@@ -258,6 +258,12 @@ def likely_architectures(modules: Iterable[str]) -> tuple[Architecture, ...]:
     for arch in likely:
         shares[arch.denoiser.module] = max(scores[arch][1], shares.get(arch.denoiser.module, 0.0))
     return tuple(arch for arch in likely if scores[arch][1] == shares[arch.denoiser.module])
+
+
+def _named_by(keys: Iterable[str]) -> list[Architecture]:
+    """The architectures of which some key has a mark, all where none has: to read each one's names takes its time."""
+    spelled, every = {squash(key) for key in keys}, list(architectures().values())
+    return [arch for arch in every if any(mark in key for key in spelled for mark in arch.denoiser.marks())] or every
 
 
 def _may_be(arch: Architecture, shapes: Mapping[str, Shape]) -> bool:

@@ -72,6 +72,10 @@ class Transformer(Component):
         for item in self.lists:
             yield from item.slots(item.aliases, f"{self.name}.", self.stored)
 
+    def marks(self) -> tuple[str, ...]:
+        names = {name for item in self.lists for name in (item.name, item.stored) if name}
+        return tuple(name.replace(".", "_") for name in sorted(names))
+
     def may_have(self, module: str, shape: Shape) -> bool:
         ratio = next((ratio for end, ratio in self.ratios if module.endswith(f".{end}")), None)
         return ratio is None or shape[0] == ratio * shape[1]

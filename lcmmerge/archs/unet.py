@@ -46,6 +46,9 @@ class UNet(Component):
     added: bool = False
     context: int = 0
 
+    def marks(self) -> tuple[str, ...]:
+        return ("down_blocks", "mid_block", "up_blocks", "input_blocks", "middle_block", "output_blocks")
+
     def slots(self) -> Iterator[Slot]:
         """``conv_shortcut`` is only where the width changes."""
         yield from expand(ENDS, "unet.", LDM)
