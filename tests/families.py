@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import pytest
 import torch
 from accelerate import init_empty_weights
 from diffusers.loaders import single_file_utils
@@ -179,6 +180,12 @@ def class_of(name: str) -> Any:
 def published(name: str) -> nn.Module:
     with init_empty_weights():
         return class_of(name)(**CASES[name].full)
+
+
+def each_family() -> list[Any]:
+    """Every family as a parameter: a few in the short tier, which have every kind of view, and all in the long one."""
+    few = ("flux1", "wan", "z_image")
+    return [name if name in few else pytest.param(name, marks=pytest.mark.e2e) for name in families()]
 
 
 @cache

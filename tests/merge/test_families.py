@@ -10,7 +10,7 @@ from pathlib import Path
 import flux
 import pytest
 import torch
-from families import families, folder, single_file, sized, state_of, stored
+from families import each_family, families, folder, single_file, sized, state_of, stored
 from fusing import load
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from lcmmerge import Merge
 from lcmmerge.tensors import open_source
 
-FAMILIES = tuple(families())
+FAMILIES = each_family()
 RANK = 3
 Cli = Callable[..., object]
 State = dict[str, Tensor]

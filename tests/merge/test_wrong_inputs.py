@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import families, folder, single_file, state_of, stored
+from families import each_family, families, folder, single_file, state_of, stored
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -41,7 +41,7 @@ def assert_refused(base: Path, file: State, code: int, words: str, tmp_path: Pat
     return done.err
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", each_family())
 def test_an_adapter_of_every_family_on_another(family: str, tmp_path: Path, cli: Cli) -> None:
     other = "z_image" if family == "flux1" else "flux1"
     base = single_file(tmp_path / "base.safetensors", other, state_of(other))
