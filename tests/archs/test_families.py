@@ -6,7 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CASES, converted, each_family, families, folder, narrow, published, single_file, sized, state_of, stored
+from families import (
+    CASES,
+    converted,
+    each_family,
+    families,
+    folder,
+    narrow,
+    published,
+    single_file,
+    sized,
+    state_of,
+    stored,
+)
 from named import named_source
 
 from lcmmerge.archs import guess_architecture, identify
