@@ -44,8 +44,7 @@ ADAPTERS = (
 ARCHITECTURE = Architecture(
     title="Ideogram 4",
     hub="ideogram-ai/ideogram-v4",
-    modelspec="ideogram-4",
-    version="ideogram4",
+    modelspec="ideogram-4",  # ours
     size=1024,
     parts=(
         Transformer(

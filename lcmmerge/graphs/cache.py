@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 LIBRARIES = ("diffusers", "onnx", "onnx-ir", "tokenizers", "torch", "transformers")
-SOURCES = ("graphs/**/*.py", "export/**/*.py", "draw/presets.py", "archs/*.py", "accelerators.py")
+SOURCES = ("graphs/**/*.py", "export/**/*.py", "draw/presets.py", "archs/*.py", "accelerators/*.py")
 
 
 def default_folder() -> Path:

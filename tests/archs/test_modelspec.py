@@ -27,7 +27,7 @@ PUBLISHED = {
     "wan": ("wan2.1", "wan"),
     "z_image": ("z-image", "z_image"),
 }
-OURS = ("ernie_image", "flux3", "qwen_image21")
+OURS = ("ernie_image", "flux3", "ideogram4", "qwen_image21")
 
 
 @pytest.mark.parametrize("name", families())
@@ -48,5 +48,5 @@ def test_implementation(name: str, tmp_path: Path) -> None:
     alone = identify(open_source(tmp_path / "base" / "transformer"))
     said = [modelspec.spec_of(model, model.layout, "title", "0") for model in (single, whole, alone)]
     told = [each[f"{modelspec.KEYS}implementation"] for each in said]
-    same = name in ("qwen_image", "hidream", "ernie_image")  # in every layout
+    same = name in ("qwen_image", "hidream", "ideogram4", "ernie_image")  # in every layout
     assert told == [diffusers if same else arch.implementation, diffusers, diffusers]
