@@ -172,6 +172,7 @@ def test_an_encoding_is_written_verified_and_inspected(
     assert any(not torch.equal(tensor, exact[name]) for name, tensor in load(base).items() if name in scales)
 
 
+@pytest.mark.slow("three commands, each with an entry point in an interpreter of its own")
 def test_a_method_merges(lcmmerge: Callable[..., str], inputs: Files, tmp_path: Path) -> None:
     """Oracle: the larger of what each LoRA changes when it is merged alone."""
     base, merged = inputs.base("fp32"), {}

@@ -61,7 +61,7 @@ class Component:
         yield from ()
 
     def marks(self) -> tuple[str, ...]:
-        """What stands in most of its modules' names, with ``_`` for dots, and in no other component's."""
+        """How most of its modules' names begin, with ``_`` for dots."""
         return ()
 
     def may_have(self, module: str, shape: Shape) -> bool:

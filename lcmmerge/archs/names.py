@@ -239,17 +239,20 @@ def guess_architecture(modules: Iterable[str]) -> str | None:
     return likely or guess_family(modules, SHARED)
 
 
-def likely_architectures(modules: Iterable[str]) -> tuple[Architecture, ...]:
+def likely_architectures(
+    modules: Iterable[str], among: Iterable[Architecture] | None = None
+) -> tuple[Architecture, ...]:
     """The architectures that have the most of the modules; of those whose denoisers are of one class, the one of which
     they are the greater part (everything of SSD-1B's has a home in SDXL, too). A mapping to the shapes that an adapter
     was made for tells what names do not: the text's width is SD 1's or SD 2's, an MLP's FLUX.1's or FLUX.2's.
+    ``among``: those that come into question, all by default.
     """
     keys = set(modules)
     if guess_family(keys):
         return ()
     shapes = modules if isinstance(modules, Mapping) else {}
-    scores = {arch: _score(arch, keys) for arch in _named_by(keys)}
-    most = max(count for count, _ in scores.values())
+    scores = {arch: _score(arch, keys) for arch in (_named_by(keys) if among is None else among)}
+    most = max((count for count, _ in scores.values()), default=0)
     if not most or (most < len(keys) and guess_family(keys, SHARED)):
         return ()
     likely = [arch for arch, (count, _) in scores.items() if count == most]
@@ -261,9 +264,16 @@ def likely_architectures(modules: Iterable[str]) -> tuple[Architecture, ...]:
 
 
 def _named_by(keys: Iterable[str]) -> list[Architecture]:
-    """The architectures of which some key has a mark, all where none has: to read each one's names takes its time."""
-    spelled, every = {squash(key) for key in keys}, list(architectures().values())
-    return [arch for arch in every if any(mark in key for key in spelled for mark in arch.denoiser.marks())] or every
+    """The architectures by whose marks some key begins, all where none does: to read an architecture takes its time."""
+    bare, every = {_bare(key) for key in keys}, list(architectures().values())
+    return [arch for arch in every if any(key.startswith(arch.denoiser.marks()) for key in bare)] or every
+
+
+def _bare(key: str) -> str:
+    """A key without what programs put before a denoiser's names."""
+    while begin := next((begin for begin in (*ANY, *DENOISER) if key.startswith(begin)), ""):
+        key = key.removeprefix(begin)
+    return squash(key.removeprefix("_"))
 
 
 def _may_be(arch: Architecture, shapes: Mapping[str, Shape]) -> bool:

@@ -286,10 +286,11 @@ def _limit(item: Contribution, place: Channels) -> str:
 
 
 def made_elsewhere(term: TaskVector, base: Model) -> str:
-    """The architecture that an adapter's names speak for, where it is not the base's; else empty."""
+    """The architecture of a denoiser like the base's that an adapter's names speak for; empty where it is the base's."""
     if isinstance(term.content, Checkpoint) or base.arch.name not in architectures():
         return ""
-    likely = likely_architectures(term.content.modules)
+    alike = [arch for arch in architectures().values() if arch.denoiser.module == base.arch.denoiser.module]
+    likely = likely_architectures(term.content.modules, alike)
     return " or ".join(arch.title for arch in likely if base.arch.name not in [each.name for each in likely])
 
 
