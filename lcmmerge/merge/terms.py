@@ -286,7 +286,7 @@ def _limit(item: Contribution, place: Channels) -> str:
 
 
 def made_elsewhere(term: TaskVector, base: Model) -> str:
-    """The architecture of a denoiser like the base's that an adapter's names speak for; empty where it is the base's."""
+    """The architecture of a denoiser like the base's that an adapter's names speak for; empty where it is the same."""
     if isinstance(term.content, Checkpoint) or base.arch.name not in architectures():
         return ""
     alike = [arch for arch in architectures().values() if arch.denoiser.module == base.arch.denoiser.module]
