@@ -311,7 +311,7 @@ def plan(
         check_configs(configs, base)
     elif layout == DIFFUSERS and lender and lent(base) and not weights_only:
         lent_configs = refs.configs(_configs_of(merge, base, lender))
-    merge = _with_pairs(merge, base)
+    merge = replace(merge, terms=tuple(each for term in merge.terms for each in _of_experts(term, base)))
     kinds = [term.kind for term in merge.terms]
     sources = [term.source or Source(_file_of(kind, base)) for term, kind in zip(merge.terms, kinds, strict=True)]
     weights = [BlockWeights() if not term.blocks else parse_block_weights(blocks_text(term.blocks), base)
@@ -349,12 +349,8 @@ def plan(
     return lay_out(planned, drop_ema=merge.output.drop_ema)
 
 
-def _with_pairs(merge: Merge, base: Model) -> Merge:
-    """An accelerator that is a file for each expert, as a term for each that the base has."""
-    return replace(merge, terms=tuple(each for term in merge.terms for each in _of_experts(term, base)))
-
-
 def _of_experts(term: Term, base: Model) -> Iterable[Term]:
+    """An accelerator that is a file for each expert, as a term for each that the base has."""
     files = term.kind.files.get(base.arch.name) if term.kind and not term.source else None
     if files is None or isinstance(files, str):
         return (term,)
