@@ -128,8 +128,8 @@ class ModuleNames:
         """
         others = {name for name in self._experts if expert and name != expert}
         seconds, keys = self._experts[1:], list(keys)
-        of_all = any(home.component in seconds for key in keys for home in self._homes(key))  # it tells them apart
-        find = self._homes if of_all else self.homes
+        of_all = seconds and any(home.component in seconds for key in keys for home in self._homes(key))
+        find = self._homes if of_all else self.homes  # a file that names the second expert tells them apart
         homes = {key: tuple(home for home in find(key) if home.component not in others) for key in keys}
         by_component: dict[str, dict[str, Home]] = {}
         for key, found in homes.items():
