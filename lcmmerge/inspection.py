@@ -22,8 +22,8 @@ from lcmmerge.archs import (
 from lcmmerge.archs.positions import broken_positions
 from lcmmerge.errors import IncompatibleError
 from lcmmerge.history import RECIPE, record_of
-from lcmmerge.merge.terms import read_content
 from lcmmerge.tensors import TensorInfo, TensorSource
+from lcmmerge.terms.match import read_content
 
 LCM_RANK = 64  # of the official LCM-LoRAs
 ELSEWHERE = "elsewhere"

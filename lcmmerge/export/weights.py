@@ -15,9 +15,11 @@ from typing import Any
 from lcmmerge.archs import Model
 from lcmmerge.errors import ShapeMismatchError
 from lcmmerge.merge.configs import CURE
+from lcmmerge.merge.layout import Piece, PlannedFile, PlannedTensor, lay_out
 from lcmmerge.merge.outcome import Outcome
 from lcmmerge.merge.outputs import weights_stem
-from lcmmerge.merge.plan import Piece, Plan, PlannedFile, PlannedTensor, lay_out
+from lcmmerge.merge.plan import Plan
+from lcmmerge.merge.spec import Written
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DType
 from lcmmerge.tensors.encodings import plain
@@ -63,8 +65,8 @@ def plan_weights(merge: Plan, target: Path, dtypes: Mapping[str, DType]) -> Plan
     Only what a module has a parameter for is written: no EMA copies, no ``position_ids``. Raises FormatError where a
     part of the U-Net has no name in diffusers' layout.
     """
-    laid = lay_out(replace(merge, target=target, layout=DIFFUSERS), drop_ema=True)
-    pieces = {piece.operand.name: piece for file in laid.files for tensor in file.tensors for piece in tensor.pieces}
+    laid, dropped = lay_out(merge.base, merge.contributions, target, DIFFUSERS, Written(drop_ema=True))
+    pieces = {piece.operand.name: piece for file in laid for tensor in file.tensors for piece in tensor.pieces}
     # A full LCM's `cond_proj` is no parameter of the architecture's, and is one of its U-Net's.
     denoiser = f"{merge.base.arch.denoiser.name}."
     extra = {name for name in merge.base.leftovers if name.startswith(denoiser)}
@@ -80,7 +82,7 @@ def plan_weights(merge: Plan, target: Path, dtypes: Mapping[str, DType]) -> Plan
         )
         for file in weight_files(merge.base)
     )
-    return replace(laid, files=files)
+    return replace(merge, target=target, layout=DIFFUSERS, files=files, dropped=dropped)
 
 
 def _planned(name: str, piece: Piece, dtype: DType) -> PlannedTensor:

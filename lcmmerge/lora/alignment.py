@@ -21,9 +21,9 @@ from lcmmerge.archs import (
     supported,
 )
 from lcmmerge.errors import FormatError, IncompatibleError, ShapeMismatchError, UnmatchedKeysError
-from lcmmerge.merge.places import Place, fits_in, home_parameters, places, views_of
 from lcmmerge.merge.spec import check_strength
 from lcmmerge.tensors import TensorSource
+from lcmmerge.terms.places import Place, fits_in, home_parameters, places, views_of
 
 Shape = tuple[int, ...]
 WHOLE = ("diff", "diff_b", "w_norm", "b_norm")  # roles that say their parameter's shape themselves

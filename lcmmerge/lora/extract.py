@@ -17,12 +17,12 @@ from lcmmerge.lora import lorafile
 from lcmmerge.lora.lorafile import LoraLayer, LoraOrigin, Made
 from lcmmerge.lora.lowrank import spectrum, squared_norm
 from lcmmerge.merge.arithmetic import precision
-from lcmmerge.merge.terms import Checkpoint, Difference, TaskVector, likely_cause, limits, match, task_vector
 from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType, TensorSource
 from lcmmerge.tensors.digest import hashing
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.targets import check_target
+from lcmmerge.terms.match import Checkpoint, Difference, TaskVector, likely_cause, limits, match, task_vector
 
 LOW_RANK, LEFT_OUT = "low rank", "left out"
 HEADROOM = 1 << 20

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from lcmmerge.adapters import Dense, Dependent, Factored, Patch, Update
 from lcmmerge.errors import NumericError
-from lcmmerge.merge.operand import Operand
+from lcmmerge.merge.layout import Piece
 from lcmmerge.merge.outcome import Measured
-from lcmmerge.merge.plan import Piece
-from lcmmerge.merge.terms import Contribution, Difference
 from lcmmerge.tensors.encodings import Parts
+from lcmmerge.terms.match import Contribution, Difference
+from lcmmerge.terms.operand import Operand
 
 SAMPLE = 65_536  # elements of a parameter on which the loss to rounding is measured
 

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from lcmmerge.merge import arithmetic
 from lcmmerge.merge.arithmetic import TermDelta, Work
+from lcmmerge.merge.layout import Piece
 from lcmmerge.merge.methods import methods
-from lcmmerge.merge.operand import Operand
 from lcmmerge.merge.outcome import Layer, Measured
-from lcmmerge.merge.plan import Piece
 from lcmmerge.merge.spec import Merge
-from lcmmerge.merge.terms import Difference
 from lcmmerge.tensors import DType
 from lcmmerge.tensors.blockio import Buffer, Files
 from lcmmerge.tensors.encodings import MAIN, Parts
+from lcmmerge.terms.match import Difference
+from lcmmerge.terms.operand import Operand
 
 ELEMENTS = 1 << 18  # computed at once: in float32 they fit the cache beside their factors
 MIN_ROWS = 64  # a GEMM on fewer rows leaves most of the arithmetic units idle

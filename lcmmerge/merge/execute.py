@@ -21,9 +21,10 @@ from torch import Tensor
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.merge.arithmetic import Work
 from lcmmerge.merge.block import Block, Computer, rows_at_once
+from lcmmerge.merge.layout import Piece, PlannedFile
 from lcmmerge.merge.outcome import Layer, Measured, Outcome, Settings
 from lcmmerge.merge.pipeline import in_order, one_thread_each
-from lcmmerge.merge.plan import Piece, Plan, PlannedFile
+from lcmmerge.merge.plan import Plan
 from lcmmerge.tensors.blockio import PAGE, BlockWriter, Buffer, Files
 from lcmmerge.tensors.encodings import Parts
 from lcmmerge.tensors.layout import FileLayout, lay_out

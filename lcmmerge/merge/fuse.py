@@ -8,8 +8,9 @@ from pathlib import Path
 
 from lcmmerge.merge import provenance
 from lcmmerge.merge.configs import copy_configs, set_scheduler
+from lcmmerge.merge.layout import PlannedFile
 from lcmmerge.merge.outcome import Outcome, Settings
-from lcmmerge.merge.plan import Plan, PlannedFile
+from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.report import Report, rows
 from lcmmerge.output import Output
 from lcmmerge.refs import name_of

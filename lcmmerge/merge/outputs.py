@@ -10,9 +10,9 @@ from lcmmerge.archs.completed import lent
 from lcmmerge.archs.positions import position_ids, right_positions
 from lcmmerge.archs.prediction import ASKED, EPSILON, MARKS, V
 from lcmmerge.errors import FormatError, IncompatibleError
-from lcmmerge.merge.operand import Operand
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import DTYPES
+from lcmmerge.terms.operand import Operand
 
 MODEL = "diffusion_pytorch_model"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,16 @@ from lcmmerge.archs import Model, identify
 from lcmmerge.archs.blocks import BlockWeights, parse_block_weights
 from lcmmerge.archs.completed import completed, counted, lent
 from lcmmerge.archs.positions import broken_positions
-from lcmmerge.errors import FormatError, NoEffectError
+from lcmmerge.errors import NoEffectError
 from lcmmerge.merge.configs import check_configs
-from lcmmerge.merge.operand import Operand
-from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem
+from lcmmerge.merge.layout import PlannedFile, lay_out
 from lcmmerge.merge.spec import LCM, STYLE, Merge, Source, Term, blocks_text
-from lcmmerge.merge.terms import (
+from lcmmerge.refs import name_of
+from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
+from lcmmerge.tensors import TensorSource
+from lcmmerge.tensors.remote import open_reference
+from lcmmerge.tensors.targets import joined, safetensors_name
+from lcmmerge.terms.match import (
     Checkpoint,
     Contribution,
     Matched,
@@ -37,88 +41,6 @@ from lcmmerge.merge.terms import (
     task_vector,
     unmatched_error,
 )
-from lcmmerge.refs import name_of
-from lcmmerge.refs.weights import DIFFUSERS, SAFETENSORS, SINGLE_FILE
-from lcmmerge.tensors import TensorSource
-from lcmmerge.tensors.encodings import MAIN, Encoding, encodings, plain
-from lcmmerge.tensors.layout import TensorSpec
-from lcmmerge.tensors.remote import open_reference
-from lcmmerge.tensors.targets import joined, safetensors_name
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The unit of work: rows ``begin`` … ``end`` of an operand, what is added to it, and how it is stored.
-
-    Pieces of one tensor lie one after another in it (OpenCLIP's fused q, k, v). ``transposed``: written as [in, out].
-    """
-
-    operand: Operand
-    encoding: Encoding
-    transposed: bool
-    contributions: tuple[Contribution, ...]
-    begin: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        """Without companions."""
-        return (self.end - self.begin) * self.encoding.row_bytes(self.operand.columns)
-
-    @property
-    def is_copy(self) -> bool:
-        """Nothing changes: the bytes are copied as they are."""
-        same = self.encoding == plain(self.operand.dtype) and self.transposed == self.operand.transposed
-        return same and not self.contributions
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
-    """A tensor of the output, the pieces that it is made of, and by suffix its encoding's ``companions``.
-
-    In a file these lie behind it.
-    """
-
-    spec: TensorSpec
-    pieces: tuple[Piece, ...]
-    companions: Mapping[str, TensorSpec] = field(default_factory=dict)
-
-    @property
-    def specs(self) -> tuple[TensorSpec, ...]:
-        return self.spec, *self.companions.values()
-
-    @property
-    def nbytes(self) -> int:
-        return sum(spec.nbytes for spec in self.specs)
-
-    @property
-    def alignment(self) -> int:
-        return max(spec.dtype.itemsize for spec in self.specs)
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedFile:
-    """A file of the output. ``path`` is relative to the output's folder; a shard names its ``index``."""
-
-    path: Path
-    tensors: tuple[PlannedTensor, ...]
-    index: Path | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-    @property
-    def specs(self) -> tuple[TensorSpec, ...]:
-        return tuple(spec for tensor in self.tensors for spec in tensor.specs)
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What the encodings of its tensors say in its header."""
-        names: dict[Encoding, list[str]] = {}
-        for tensor in self.tensors:
-            names.setdefault(tensor.pieces[0].encoding, []).append(tensor.spec.name)
-        return {key: text for encoding in names for key, text in encoding.metadata(names[encoding]).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,21 +254,24 @@ def plan(
     matches = [match(index, vector, base) for index, vector in enumerate(vectors)]
     for vector, matched in zip(vectors, matches, strict=True):
         _check(vector, matched, base, allow_unmatched=merge.allow_unmatched)
-    planned = Plan(
+    contributions, target = _by_parameter(matches), _target(merge, layout)
+    files, dropped = lay_out(base, contributions, target, layout, merge.output)
+    return Plan(
         merge,
         base,
         vectors,
-        _by_parameter(matches),
+        contributions,
         tuple(_coverage(matches)),
         {index: matched.unmatched for index, matched in enumerate(matches) if matched.unmatched},
         tuple(map(partial(_known, base), kinds, vectors)),
         configs,
-        _target(merge, layout),
+        target,
         layout,
+        files,
+        dropped,
         lender=lender,
         lent_configs=lent_configs,
     )
-    return lay_out(planned, drop_ema=merge.output.drop_ema)
 
 
 def _of_experts(term: Term, base: Model) -> Iterable[Term]:
@@ -391,40 +316,6 @@ def _target(merge: Merge, layout: str) -> Path:
     return merge.output.path or Path(name) if layout == DIFFUSERS else safetensors_name(merge.output.path, name)
 
 
-def lay_out(planned: Plan, *, drop_ema: bool) -> Plan:
-    """The plan with the files of its target and layout.
-
-    Raises FormatError where the layout has no name for a part, or a companion's name is another tensor's.
-    """
-    mend = planned.merge.output.mend_position_ids
-    chosen, dropped = drafts(planned.base, planned.layout, drop_ema=drop_ema, mend_position_ids=mend)
-    wanted = planned.merge.output.encoding
-    encoding = encodings()[wanted] if wanted else None
-    files = tuple(
-        file
-        for folder, group in by_folder(chosen)
-        for file in _shards(
-            folder,
-            planned.target,
-            [_planned(draft, planned.contributions, encoding) for draft in group],
-            _limit(planned, folder),
-        )
-    )
-    for file in files:
-        _refuse_twins(file, planned)
-    return replace(planned, files=files, dropped=dropped)
-
-
-def _refuse_twins(file: PlannedFile, planned: Plan) -> None:
-    names = Counter(spec.name for spec in file.specs)
-    for name, count in names.items():
-        if count > 1:
-            raise FormatError(
-                f"{planned.base.source.path}: {name!r} would be in the output twice, as the base's and as a scale",
-                "take the checkpoint from before it was quantised, or another --encoding",
-            )
-
-
 def _check(term: TaskVector, matched: Matched, base: Model, *, allow_unmatched: bool) -> None:
     if matched.unmatched and not (allow_unmatched and matched.contributions):
         raise unmatched_error(
@@ -444,65 +335,6 @@ def _by_parameter(matches: list[Matched]) -> dict[str, tuple[Contribution, ...]]
             if contribution.strength != 0:
                 gathered.setdefault(name, []).append(contribution)
     return {name: tuple(found) for name, found in gathered.items()}
-
-
-def _planned(
-    draft: Draft, contributions: Mapping[str, tuple[Contribution, ...]], wanted: Encoding | None
-) -> PlannedTensor:
-    own = plain(draft.parts[0][0].dtype)
-    encoding = wanted if wanted and own.dtype.floating and _encodes(wanted, draft) else own
-    pieces = tuple(
-        Piece(operand, encoding, draft.transposed, contributions.get(operand.name, ()), begin, end)
-        for operand, begin, end in draft.parts
-    )
-    specs = dict(encoding.specs(draft.name, draft.shape))
-    return PlannedTensor(specs.pop(MAIN), pieces, specs)
-
-
-def _encodes(encoding: Encoding, draft: Draft) -> bool:
-    """Whether a tensor is stored so: its layout allows it, and the encoding takes all that it is made of."""
-    if (encoding.block > 1 or encoding.companions) and draft.transposed:  # rows of the tensor are none of its operand
-        return False
-    if encoding.whole and len(draft.parts) > 1:  # a scale of all of them; they are computed one by one
-        return False
-    taken = all(encoding.takes(operand.name, operand.shape) for operand, _, _ in draft.parts)
-    return draft.converts and taken and encoding.fits(draft.shape)
-
-
-def _limit(planned: Plan, folder: str) -> int | None:
-    """The largest file that is allowed: as asked for, else as the base's shards are, where it has shards."""
-    asked = planned.merge.output.max_shard_bytes
-    if asked or planned.layout != planned.base.layout:
-        return asked
-    sizes: Counter[Path] = Counter()
-    for info in planned.base.source:
-        if info.name.startswith(f"{folder}." if folder else ""):
-            sizes[info.path] += info.nbytes
-    return max(sizes.values()) if len(sizes) > 1 else None
-
-
-def _shards(folder: str, target: Path, tensors: list[PlannedTensor], limit: int | None) -> Iterable[PlannedFile]:
-    """One file, or several of at most ``limit`` bytes; a tensor is never cut, nor parted from its companions.
-
-    Wider dtypes come first, so that every tensor is aligned to its dtype.
-    """
-    tensors = sorted(tensors, key=lambda tensor: -tensor.alignment)
-    stem, suffix = (f"{folder}/{weights_stem(folder)}", SAFETENSORS[0]) if folder else (target.stem, target.suffix)
-    if limit is None or sum(tensor.nbytes for tensor in tensors) <= limit:
-        return [PlannedFile(Path(f"{stem}{suffix}"), tuple(tensors))]
-    groups: list[list[PlannedTensor]] = [[]]
-    room = limit
-    for tensor in tensors:
-        if groups[-1] and tensor.nbytes > room:
-            groups.append([])
-            room = limit
-        groups[-1].append(tensor)
-        room -= tensor.nbytes
-    index = Path(f"{stem}{suffix}.index.json")
-    return [
-        PlannedFile(Path(f"{stem}-{number:05}-of-{len(groups):05}{suffix}"), tuple(group), index)
-        for number, group in enumerate(groups, 1)
-    ]
 
 
 def _coverage(matches: list[Matched]) -> Iterable[Coverage]:

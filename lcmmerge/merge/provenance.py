@@ -16,10 +16,10 @@ from lcmmerge.errors import AlreadyFusedError
 from lcmmerge.history import MODELS, RECIPE, canonical_json, model_entry, recorded_models
 from lcmmerge.merge.plan import PARTS, Plan
 from lcmmerge.merge.spec import Source
-from lcmmerge.merge.terms import Checkpoint
 from lcmmerge.refs import name_of
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.terms.match import Checkpoint
 from lcmmerge.version import __version__
 
 

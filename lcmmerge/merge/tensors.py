@@ -11,13 +11,14 @@ from torch import Tensor
 
 from lcmmerge.archs import Model
 from lcmmerge.merge.block import Block, Computer, rows_at_once
-from lcmmerge.merge.operand import Operand
+from lcmmerge.merge.layout import Piece
 from lcmmerge.merge.outcome import Layer
 from lcmmerge.merge.pipeline import one_thread_each
-from lcmmerge.merge.plan import Piece, Plan
+from lcmmerge.merge.plan import Plan
 from lcmmerge.tensors.blockio import Files
 from lcmmerge.tensors.encodings import MAIN
 from lcmmerge.tensors.source import unchanged
+from lcmmerge.terms.operand import Operand
 
 Read = Callable[[str], Tensor]  # canonical name (a leftover's: the stored one) → tensor in its canonical shape
 

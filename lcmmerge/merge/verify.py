@@ -19,8 +19,9 @@ from lcmmerge.archs.prediction import MARKS
 from lcmmerge.errors import NotFoundError, VerificationError
 from lcmmerge.history import RECIPE, record_of
 from lcmmerge.merge.execute import execute
+from lcmmerge.merge.layout import PlannedFile, PlannedTensor
 from lcmmerge.merge.outcome import Settings
-from lcmmerge.merge.plan import Plan, PlannedFile, PlannedTensor
+from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.recorded import read_merge, replan
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DType, TensorInfo, TensorSource

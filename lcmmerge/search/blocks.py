@@ -12,7 +12,8 @@ from math import isfinite
 
 from lcmmerge.archs.blocks import block_of, blocks, span
 from lcmmerge.errors import OptionError
-from lcmmerge.merge.plan import Piece, Plan
+from lcmmerge.merge.layout import Piece
+from lcmmerge.merge.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lcmmerge.merge import arithmetic
 from lcmmerge.merge.arithmetic import Work
+from lcmmerge.merge.layout import Piece
 from lcmmerge.merge.outcome import Measured
-from lcmmerge.merge.plan import Piece
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from lcmmerge.merge.plan import Piece, Plan
+from lcmmerge.merge.layout import Piece
+from lcmmerge.merge.plan import Plan
 from lcmmerge.search.blocks import pieces, terms_of
 from lcmmerge.search.changes import Change
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from lcmmerge.draw.load import Pipeline, canonical
 from lcmmerge.merge import arithmetic
-from lcmmerge.merge.operand import Operand
-from lcmmerge.merge.plan import Piece, Plan
+from lcmmerge.merge.layout import Piece
+from lcmmerge.merge.plan import Plan
 from lcmmerge.search.blocks import BlockAxis, factors_of, pieces, terms_of
 from lcmmerge.search.changes import Change
 from lcmmerge.search.order import Cell, changed
 from lcmmerge.tensors import DTYPES
 from lcmmerge.tensors.encodings import MAIN, plain
+from lcmmerge.terms.operand import Operand
 
 FLOATS = plain(DTYPES["F32"])
 

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from lcmmerge.archs import Model
 from lcmmerge.archs.describe import draft
-from lcmmerge.merge.operand import Operand
 from lcmmerge.tensors import open_source
+from lcmmerge.terms.operand import Operand
 
 ROOT = Path(__file__).parents[2]
 WHOLE = ("ernie_image", "hidream", "qwen_image", "qwen_image21", "z_image")  # of which the headers tell all

@@ -24,7 +24,7 @@ from lcmmerge.archs import (
     tiles,
 )
 from lcmmerge.errors import UnknownArchitectureError
-from lcmmerge.merge.terms import read_content
+from lcmmerge.terms.match import read_content
 
 FOLDER = os.environ.get("LCMMERGE_KEYLISTS", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="LCMMERGE_KEYLISTS names no folder")

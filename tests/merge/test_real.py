@@ -19,7 +19,7 @@ from lcmmerge.archs.views import part
 from lcmmerge.merge.plan import plan
 from lcmmerge.merge.spec import Merge, Source, Term
 from lcmmerge.merge.tensors import merged
-from lcmmerge.merge.terms import Adapted
+from lcmmerge.terms.match import Adapted
 
 FOLDER = os.environ.get("LCMMERGE_REAL", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="LCMMERGE_REAL names no folder")

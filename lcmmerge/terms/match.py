@@ -34,9 +34,9 @@ from lcmmerge.errors import (
     UnknownArchitectureError,
     UnmatchedKeysError,
 )
-from lcmmerge.merge.operand import Operand
-from lcmmerge.merge.places import Channels, Place, channels_of, fits_in, home_parameters, places, views_of
 from lcmmerge.tensors import TensorSource
+from lcmmerge.terms.operand import Operand
+from lcmmerge.terms.places import Channels, Place, channels_of, fits_in, home_parameters, places, views_of
 
 if TYPE_CHECKING:
     import torch

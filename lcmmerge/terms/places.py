@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lcmmerge.adapters import AdapterFile, Dense, Dependent, Factored, Patch, Update, algorithm
 from lcmmerge.archs import Home, Model, Parameter, View, tiles
-from lcmmerge.merge.operand import Operand
+from lcmmerge.terms.operand import Operand
 
 if TYPE_CHECKING:
     from torch import Tensor

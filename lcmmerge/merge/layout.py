@@ -1,0 +1,185 @@
+"""The files of a merge, laid out from headers: which pieces each tensor is made of, and how each is stored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lcmmerge.archs import Model
+from lcmmerge.errors import FormatError
+from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem
+from lcmmerge.merge.spec import Written
+from lcmmerge.refs.weights import SAFETENSORS
+from lcmmerge.tensors.encodings import MAIN, Encoding, encodings, plain
+from lcmmerge.tensors.layout import TensorSpec
+from lcmmerge.terms.match import Contribution
+from lcmmerge.terms.operand import Operand
+
+Contributions = Mapping[str, tuple[Contribution, ...]]  # canonical parameter → what is added to it
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The unit of work: rows ``begin`` … ``end`` of an operand, what is added to it, and how it is stored.
+
+    Pieces of one tensor lie one after another in it (OpenCLIP's fused q, k, v). ``transposed``: written as [in, out].
+    """
+
+    operand: Operand
+    encoding: Encoding
+    transposed: bool
+    contributions: tuple[Contribution, ...]
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Without companions."""
+        return (self.end - self.begin) * self.encoding.row_bytes(self.operand.columns)
+
+    @property
+    def is_copy(self) -> bool:
+        """Nothing changes: the bytes are copied as they are."""
+        same = self.encoding == plain(self.operand.dtype) and self.transposed == self.operand.transposed
+        return same and not self.contributions
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A tensor of the output, the pieces that it is made of, and by suffix its encoding's ``companions``.
+
+    In a file these lie behind it.
+    """
+
+    spec: TensorSpec
+    pieces: tuple[Piece, ...]
+    companions: Mapping[str, TensorSpec] = field(default_factory=dict)
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        return self.spec, *self.companions.values()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(spec.nbytes for spec in self.specs)
+
+    @property
+    def alignment(self) -> int:
+        return max(spec.dtype.itemsize for spec in self.specs)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """A file of the output. ``path`` is relative to the output's folder; a shard names its ``index``."""
+
+    path: Path
+    tensors: tuple[PlannedTensor, ...]
+    index: Path | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(spec for tensor in self.tensors for spec in tensor.specs)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the encodings of its tensors say in its header."""
+        names: dict[Encoding, list[str]] = {}
+        for tensor in self.tensors:
+            names.setdefault(tensor.pieces[0].encoding, []).append(tensor.spec.name)
+        return {key: text for encoding in names for key, text in encoding.metadata(names[encoding]).items()}
+
+
+def lay_out(
+    base: Model, contributions: Contributions, target: Path, layout: str, output: Written
+) -> tuple[tuple[PlannedFile, ...], tuple[str, ...]]:
+    """The files of a target in a layout, and the base's tensors that are in none of them.
+
+    Raises FormatError where the layout has no name for a part, or a companion's name is another tensor's.
+    """
+    chosen, dropped = drafts(base, layout, drop_ema=output.drop_ema, mend_position_ids=output.mend_position_ids)
+    encoding = encodings()[output.encoding] if output.encoding else None
+    files = tuple(
+        file
+        for folder, group in by_folder(chosen)
+        for file in _shards(
+            folder,
+            target,
+            [_planned(draft, contributions, encoding) for draft in group],
+            output.max_shard_bytes or (_largest_shard(base, folder) if layout == base.layout else None),
+        )
+    )
+    for file in files:
+        _refuse_twins(file, base)
+    return files, dropped
+
+
+def _refuse_twins(file: PlannedFile, base: Model) -> None:
+    names = Counter(spec.name for spec in file.specs)
+    for name, count in names.items():
+        if count > 1:
+            raise FormatError(
+                f"{base.source.path}: {name!r} would be in the output twice, as the base's and as a scale",
+                "take the checkpoint from before it was quantised, or another --encoding",
+            )
+
+
+def _planned(
+    draft: Draft, contributions: Contributions, wanted: Encoding | None
+) -> PlannedTensor:
+    own = plain(draft.parts[0][0].dtype)
+    encoding = wanted if wanted and own.dtype.floating and _encodes(wanted, draft) else own
+    pieces = tuple(
+        Piece(operand, encoding, draft.transposed, contributions.get(operand.name, ()), begin, end)
+        for operand, begin, end in draft.parts
+    )
+    specs = dict(encoding.specs(draft.name, draft.shape))
+    return PlannedTensor(specs.pop(MAIN), pieces, specs)
+
+
+def _encodes(encoding: Encoding, draft: Draft) -> bool:
+    """Whether a tensor is stored so: its layout allows it, and the encoding takes all that it is made of."""
+    if (encoding.block > 1 or encoding.companions) and draft.transposed:  # rows of the tensor are none of its operand
+        return False
+    if encoding.whole and len(draft.parts) > 1:  # a scale of all of them; they are computed one by one
+        return False
+    taken = all(encoding.takes(operand.name, operand.shape) for operand, _, _ in draft.parts)
+    return draft.converts and taken and encoding.fits(draft.shape)
+
+
+def _largest_shard(base: Model, folder: str) -> int | None:
+    """The size of the base's largest weight file there, where it has several."""
+    sizes: Counter[Path] = Counter()
+    for info in base.source:
+        if info.name.startswith(f"{folder}." if folder else ""):
+            sizes[info.path] += info.nbytes
+    return max(sizes.values()) if len(sizes) > 1 else None
+
+
+def _shards(folder: str, target: Path, tensors: list[PlannedTensor], limit: int | None) -> Iterable[PlannedFile]:
+    """One file, or several of at most ``limit`` bytes; a tensor is never cut, nor parted from its companions.
+
+    Wider dtypes come first, so that every tensor is aligned to its dtype.
+    """
+    tensors = sorted(tensors, key=lambda tensor: -tensor.alignment)
+    stem, suffix = (f"{folder}/{weights_stem(folder)}", SAFETENSORS[0]) if folder else (target.stem, target.suffix)
+    if limit is None or sum(tensor.nbytes for tensor in tensors) <= limit:
+        return [PlannedFile(Path(f"{stem}{suffix}"), tuple(tensors))]
+    groups: list[list[PlannedTensor]] = [[]]
+    room = limit
+    for tensor in tensors:
+        if groups[-1] and tensor.nbytes > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(tensor)
+        room -= tensor.nbytes
+    index = Path(f"{stem}{suffix}.index.json")
+    return [
+        PlannedFile(Path(f"{stem}-{number:05}-of-{len(groups):05}{suffix}"), tuple(group), index)
+        for number, group in enumerate(groups, 1)
+    ]
