@@ -26,7 +26,6 @@ from packaging.version import Version
 from torch import Tensor
 
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
-from lcmmerge.export.lean import LeanInterpreter
 from lcmmerge.export.manifest import ExportManifest, parameters_of, read_manifest
 from lcmmerge.export.memory import available_memory, needed_by_ort
 from lcmmerge.export.targets import targets
@@ -232,7 +231,7 @@ def open_session(graph: Path, provider: str, options: Mapping[str, str] | None =
     _refuse_foreign(graph)
     if provider == TORCH:
         device = device_of(provider)
-        return LeanInterpreter(graph) if device.type == "cpu" else Interpreter(graph, device)
+        return Interpreter(graph, device, widen=device.type == "cpu")
     return OrtSession(graph, provider, options or {})
 
 

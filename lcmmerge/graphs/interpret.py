@@ -7,7 +7,7 @@ fuses nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lcmmerge.draw.draw import is_out_of_memory
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError
-from lcmmerge.graphs.kernels import HOST, KERNELS, constant, dtype_of, tensor_of
+from lcmmerge.graphs.kernels import HOST, KERNELS, WIDENED, constant, dtype_of, tensor_of
 from lcmmerge.graphs.link import read_graph
 from lcmmerge.graphs.rules import ONNX
 
@@ -44,11 +44,12 @@ class Interpreter:
     ``Interpreter(path, device)(inputs)``: name → tensor in, name → tensor out, all on ``device``.
 
     Weights are read once, and kept on the device in the graph's own types; whole numbers of at most one axis are shapes
-    and stay on the CPU. Raises NotFoundError, FormatError, IncompatibleError (an operator, attribute or type
+    and stay on the CPU. ``widen``: products of float16 are computed in float32, and rounded to float16, one node at a
+    time. Raises NotFoundError, FormatError, IncompatibleError (an operator, attribute or type
     that ``kernels`` lacks).
     """
 
-    def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(self, path: Path, device: torch.device | str = "cpu", *, widen: bool = False) -> None:
         self.path, self.device = path, torch.device(device)
         model = read_graph(path)
         self.inputs = tuple(value.name for value in model.graph.input)
@@ -58,7 +59,12 @@ class Interpreter:
         for step in steps:
             if step.function is constant:
                 self._constants[step.outputs[0]] = self._place(self._run(step, {}))
-        self._steps = tuple(step for step in steps if step.function is not constant)
+        functions = WIDENED if widen else {}
+        self._steps = tuple(
+            replace(step, function=functions.get(step.function, step.function))
+            for step in steps
+            if step.function is not constant
+        )
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

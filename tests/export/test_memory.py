@@ -10,10 +10,10 @@ import torch
 from onnx import helper, save
 
 from lcmmerge.export import memory
-from lcmmerge.export.lean import LeanInterpreter
 from lcmmerge.export.manifest import parameters_of
 from lcmmerge.export.memory import available_memory, needed_by_ort
 from lcmmerge.export.runtime import open_session
+from lcmmerge.graphs.interpret import Interpreter
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_products_of_float16_are_those_of_float32_rounded_once(kind: str, tmp_pa
     graph = helper.make_graph([helper.make_node(kind, inputs, ["y"])], "product", ports[:2], ports[3:])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "model.onnx")
     session = open_session(tmp_path / "model.onnx", "torch")
-    assert isinstance(session, LeanInterpreter)
+    assert isinstance(session, Interpreter)
     torch.manual_seed(0)
     a, b = torch.randn(shape).half(), torch.randn(shape).half()
     exact = torch.conv2d(a.double(), b.double()) if kind == "Conv" else a.double() @ b.double()
