@@ -13,7 +13,7 @@ import diffusers
 import pytest
 import torch
 from accelerate import init_empty_weights
-from diffusers.loaders import single_file_utils
+from diffusers.loaders import lora_conversion_utils, single_file_utils
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -27,7 +27,8 @@ State = dict[str, Tensor]
 class Case:
     """A family. ``tiny``: a small config; ``few``: the published one with few blocks; ``converter``: diffusers' name of
     it, empty where a single file has the canonical names. ``full``: the published config, where it is not the class's
-    default. ``beside``: what single files have besides, by name.
+    default. ``beside``: what single files have besides, by name. ``family`` and ``module``: of models with more than
+    the family's own class has, that family, and their class.
     """
 
     tiny: dict[str, Any]
@@ -35,10 +36,17 @@ class Case:
     converter: str = ""
     full: dict[str, Any] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    family: str = ""
+    module: str = ""
 
 
 FLUX = {"num_layers": 2, "num_single_layers": 2}
 SMALL = {"attention_head_dim": 8, "num_attention_heads": 2, "axes_dims_rope": (2, 2, 4)}
+WAN = {"patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4,
+       "out_channels": 4, "text_dim": 12, "freq_dim": 8, "ffn_dim": 20}  # fmt: skip
+FACE = {"latent_channels": 4, "in_channels": 12, "image_dim": 6, "motion_style_dim": 6, "motion_dim": 3,
+        "motion_encoder_dim": 6, "face_encoder_hidden_dim": 4, "face_encoder_num_heads": 2,
+        "motion_encoder_channel_sizes": {str(2**i): 3 for i in range(2, 10)}}  # fmt: skip
 CASES = {
     "flux1": Case(
         FLUX | SMALL | {"in_channels": 4, "joint_attention_dim": 12, "pooled_projection_dim": 6,
@@ -81,11 +89,23 @@ CASES = {
         "krea2",
     ),
     "wan": Case(
-        {"patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4,
-         "out_channels": 4, "text_dim": 12, "freq_dim": 8, "ffn_dim": 20, "num_layers": 2, "image_dim": 6,
-         "added_kv_proj_dim": 24},
+        WAN | {"num_layers": 2, "image_dim": 6, "added_kv_proj_dim": 24},
         {"num_layers": 2, "image_dim": 6, "added_kv_proj_dim": 5120},
         "wan",
+    ),
+    "wan_vace": Case(
+        WAN | {"num_layers": 3, "vace_layers": [0, 2], "vace_in_channels": 8},
+        {"num_layers": 3, "vace_layers": [0, 2]},
+        "wan",
+        family="wan",
+        module="WanVACETransformer3DModel",
+    ),
+    "wan_animate": Case(
+        WAN | FACE | {"num_layers": 2, "inject_face_latents_blocks": 1, "added_kv_proj_dim": 24},
+        {"num_layers": 2, "inject_face_latents_blocks": 1, "added_kv_proj_dim": 5120},
+        "wan",
+        family="wan",
+        module="WanAnimateTransformer3DModel",
     ),
     "qwen_image21": Case(
         {"in_channels": 8, "out_channels": 8, "num_layers": 2, "context_in_dim": 12} | SMALL,
@@ -152,7 +172,7 @@ CASES = {
          "cross_attention_dim": 16, "audio_in_channels": 4, "audio_out_channels": 4, "audio_num_attention_heads": 2,
          "audio_attention_head_dim": 4,
          "audio_cross_attention_dim": 8, "num_layers": 2, "caption_channels": 12, "gated_attn": True,
-         "audio_gated_attn": True},
+         "audio_gated_attn": True, "cross_attn_mod": True, "audio_cross_attn_mod": True},
         {"num_layers": 2, "gated_attn": True, "audio_gated_attn": True},
         "ltx2",
     ),
@@ -169,12 +189,13 @@ CASES = {
 
 
 def families() -> dict[str, Architecture]:
-    """All whose denoiser is a transformer: each must have a case."""
-    return {name: arch for name, arch in architectures().items() if isinstance(arch.denoiser, Transformer)}
+    """All whose denoiser is a transformer: each must have a case. And the cases that are of the same family."""
+    found = {name: arch for name, arch in architectures().items() if isinstance(arch.denoiser, Transformer)}
+    return found | {name: found[case.family] for name, case in CASES.items() if case.family}
 
 
 def class_of(name: str) -> Any:
-    return getattr(diffusers, families()[name].denoiser.module)
+    return getattr(diffusers, CASES[name].module or families()[name].denoiser.module)
 
 
 def published(name: str) -> nn.Module:
@@ -236,11 +257,25 @@ def stored(name: str, canonical: State) -> State:
 
 def converted(name: str, state: State) -> State:
     """What diffusers reads from such a single file."""
+    if name == "ideogram4":
+        return by_lora_converter(state)
     converter = CASES[name].converter
     called = re.compile(rf"convert_{converter}(_transformer)?(_checkpoint)?_to_diffusers")
     found = next((function for name, function in vars(single_file_utils).items() if called.fullmatch(name)), None)
     assert bool(found) == bool(converter)
     return found(dict(state)) if found else state
+
+
+def by_lora_converter(state: State) -> State:
+    """Ideogram 4, of which diffusers converts LoRAs alone: a matrix one number wide is the up of one of rank 1."""
+    begin, end = "diffusion_model.", ".lora_B.weight"
+    ups = {key: tensor for key, tensor in state.items() if key.startswith("layers.") and tensor.dim() == 2}
+    lora = {begin + key.replace(".weight", end): tensor for key, tensor in ups.items()}
+    lora |= {key.replace(end, ".lora_A.weight"): torch.ones(1, 1) for key in lora}
+    found = lora_conversion_utils._convert_non_diffusers_ideogram4_lora_to_diffusers(lora)
+    modules = {key.removeprefix("transformer.").removesuffix(end): t for key, t in found.items() if key.endswith(end)}
+    kept = {key: tensor for key, tensor in state.items() if key not in ups}
+    return kept | {f"{module}.weight": tensor for module, tensor in modules.items()}
 
 
 def single_file(path: Path, name: str, canonical: State, begin: str = "model.diffusion_model.") -> Path:

@@ -1,7 +1,7 @@
 """Ideogram 4: single-stream blocks over the image's and an LLM's tokens, modulated through a narrow projection.
 
-Names are diffusers' (Ideogram4Transformer2DModel). Of its own single files only the names are known that adapters have,
-by diffusers' converter of these: q, k and v in one, and ``o``. The second transformer, without text, stays as it is.
+Single files have the names of https://github.com/ideogram-oss/ideogram4: diffusers', but for q, k and v in one, and
+``o``. The second transformer, without text, stays as it is.
 """
 
 from lcmmerge.archs.base import Architecture, Family
@@ -21,12 +21,10 @@ ENDS = (
     Row("final_layer.adaln_modulation.{p}"),
 )
 BLOCK = (
-    Row("attention.to_q.weight"),
-    Row("attention.to_k.weight"),
-    Row("attention.to_v.weight"),
+    *fused("attention.qkv.weight", ("attention.to_q.weight", "attention.to_k.weight", "attention.to_v.weight")),
     Row("attention.norm_q.weight"),
     Row("attention.norm_k.weight"),
-    Row("attention.to_out.0.weight"),
+    Row("attention.to_out.0.weight", "attention.o.weight"),
     Row("feed_forward.w1.weight"),
     Row("feed_forward.w2.weight"),
     Row("feed_forward.w3.weight"),
@@ -36,22 +34,20 @@ BLOCK = (
     Row("ffn_norm2.weight"),
     Row("adaln_modulation.{p}"),
 )
-ADAPTERS = (
-    *fused("attention.qkv.weight", ("attention.to_q.weight", "attention.to_k.weight", "attention.to_v.weight")),
-    Row("attention.to_out.0.weight", "attention.o.weight"),
-)
 
 ARCHITECTURE = Architecture(
     title="Ideogram 4",
     hub="ideogram-ai/ideogram-v4",
     modelspec="ideogram-4",  # ours
     size=1024,
+    implementation="https://github.com/ideogram-oss/ideogram4",
     parts=(
         Transformer(
             module="Ideogram4Transformer2DModel",
             sentinel="llm_cond_proj.weight",
+            kohya_stored=True,
             ends=ENDS,
-            lists=(BlockList("layers", BLOCK, 34, "B", aliases=ADAPTERS),),
+            lists=(BlockList("layers", BLOCK, 34, "B"),),
         ),
         Component(name="text_encoder"),
         Component(name="vae", module="AutoencoderKLFlux2"),

@@ -1,7 +1,7 @@
 """LTX-2: video and sound, each with a stream of its own. One file holds it, its VAEs, vocoder and text connectors.
 
 Single files have the names of https://github.com/Lightricks/LTX-2, packages/ltx-core; what is not the transformer's is
-copied as it is. 2.3 has gates on its attention, and embeddings of the prompt that are copied, too.
+copied as it is. 2.3 has gates on its attention, and embeddings of the prompt.
 """
 
 from lcmmerge.archs.base import Architecture, Family
@@ -18,6 +18,7 @@ MODULATIONS = {
     "av_cross_attn_video_a2v_gate": "av_ca_a2v_gate_adaln_single",
     "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
 }
+PROMPTS = {"prompt_adaln": "prompt_adaln_single", "audio_prompt_adaln": "audio_prompt_adaln_single"}
 PARTS = ("emb.timestep_embedder.linear_1.{p}", "emb.timestep_embedder.linear_2.{p}", "linear.{p}")
 ENDS = (
     *(Row(f"{x}proj_in.{{p}}", f"{x}patchify_proj.{{p}}") for x in STREAMS),
@@ -25,6 +26,7 @@ ENDS = (
     *(Row(f"{x}scale_shift_table") for x in STREAMS),
     *(Row(f"{x}caption_projection.linear_{i}.{{p}}", optional=True) for x in STREAMS for i in (1, 2)),
     *(Row(f"{new}.{part}", f"{old}.{part}") for new, old in MODULATIONS.items() for part in PARTS),
+    *(Row(f"{new}.{part}", f"{old}.{part}", optional=True) for new, old in PROMPTS.items() for part in PARTS),
 )
 ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 BLOCK = (

@@ -165,8 +165,8 @@ class Tables:
         for slot in part.aliases():
             groups.setdefault(slot.stored, []).append(slot)
         for name, group in groups.items():
-            if name.endswith("bias"):  # a bias is as its weight, of which alone the shape may be another
-                continue
+            if name.endswith(".bias") and f"{module_of(name)}.weight" in groups:
+                continue  # it is as its weight, of which alone the shape may be another
             key = squash(module_of(name.removeprefix(part.stored)))
             stored[key] = Home(tuple((module_of(slot.parameter), slot.view) for slot in group))
             if len(group) > 1:
@@ -195,9 +195,9 @@ def squash(name: str) -> str:
 
 def module_of(parameter: str) -> str:
     """A parameter's name without what of its module it is; a bare one is its own."""
-    for ending in (".weight", ".bias", ".scale", "_weight", "_bias"):
+    for ending in (".weight", ".bias", ".scale", "in_proj_weight", "in_proj_bias"):
         if parameter.endswith(ending):
-            return parameter.removesuffix(ending)
+            return parameter.removesuffix(ending.removeprefix("in_proj"))
     return parameter
 
 
@@ -225,7 +225,7 @@ def kohya_name(module: str, arch: Architecture) -> str | None:
     if part is None or not part.kohya:
         return module if part is arch.denoiser else None
     slots = arch.keymap(SINGLE_FILE).slots
-    slot = slots.get(f"{module}.weight") or slots.get(module)
+    slot = slots.get(f"{module}.weight") or slots.get(module) or slots.get(f"{module}.bias")
     if part.kohya_stored and slot and slot.view.is_whole:  # a fused tensor's name is of all its parts
         name = module_of(slot.stored.removeprefix(part.stored))
     return part.kohya + squash(name)

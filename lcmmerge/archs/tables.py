@@ -9,7 +9,7 @@ stands for ``weight`` and ``bias``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from lcmmerge.archs.views import WHOLE, View, part
@@ -49,6 +49,11 @@ def fused(stored: str, canonicals: Sequence[str], shares: Sequence[int] = ()) ->
         Row(canonical, stored, part(end - share, end, ends[-1]))
         for canonical, share, end in zip(canonicals, shares, ends, strict=True)
     )
+
+
+def optional(table: Table) -> Table:
+    """The rows, of what only some models of the family have."""
+    return tuple(replace(row, optional=True) for row in table)
 
 
 def expand(table: Table, canonical: str, stored: str, count: int = 1) -> Iterator[Slot]:

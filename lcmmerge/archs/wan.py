@@ -1,16 +1,38 @@
 """Wan 2.1 and 2.2: text or image to video; 2.2's A14B is two experts, for much noise and for little.
 
 Single files have the names of https://github.com/Wan-Video/Wan2.1, wan/modules/model.py; its norm3 is diffusers' norm2.
+VACE adds blocks of the same kind that read what is given, Animate a network for motion and one for faces.
 """
 
 from dataclasses import replace
 
 from lcmmerge.archs.base import Architecture, Family
 from lcmmerge.archs.component import Component
-from lcmmerge.archs.tables import Row
+from lcmmerge.archs.tables import Row, fused, optional
 from lcmmerge.archs.transformer import BlockList, Transformer
+from lcmmerge.archs.views import View
 
 IMAGE = "condition_embedder.image_embedder."
+CONVS = "motion_encoder.enc.net_app.convs."
+CHANNELS = View(canonical=(-1,), stored=(1, -1, 1, 1))
+RESIDUALS = {"conv1.weight": "conv1.0.weight", "conv2.weight": "conv2.1.weight", "conv_skip.weight": "skip.1.weight"}
+BIASES = {"conv1.act_fn.bias": "conv1.1.bias", "conv2.act_fn.bias": "conv2.2.bias"}
+ANIMATE = (
+    Row("pose_patch_embedding.{p}"),
+    Row("motion_encoder.conv_in.weight", f"{CONVS}0.0.weight"),
+    Row("motion_encoder.conv_in.act_fn.bias", f"{CONVS}0.1.bias", CHANNELS),
+    *(Row(f"motion_encoder.res_blocks.{i}.{new}", f"{CONVS}{i + 1}.{old}")
+      for i in range(7) for new, old in RESIDUALS.items()),
+    *(Row(f"motion_encoder.res_blocks.{i}.{new}", f"{CONVS}{i + 1}.{old}", CHANNELS)
+      for i in range(7) for new, old in BIASES.items()),
+    Row("motion_encoder.conv_out.weight", f"{CONVS}8.weight"),
+    *(Row(f"motion_encoder.motion_network.{i}.{{p}}", f"motion_encoder.enc.fc.{i}.{{p}}") for i in range(5)),
+    Row("motion_encoder.motion_synthesis_weight", "motion_encoder.dec.direction.weight"),
+    *(Row(f"face_encoder.{name}.{{p}}", f"face_encoder.{name}.conv.{{p}}")
+      for name in ("conv1_local", "conv2", "conv3")),
+    Row("face_encoder.out_proj.{p}"),
+    Row("face_encoder.padding_tokens"),
+)  # fmt: skip
 ENDS = (
     Row("patch_embedding.{p}"),
     Row("condition_embedder.time_embedder.linear_1.{p}", "time_embedding.0.{p}"),
@@ -25,6 +47,7 @@ ENDS = (
     Row(IMAGE + "pos_embed", "img_emb.emb_pos", optional=True),
     Row("scale_shift_table", "head.modulation"),
     Row("proj_out.{p}", "head.head.{p}"),
+    *optional((Row("vace_patch_embedding.{p}"), *ANIMATE)),
 )
 ATTENTIONS = {"attn1": "self_attn", "attn2": "cross_attn"}
 BLOCK = (
@@ -39,6 +62,14 @@ BLOCK = (
     Row("ffn.net.2.{p}", "ffn.2.{p}"),
     Row("scale_shift_table", "modulation"),
 )
+VACE_BLOCK = (*BLOCK, Row("proj_in.{p}", "before_proj.{p}"), Row("proj_out.{p}", "after_proj.{p}"))
+FACE_BLOCK = (
+    Row("to_q.{p}", "linear1_q.{p}"),
+    *(row for p in ("weight", "bias") for row in fused(f"linear1_kv.{p}", (f"to_k.{p}", f"to_v.{p}"))),
+    Row("to_out.{p}", "linear2.{p}"),
+    Row("norm_q.weight", "q_norm.weight"),
+    Row("norm_k.weight", "k_norm.weight"),
+)
 
 DENOISER = Transformer(
     module="WanTransformer3DModel",
@@ -47,7 +78,11 @@ DENOISER = Transformer(
     inputs="patch_embedding.weight",
     kohya_stored=True,
     ends=ENDS,
-    lists=(BlockList("blocks", BLOCK, 40, "B"),),
+    lists=(
+        BlockList("blocks", BLOCK, 40, "B"),
+        BlockList("vace_blocks", optional(VACE_BLOCK), 15),
+        BlockList("face_adapter", optional(FACE_BLOCK), 8, stored="face_adapter.fuser_blocks"),
+    ),
 )
 
 ARCHITECTURE = Architecture(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_ltx2_lora_to_diffusers
 from families import (
     CASES,
     converted,
@@ -54,15 +55,32 @@ def test_diffusers_converter_gives_the_weights_back(name: str) -> None:
     assert not [key for key, tensor in weights.items() if not torch.equal(found[key], tensor)]
 
 
+def test_ltx_23s_prompt_embeddings() -> None:
+    """Oracle: diffusers' converter of LoRAs, which knows them; that of single files leaves their names."""
+    weights = state_of("ltx2")
+    single = {f"diffusion_model.{key}": tensor for key, tensor in stored("ltx2", weights).items()}
+    assert "diffusion_model.audio_prompt_adaln_single.linear.weight" in single
+    found = _convert_non_diffusers_ltx2_lora_to_diffusers(single)
+    assert found.keys() == weights.keys()
+    assert not [key for key, tensor in weights.items() if not torch.equal(found[key], tensor)]
+
+
+def test_ideograms_published_files_have_458_tensors() -> None:
+    """As programs that read them count, other than diffusers."""
+    arch = families()["ideogram4"]
+    assert len([key for key in arch.keymap("single-file").stored if key.startswith(arch.denoiser.stored)]) == 458
+
+
 @pytest.mark.parametrize("begin", BEGINS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_single_file_is_recognised(name: str, begin: str, tmp_path: Path) -> None:
     weights = state_of(name)
     model = identify(open_source(single_file(tmp_path / "base.safetensors", name, weights, begin)))
-    assert (model.arch.name, model.layout, model.components) == (name, "component", ("transformer",))
+    arch = families()[name]
+    assert (model.arch.name, model.layout, model.components) == (arch.name, "component", ("transformer",))
     assert model.shapes == {key: tuple(tensor.shape) for key, tensor in weights.items()}
     assert set(model.leftovers) == {begin + key for key in CASES[name].beside} and not model.missing
-    assert model.arch.denoiser == sized(families()[name], weights).denoiser
+    assert model.arch.denoiser == sized(arch, weights).denoiser
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -71,7 +89,7 @@ def test_a_folder_is_recognised(name: str, tmp_path: Path) -> None:
     path = folder(tmp_path / "base", name, weights)
     for source in (open_source(path), open_source(path / "transformer")):
         model = identify(source)
-        assert (model.arch.name, model.components) == (name, ("transformer",))
+        assert (model.arch.name, model.components) == (families()[name].name, ("transformer",))
         assert model.shapes == {key: tuple(tensor.shape) for key, tensor in weights.items()}
 
 
@@ -79,9 +97,11 @@ def test_a_folder_is_recognised(name: str, tmp_path: Path) -> None:
 def test_one_without_a_block_list_is_not_whole(name: str) -> None:
     arch = families()[name]
     for item in arch.denoiser.lists:  # type: ignore[attr-defined]
+        if all(row.optional for row in item.table):
+            continue
         shapes = {key: tuple(tensor.shape) for key, tensor in state_of(name).items()}
         left = {key: shape for key, shape in shapes.items() if not key.startswith(f"transformer.{item.name}.")}
-        with pytest.raises(UnknownArchitectureError, match="lacks"):
+        with pytest.raises(UnknownArchitectureError, match=None if CASES[name].family else "lacks"):
             identify(named_source(left))
 
 

@@ -103,7 +103,7 @@ def test_canonical_names_on_a_single_file(name: str, tmp_path: Path, cli: Cli) -
 def test_every_command(name: str, tmp_path: Path, cli: Cli) -> None:
     weights = state_of(name)
     base = single_file(tmp_path / "base.safetensors", name, weights)
-    assert json.loads(cli("inspect", base, "--json").out)["architecture"] == name
+    assert json.loads(cli("inspect", base, "--json").out)["architecture"] == families()[name].name
     loras = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     for seed, path in enumerate(loras):
         file, _ = deltas({key: tensor for key, tensor in stored(name, weights).items() if tensor.dim() == 2}, seed)

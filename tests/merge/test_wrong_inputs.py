@@ -121,7 +121,6 @@ def test_everything_else_of_a_whole_file_passes_through(tmp_path: Path, cli: Cli
         "text_embedding_projection.aggregate_embed.weight": torch.randn(8, 16),
         "model.diffusion_model.video_embeddings_connector.transformer_1d_blocks.0.attn1.to_q.weight": torch.randn(8, 8),
         "model.diffusion_model.audio_embeddings_connector.learnable_registers": torch.randn(4, 8).bfloat16(),
-        "model.diffusion_model.prompt_adaln_single.linear.weight": torch.randn(8, 8),
     }
     base, target = tmp_path / "base.safetensors", tmp_path / "out.safetensors"
     whole = {f"model.diffusion_model.{name}": tensor.contiguous() for name, tensor in single.items()} | beside
