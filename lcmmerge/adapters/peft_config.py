@@ -34,7 +34,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "num_cayley_neumann_terms": int,
 }
 
-TEXT = re.compile("text_encoder|lora_te")
+TEXT = re.compile("text_encoder|text_conditioner|lora_te")
 COMPONENT = re.compile(rf"{TEXT.pattern}|(unet|transformer)(_\d+)?\.")
 
 # An adapter that began so changed its base's weights as well, so that its product is no difference to them.

@@ -144,10 +144,10 @@ class Parameter:
 class Model:
     """A recognised checkpoint; ``parameters`` by canonical, ``leftovers`` by stored name, in reading order.
 
-    ``layout``: ``single-file``, ``diffusers``, or ``component`` for a denoiser alone. ``purpose``: ``base``, or
-    what the number of input channels says: ``inpainting``, ``instruct-pix2pix``, ``depth``. Leftovers are
-    tensors of no canonical name: EMA copies, schedules, ``position_ids``, layers that diffusers leaves out.
-    ``prediction``: of its denoiser.
+    ``layout``: ``single-file``, ``diffusers``, or ``component`` for a denoiser alone, with what lies among its names.
+    ``purpose``: ``base``, or what the number of input channels says: ``inpainting``, ``instruct-pix2pix``, ``depth``.
+    ``prediction``: of its denoiser. Leftovers are tensors of no canonical name: EMA copies, schedules,
+    ``position_ids``, layers that diffusers leaves out.
     """
 
     source: TensorSource
@@ -198,6 +198,12 @@ class Model:
         """The architecture's components that this checkpoint holds."""
         present = {name.partition(".")[0] for name in self.parameters}
         return tuple(name for name in self.arch.components if name in present)
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """The components that every whole model of its architecture has, and this checkpoint has not."""
+        present = self.components
+        return tuple(part.name for part in self.arch.parts if not part.optional and part.name not in present)
 
     @property
     def missing(self) -> tuple[str, ...]:

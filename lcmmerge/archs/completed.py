@@ -34,8 +34,7 @@ def completed(base: Model, lender: Model) -> Model:
         if name not in base.parameters and not name.startswith(denoiser)
     }
     whole = replace(base, parameters=MappingProxyType({**base.parameters, **lent}))
-    absent = [name for name in base.arch.components if name not in whole.components]
-    if lacking := [*absent, *whole.missing]:
+    if lacking := [*whole.lacking, *whole.missing]:
         more = f", and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise IncompatibleError(f"{theirs}: has no {lacking[0]} either{more}, which {mine} lacks", CURE)
     if lent:

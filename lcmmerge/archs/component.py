@@ -23,7 +23,7 @@ class Component:
     ``expert``: what file names call it where the model has several denoisers of one structure (``high_noise``).
     ``sentinel``: a parameter that tells it from others, where it is what a checkpoint is recognised by. ``inputs``:
     the parameter that has more input channels in models that are given more than latents. ``comfy``: what ComfyUI calls
-    it, a text encoder.
+    it, a text encoder. ``optional``: only some models of the family have it.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Component:
     sentinel: str = ""
     inputs: str = ""
     comfy: str = ""
+    optional: bool = False
 
     def slots(self) -> Iterator[Slot]:
         """Every name that it may have in a single file; none where its tensors keep whatever names they have."""

@@ -1,7 +1,9 @@
 """Cosmos-Predict 2, and Anima, which is tuned of it and has a network of its own between text encoder and blocks.
 
-Single files have ``net.`` before the names of https://github.com/nvidia-cosmos/cosmos-predict2.
+Single files have ``net.`` before the names of https://github.com/nvidia-cosmos/cosmos-predict2, and before Anima's own.
 """
+
+from __future__ import annotations
 
 from lcmmerge.archs.base import Architecture, Family
 from lcmmerge.archs.component import Component
@@ -42,6 +44,22 @@ BLOCK = (
     Row("ff.net.2.weight", "mlp.layer2.weight"),
 )
 
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+CONDITIONER_BLOCK = (
+    *(Row(f"{name}_attn.{part}.weight") for name in ("self", "cross") for part in ATTENTION),
+    *(Row(f"norm_{name}.weight") for name in ("self_attn", "cross_attn", "mlp")),
+    Row("mlp.0.{p}"),
+    Row("mlp.2.{p}"),
+)
+
+
+class Conditioner(Transformer):
+    """Anima's network. Its modules go by their full names, because the denoiser's blocks have some of the same."""
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        return (f"{self.name}.{name}",)
+
+
 ARCHITECTURE = Architecture(
     title="Cosmos-Predict 2 (Anima)",
     hub="nvidia/Cosmos-Predict2-2B-Text2Image",
@@ -56,6 +74,20 @@ ARCHITECTURE = Architecture(
             kohya_stored=True,
             ends=ENDS,
             lists=(BlockList("transformer_blocks", BLOCK, 28, "B", "blocks"),),
+        ),
+        Conditioner(
+            name="text_conditioner",
+            module="AnimaTextConditioner",
+            kind="text conditioner",
+            kohya_stored=True,
+            optional=True,
+            ends=(
+                Row("embed.weight", "llm_adapter.embed.weight"),
+                *(Row(f"{name}.{{p}}", f"llm_adapter.{name}.{{p}}", optional=name == "in_proj")
+                  for name in ("in_proj", "out_proj")),
+                Row("norm.weight", "llm_adapter.norm.weight"),
+            ),
+            lists=(BlockList("blocks", CONDITIONER_BLOCK, 6, stored="llm_adapter.blocks"),),
         ),
         Component(name="text_encoder", kohya="lora_te_"),
         Component(name="vae", module="AutoencoderKLWan"),

@@ -5,11 +5,12 @@ Widths are never looked at, so that a model of any size is recognised by its str
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from lcmmerge.archs.base import Architecture, Model, Parameter, architectures
+from lcmmerge.archs.component import Component
 from lcmmerge.archs.foreign import explain_unknown, refuse_foreign
 from lcmmerge.archs.prediction import prediction_of
 from lcmmerge.archs.tables import Slot
@@ -72,7 +73,8 @@ def identify(source: TensorSource) -> Model:
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     model = Model(source, arch, source.layout, arch.denoiser.purpose(shapes), parameters, leftovers,
                   prediction_of(source, arch.family.prediction))  # fmt: skip
-    if source.layout != DIFFUSERS and model.components == (arch.denoiser.name,):
+    held = {part.stored for part in arch.parts if part.name in model.components}
+    if source.layout != DIFFUSERS and held == {arch.denoiser.stored}:
         return replace(model, layout="component")
     return model
 
@@ -99,12 +101,18 @@ def _readings(source: TensorSource) -> Iterator[Reading]:
             shapes = {_begun(info.name, begins): info.shape for info in source}
             if not arch.denoiser.accepts(shapes):
                 continue
-            begin = arch.denoiser.stored if keymap == SINGLE_FILE else f"{arch.denoiser.name}."
-            inner = [name.removeprefix(begin) for name in shapes if name.startswith(begin)]
-            parts = tuple(part.sized(inner) if part in denoisers else part for part in arch.parts)
+            parts = tuple(
+                part.sized(_inner(arch.denoiser if part in denoisers else part, keymap, shapes)) for part in arch.parts
+            )
             # One of the published depth keeps its key maps, which are made once.
             sized = arch if parts == arch.parts else replace(arch, parts=parts)
             yield Reading(sized, keymap, begins, tuple(name for name in _needed(sized, keymap) if name not in shapes))
+
+
+def _inner(part: Component, keymap: str, names: Iterable[str]) -> list[str]:
+    """A component's names, without what stands before them."""
+    begin = part.stored if keymap == SINGLE_FILE else f"{part.name}."
+    return [name.removeprefix(begin) for name in names if name.startswith(begin)]
 
 
 def _parts(source: TensorSource) -> Iterator[Reading]:

@@ -117,7 +117,9 @@ class ModuleNames:
                 return ()
             key = key.removeprefix(begin)
             if begin in DENOISER:
-                tables, key = tables[:1], key.removeprefix("_")  # some write lora_unet__blocks_0_…
+                own = tables[0].part.stored  # single files keep Anima's conditioner among the denoiser's names
+                tables = [table for table in tables if table.part.stored == own] if own else tables[:1]
+                key = key.removeprefix("_")  # some write lora_unet__blocks_0_…
 
     def settle(
         self, keys: Iterable[str], fits: Callable[[str, Home], bool], expert: str | None = None

@@ -94,7 +94,7 @@ ARCHITECTURE = Architecture(
     implementation="https://github.com/Wan-Video/Wan2.1",
     parts=(
         DENOISER,
-        replace(DENOISER, name="transformer_2", stored="transformer_2.", expert="low_noise"),  # of folders alone
+        replace(DENOISER, name="transformer_2", stored="transformer_2.", expert="low_noise", optional=True),
         Component(name="text_encoder", module="UMT5EncoderModel"),
         Component(name="vae", module="AutoencoderKLWan"),
     ),

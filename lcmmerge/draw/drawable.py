@@ -26,7 +26,7 @@ def check_drawable(model: Model) -> None:
             f"{path}: {model.arch.title}, {kind}: draws from an image, not from a text alone",
             "give a text-to-image checkpoint",
         )
-    if lacking := [name for name in model.arch.components if name not in model.components]:
+    if lacking := model.lacking:
         raise IncompatibleError(f"{path}: has no {', '.join(lacking)}", "give a whole checkpoint")
     if missing := model.missing:
         raise IncompatibleError(

@@ -71,7 +71,7 @@ def _refuse_partial(base: Model, layout: str) -> None:
     path, cure = base.source.path, "take them from another checkpoint with --parts-from, or omit --layout"
     if base.components == (base.arch.denoiser.name,):
         raise IncompatibleError(f"{path}: the {base.arch.denoiser.kind} alone makes no whole model", cure)
-    if lacking := [name for name in base.arch.components if name not in base.components]:
+    if lacking := base.lacking:
         raise IncompatibleError(f"{path}: has no {', no '.join(lacking)}, and makes no whole {layout} model", cure)
     if missing := base.missing:
         more = f", and {len(missing) - 1} tensors more" if len(missing) > 1 else ""

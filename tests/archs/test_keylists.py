@@ -8,9 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
+from accelerate import init_empty_weights
+from diffusers import AnimaTextConditioner
 from families import published
 from named import named_source
 from published import shapes
+from transformers import Qwen3Config, Qwen3Model
 
 from lcmmerge.adapters import algorithm, read_adapter
 from lcmmerge.archs import (
@@ -23,6 +26,7 @@ from lcmmerge.archs import (
     names_of,
     tiles,
 )
+from lcmmerge.archs.names import ModuleNames
 from lcmmerge.errors import UnknownArchitectureError
 from lcmmerge.terms.match import read_content
 
@@ -167,11 +171,32 @@ def test_names_of_a_transformers_single_file(file: str, name: str) -> None:
     assert all(slot.view.splits(listed[key]) for key in listed for slot in keymap.read(begin + key))
 
 
+def test_names_of_animas_single_file() -> None:
+    """All of its text conditioner, and the denoiser's first block."""
+    listed = read_json("anima-comfyui.base.keys.json")
+    model = identify(named_source(listed))
+    assert (model.layout, model.components) == ("component", ("transformer", "text_conditioner"))
+    assert len(model.parameters) == len(listed) and not model.leftovers and not model.missing
+    with init_empty_weights():
+        real = {f"text_conditioner.{key}": tuple(t.shape) for key, t in AnimaTextConditioner().state_dict().items()}
+    assert {key: shape for key, shape in model.shapes.items() if key.startswith("text_conditioner.")} == real
+
+
 @pytest.mark.parametrize("file", ["anima-lora-kohya", "anima-lora-peft"])
 def test_animas_adapters_are_cosmos_predict_2s(file: str) -> None:
     """By names: the lists have the text's width where the image's is."""
     modules = read_adapter(named_source(read_json(f"{file}.keys.json"))).modules
     assert not [key for key in modules if names_of(architectures()["cosmos2"]).find(key) is None]
+
+
+def test_an_anima_adapter_of_its_text_encoder_too() -> None:
+    modules = read_adapter(named_source(read_json("anima-lora-kohya-with-te.keys.json"))).modules
+    with init_empty_weights():
+        kept = [f"text_encoder.{key}" for key in Qwen3Model(Qwen3Config(num_hidden_layers=28)).state_dict()]
+    names = ModuleNames(architectures()["cosmos2"], kept)
+    homes = {key: home.module for key in modules if (home := names.find(key))}
+    assert len(homes) == len(modules) == len(set(homes.values()))
+    assert {home.partition(".")[0] for home in homes.values()} == {"transformer", "text_encoder"}
 
 
 def keys(listed: Shapes) -> set[str]:

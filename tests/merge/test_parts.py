@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from families import folder, state_of
 from fusing import assert_same, canonical, fuse, load, metadata
 from merging import merge_of
 from safetensors.torch import load_file, save_file
 
+from lcmmerge.archs import identify
+from lcmmerge.archs.completed import completed
 from lcmmerge.errors import IncompatibleError, NotFoundError, ShapeMismatchError, VerificationError
 from lcmmerge.history import RECIPE
 from lcmmerge.inspection import inspect
@@ -94,6 +97,19 @@ def test_a_folder_without_a_part(listed, layout, files, tmp_path):
     if layout == "diffusers":
         pipeline = StableDiffusionPipeline.from_pretrained(made, local_files_only=True)
         assert pipeline.tokenizer("a fox").input_ids
+
+
+@pytest.mark.parametrize(("name", "optional"), [("wan", "transformer_2"), ("cosmos2", "text_conditioner")])
+def test_a_component_that_only_some_models_have_is_not_asked_for(name, optional, tmp_path):
+    base, lender = (folder(tmp_path / part, name, state_of(name)) for part in ("base", "lender"))
+    index = json.loads((lender / "model_index.json").read_text())
+    for part in ("text_encoder", "vae"):
+        index[part] = ["diffusers", "Model"]
+        (lender / part).mkdir()
+        save_file({"layer.weight": torch.ones(2, 2)}, lender / part / "model.safetensors")
+    (lender / "model_index.json").write_text(json.dumps(index))
+    whole = completed(identify(open_source(base)), identify(open_source(lender)))
+    assert whole.components == ("transformer", "text_encoder", "vae") and optional in whole.arch.components
 
 
 def test_nothing_is_taken_unasked(files, tmp_path):
