@@ -47,7 +47,8 @@ class Merge(spec.Merge):
     """θ′ = θ_base + Σ λτ: a base, and named task vectors with their λs.
 
     ``terms``: name → (reference, λ), or a Term with block factors, or λ alone for an accelerator of
-    ``lcmmerge accelerators``, whose file for the base's architecture it then is; None for its usual λ.
+    ``lcmmerge accelerators``, whose file for the base's architecture it then is; None for its usual λ. In place of a
+    reference one for each expert: ``{"transformer": "high.safetensors", "transformer_2": ("low.safetensors", 0.5)}``.
 
     >>> merge = lcmmerge.Merge("base.safetensors", {"style": ("style.safetensors", 0.8), "hyper-8steps": 1.0})
     >>> merge.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -151,7 +151,8 @@ def stored_as(dtype: str | None, encoding: str | None) -> str | None:
     return dtype or encoding
 
 
-Given = float | None | tuple[Reference, float | None] | Term
+Experts = Mapping[str, Reference | tuple[Reference, float | None] | Term]
+Given = float | None | tuple[Reference | Experts, float | None] | Experts | Term
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -191,12 +192,15 @@ class Merge:
     ) -> None:
         """``terms``: name → λ (of the accelerator of that name), or (reference, λ), or a Term; of None the usual λ.
 
+        For a reference may stand one for each expert, ``{"transformer": "high.safetensors", "transformer_2": …}``,
+        each also with a λ of its own: that is a term for each, ``lcm-transformer`` and so on.
+
         Raises OptionError, NotFoundError.
         """
         given = terms.items() if isinstance(terms, Mapping) else ((term.name, term) for term in terms)
         fields = {
             "base": Source.of(base),
-            "terms": tuple(_term(name, term) for name, term in given),
+            "terms": tuple(each for name, term in given for each in _terms(name, term)),
             "method": method,
             "output": output,
             "config_from": None if config_from is None else os.fspath(config_from),
@@ -281,7 +285,7 @@ class Merge:
     @property
     def accelerated(self) -> Term | None:
         """The first term that is an acceleration LoRA, by what is said or known of it."""
-        return next((term for term in self.terms if term.kind or term.name == LCM), None)
+        return next((term for term in self.terms if term.kind or term.name in (LCM, f"{LCM}-{term.expert}")), None)
 
     @property
     def method_text(self) -> str:
@@ -366,13 +370,20 @@ def blocks_text(blocks: Blocks) -> str:
     return blocks if isinstance(blocks, str) else ",".join(f"{span}={factor!r}" for span, factor in blocks.items())
 
 
-def _term(name: str, given: Given) -> Term:
-    if isinstance(given, Term):
-        return given if given.name == name else replace(given, name=name)
-    if isinstance(given, tuple):
-        reference, strength = given
-        return Term(name, Source.of(reference), USUAL if strength is None else strength)
-    return Term(name, None, USUAL if given is None else given, accelerator=name)
+def _terms(name: str, given: Given) -> Iterator[Term]:
+    match given:
+        case Term():
+            yield given if given.name == name else replace(given, name=name)
+        case Mapping():
+            yield from _terms(name, (given, None))
+        case (Mapping() as sources, strength):
+            for expert, own in sources.items():
+                (term,) = _terms(f"{name}-{expert}", own if isinstance(own, tuple | Term) else (own, strength))
+                yield replace(term, expert=expert)
+        case (reference, strength):
+            yield Term(name, Source.of(reference), USUAL if strength is None else strength)
+        case strength:
+            yield Term(name, None, USUAL if strength is None else strength, accelerator=name)
 
 
 def _reference(term: Term) -> str:

@@ -21,7 +21,7 @@ from lcmmerge.recipe.manifest import NAME as MANIFEST
 from lcmmerge.recipe.schema import Recipe
 from lcmmerge.recipe.sources import as_source
 from lcmmerge.recipe.steps import Step, steps
-from lcmmerge.recipe.steps.fuse import Fuse, as_term
+from lcmmerge.recipe.steps.fuse import Fuse, as_expert, as_term, spread
 from lcmmerge.refs import files
 
 MAX_CELLS = 256
@@ -95,7 +95,7 @@ def _spanned(document: Document) -> dict[str, Any]:
     for values in product(*(values for _, values in axes)):
         tree, labels = document.tree, []
         for (path, _), value in zip(axes, values, strict=True):
-            tree = _set(tree, _place_of(path), 0, value)
+            tree = _set(tree, _place_of(path, document), 0, value)
             labels.append(_label(path, value))
         varied = replace(document, tree=tree)
         faults |= dict.fromkeys([*_schema_faults(varied), *_dangling_faults(varied)])
@@ -107,10 +107,19 @@ def _spanned(document: Document) -> dict[str, Any]:
     return trees
 
 
-def _place_of(path: str) -> Place:
+def _place_of(path: str, document: Document) -> Place:
     """``lambda.style`` is the λ of the term ``style``; any other path begins at the recipe's root."""
     parts = tuple(path.split("."))
-    return ("fuse", "terms", parts[1], "lambda") if len(parts) == 2 and parts[0] == "lambda" else parts
+    place = ("fuse", "terms", parts[1], "lambda") if len(parts) == 2 and parts[0] == "lambda" else parts
+    return _written(place, document.tree)
+
+
+def _written(place: Place, tree: Any) -> Place:
+    """Where it stands in the tree: what is of the term ``lcm-transformer`` may be below ``lcm`` and ``transformer``."""
+    names = {name: where for name, where, _ in spread(_mapping(_mapping(tree, "fuse"), "terms"))}
+    if place[:2] == ("fuse", "terms") and place[2:3] and place[2] in names:
+        return (*place[:2], *names[place[2]], *place[3:])
+    return place
 
 
 def _set(tree: Any, place: Place, depth: int, value: Any) -> Any:
@@ -122,6 +131,8 @@ def _set(tree: Any, place: Place, depth: int, value: Any) -> Any:
             tree = as_source(tree)
         case ("fuse", "terms", _):
             tree = as_term(tree)
+        case ("fuse", "terms", _, _):
+            tree = as_expert(tree)
     found = tree if isinstance(tree, dict) else {}
     return {**found, place[depth]: _set(found.get(place[depth]), place, depth + 1, value)}
 
@@ -130,7 +141,7 @@ def _assignment(text: str, document: Document) -> tuple[Place, Any]:
     path, equals, value = text.partition("=")
     if not (path and equals):
         raise invalid(f"--set {text}", [Fault((), "is not PATH=VALUE, such as lambda.style=0.7")])
-    place = _place_of(path)
+    place = _place_of(path, document)
     _check_term(place, document, f"--set {text}")
     return place, parse_scalar(value)
 
@@ -150,7 +161,7 @@ def _axes(document: Document) -> list[tuple[str, list[Any]]]:
     if not all(isinstance(value, str | int | float) for values in matrix.values() for value in values):
         return []
     for path in matrix:
-        place = _place_of(path)
+        place = _place_of(path, document)
         if place[0] != "fuse":
             message = "must be `lambda.TERM`, or a path that begins with fuse."
             raise invalid(document.name, [Fault(("matrix", path), message, document.line(("matrix", path)))])
@@ -181,11 +192,11 @@ def _schema_faults(document: Document) -> Iterator[Fault]:
     except ValidationError as error:
         seen: set[tuple[Place, str]] = set()
         for item in error.errors(include_url=False):
-            place, kind = tuple(item["loc"]), item["type"]
+            place, kind = _written(tuple(item["loc"]), document.tree), item["type"]
             known = place if kind in ("extra_forbidden", "missing") else _within(document.tree, place)
             if (known, kind if kind == "missing" else "") not in seen:
                 seen.add((known, kind if kind == "missing" else ""))
-                yield Fault(known, _message(item, known), document.line(known))
+                yield Fault(known, _message(item), document.line(known))
 
 
 def _dangling_faults(document: Document) -> Iterator[Fault]:
@@ -194,14 +205,14 @@ def _dangling_faults(document: Document) -> Iterator[Fault]:
     fuse = _mapping(document.tree, "fuse")
     keys = [key for key in ("base", "config_from", "parts_from") if key in fuse]
     named: list[tuple[Place, Any]] = [(("fuse", key), fuse[key]) for key in keys]
-    for name, given in _mapping(fuse, "terms").items():
-        term, place = as_term(given), ("fuse", "terms", name)
+    for name, where, term in spread(_mapping(fuse, "terms")):
+        place: Place = ("fuse", "terms", *where)
         if isinstance(term, dict):
             named += [((*place, key), term[key]) for key in ("source", "tuned_from") if key in term]
             named += [(place, name)] if "source" not in term else []
-    for where, name in named:
+    for place, name in named:
         if isinstance(name, str) and name not in sources:
-            yield Fault(where, f"no source is called {name!r}{_meant(name, sources)}", document.line(where))
+            yield Fault(place, f"no source is called {name!r}{_meant(name, sources)}", document.line(place))
 
 
 def _meant(word: str, known: Iterable[str]) -> str:
@@ -210,7 +221,7 @@ def _meant(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _keys_at(place: Place) -> tuple[str, ...]:
+def _keys_at(place: Sequence[str | int]) -> tuple[str, ...]:
     """The keys that the schema allows at a place."""
     schema = Recipe.model_json_schema(by_alias=True)
     at: dict[str, Any] = schema
@@ -232,13 +243,13 @@ def _object(schema: dict[str, Any], at: dict[str, Any]) -> dict[str, Any]:
     return at
 
 
-def _message(item: Any, place: Place) -> str:
+def _message(item: Any) -> str:
     kind, value = item["type"], item.get("input")
     match kind:
         case "extra_forbidden":
-            known = _keys_at(place[:-1])
-            word = str(place[-1])
-            return f"unknown key{_meant(word, known) or '; the keys are ' + ', '.join(known)}"
+            *place, word = item["loc"]
+            known = _keys_at(place)
+            return f"unknown key{_meant(str(word), known) or '; the keys are ' + ', '.join(known)}"
         case "missing":
             return "is missing"
         case "literal_error":
@@ -275,7 +286,9 @@ def _child(tree: Any, place: Place) -> Any:
     """With shorthands written out."""
     if len(place) == 2 and place[0] == "sources":
         return as_source(tree)
-    return as_term(tree) if len(place) == 3 and place[:2] == ("fuse", "terms") else tree
+    if place[:2] == ("fuse", "terms") and len(place) in (3, 4):
+        return as_term(tree) if len(place) == 3 else as_expert(tree)
+    return tree
 
 
 def _mapping(tree: Any, key: str) -> dict[str, Any]:

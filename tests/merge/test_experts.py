@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lcmmerge.accelerators import ACCELERATORS
-from lcmmerge.merge.spec import Merge
+from lcmmerge.merge.spec import Merge, Source, Term
 
 Cli = Callable[..., object]
 
@@ -171,3 +171,22 @@ def test_the_command_says_it_again(base: Path, loras: tuple[Path, Path]) -> None
     assert merge.command().endswith(f"--made-from {base} --expert lcm transformer_2")
     (again,) = Merge.from_dict(merge.to_dict()).terms
     assert (again.expert, again.made_from) == ("transformer_2", merge.base)
+
+
+def test_a_source_for_each_expert() -> None:
+    """Two terms, of one λ unless one has its own."""
+    sources = {"transformer": "high.safetensors", "transformer_2": ("low.safetensors", 0.5)}
+    high, low = Source("high.safetensors"), Source("low.safetensors")
+    two = [
+        Term("lcm-transformer", high, 0.8, expert="transformer"),
+        Term("lcm-transformer_2", low, 0.5, expert="transformer_2"),
+    ]
+    merge = Merge("base", {"lcm": (sources, 0.8)})
+    assert merge == Merge("base", two)
+    assert Merge.from_dict(merge.to_dict()).to_dict() == merge.to_dict()
+    assert merge.accelerated == two[0]
+    assert merge.command() == (
+        "lcmmerge fuse base low.safetensors --lambda 0.5 0.8 --accelerator high.safetensors "
+        "--expert lcm transformer --expert style transformer_2"
+    )
+    assert [term.strength for term in Merge("base", {"lcm": sources}).terms] == [1.0, 0.5]

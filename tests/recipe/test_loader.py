@@ -128,6 +128,51 @@ def test_set_to_nonsense(tmp_path: Path, text: str, message: str) -> None:
     assert message in faults(tmp_path, GOOD, text)[0]
 
 
+PAIR = GOOD.replace("lcm: l.safetensors", "high: h.safetensors, low: l.safetensors").replace(
+    "{lambda: 1}", "{transformer: high, transformer_2: {source: low, alpha: 2}, lambda: 0.5}"
+)
+
+
+def test_a_source_for_each_expert(tmp_path: Path) -> None:
+    """It is two terms, and may be spoken of as one or as two."""
+
+    def strengths(*sets: str) -> list[float | None]:
+        return [term.strength for term in loaded(tmp_path, PAIR, *sets).cells[0].fuse.terms.values()]
+
+    found = loaded(tmp_path, PAIR)
+    assert {name: (term.source, term.expert, term.alpha) for name, term in found.cells[0].fuse.terms.items()} == {
+        "style": (None, None, None),
+        "lcm-transformer": ("high", "transformer", None),
+        "lcm-transformer_2": ("low", "transformer_2", 2),
+    }
+    assert not found.unused
+    assert strengths() == [0.8, 0.5, 0.5]
+    assert strengths("lambda.lcm=0.7") == [0.8, 0.7, 0.7]
+    one_each = PAIR.replace(", lambda: 0.5", "") + "matrix: {lambda.lcm-transformer: [0.2, 0.4]}\n"
+    cells = loaded(tmp_path, one_each, "lambda.lcm-transformer_2=0.9").cells
+    assert [[term.strength for term in cell.fuse.terms.values()][1:] for cell in cells] == [[0.2, 0.9], [0.4, 0.9]]
+    assert [cell.fuse.terms["lcm-transformer"].source for cell in cells] == ["high", "high"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("high, transformer_2", "hihg, transformer_2", "fuse.terms.lcm.transformer.source: no source is called 'hihg'"),
+        ("source: low", "source: lwo", "fuse.terms.lcm.transformer_2.source: no source is called 'lwo'; did you"),
+        ("alpha: 2", "alhpa: 2", "fuse.terms.lcm.transformer_2.alhpa: unknown key; did you mean 'alpha'?"),
+        ("alpha: 2", "alpha: much", "fuse.terms.lcm.transformer_2.alpha: wants a number, not 'much'"),
+        ("alpha: 2", "lambda: 2", "fuse.terms: lcm: lambda is given for every expert, and for transformer_2: give it"),
+        ("style: 0.8", "lcm-transformer: {source: style}", "fuse.terms: two terms are called 'lcm-transformer'"),
+        ("lambda: 0.5", "expert: transformer", "fuse.terms.lcm.transformer: unknown key"),
+        ("alpha: 2", "expert: transformer", "fuse.terms.lcm.transformer: unknown key"),
+    ],
+)
+def test_what_is_wrong_with_an_expert_s_source(tmp_path: Path, before: str, after: str, message: str) -> None:
+    text = PAIR.replace(before, after)
+    assert text != PAIR
+    assert faults(tmp_path, text)[0].startswith(f"line 5: {message}")
+
+
 def test_matrix(tmp_path: Path) -> None:
     sources = GOOD.replace("style: s", "papercut: p.safetensors, render: s")
     axes = "matrix:\n  fuse.terms.style.source: [papercut, render]\n  lambda.style: [0.5, 1.0]\n"

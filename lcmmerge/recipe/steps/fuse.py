@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from lcmmerge.accelerators import Accelerator, usual_strength
 from lcmmerge.archs import Model, identify
@@ -33,6 +33,48 @@ def as_term(value: Any) -> Any:
     return {"lambda": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def as_expert(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+def spread(terms: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+    """Each term: its name, where among ``terms`` it stands, and its mapping.
+
+    What has a source for each expert is a term for each, ``lcm-transformer``, with all that stands beside the sources.
+    """
+    for name, given in terms.items():
+        term = as_term(given)
+        if experts := _experts(term):
+            common = {key: value for key, value in term.items() if key not in experts}
+            for expert in experts:
+                yield f"{name}-{expert}", (name, expert), {**common, **as_expert(term[expert]), "expert": expert}
+        else:
+            yield name, (name,), term
+
+
+def _experts(term: Any) -> list[str]:
+    """The components that a term has sources for: two keys or more that are none of a term's own."""
+    if not isinstance(term, dict) or "expert" in term:
+        return []
+    known = {field.alias or name for name, field in RecipeTerm.model_fields.items()}
+    others = {key: as_expert(value) for key, value in term.items() if key not in known}
+    experts = [key for key, value in others.items() if isinstance(value, dict) and "expert" not in value]
+    return experts if len(experts) > 1 else []
+
+
+def as_terms(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    for name, term in value.items():
+        for expert in _experts(term):
+            if common := [key for key in as_expert(term[expert]) if key in term]:
+                raise ValueError(f"{name}: {common[0]} is given for every expert, and for {expert}: give it once")
+    names = [name for name, _, _ in spread(value)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two terms are called {twice[0]!r}")
+    return {name: term for name, _, term in spread(value)}
+
+
 def as_bytes(value: Any) -> Any:
     return parse_size(value) if isinstance(value, str) else value
 
@@ -45,8 +87,8 @@ def as_method(value: str) -> str:
     return value
 
 
-class RecipeTerm(Strict):
-    """One task vector and its strength."""
+class ExpertTerm(Strict):
+    """One task vector and its strength, of one expert."""
 
     source: str | None = Field(None, description="A name of `sources`. Default: the term's own name.")
     strength: Factor | None = Field(
@@ -58,12 +100,27 @@ class RecipeTerm(Strict):
     tuned_from: str | None = Field(
         None, description="Of a whole checkpoint: what it was tuned from. Default: the base."
     )
-    expert: str | None = Field(
-        None, description="The component that it is for, where the base has several denoisers: transformer_2."
-    )
     alpha: Annotated[Factor, Field(gt=0)] | None = Field(
         None, description="The alpha that an adapter's publisher states, where its file has none."
     )
+
+
+class RecipeTerm(ExpertTerm):
+    """One task vector and its strength."""
+
+    expert: str | None = Field(
+        None, description="The component that it is for, where the base has several denoisers: transformer_2."
+    )
+
+
+class RecipeExperts(ExpertTerm):
+    """A source for each expert, {transformer: high, transformer_2: low}, and what is said of all, or of one."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str | ExpertTerm]
+
+
+Terms = dict[Word, float | RecipeTerm | RecipeExperts]  # as they are written
 
 
 class Fuse(Step):
@@ -73,11 +130,12 @@ class Fuse(Step):
     order: ClassVar = 0
 
     base: str = Field(description="A name of `sources`.")
-    terms: dict[
-        Word, Annotated[RecipeTerm, BeforeValidator(as_term, json_schema_input_type=float | RecipeTerm)]
+    terms: Annotated[
+        dict[Word, RecipeTerm], BeforeValidator(as_terms, json_schema_input_type=Annotated[Terms, Field(min_length=1)])
     ] = Field(
         min_length=1,
-        description="Name → λ, or {source, lambda, block_weights, tuned_from, expert, alpha}. Added in this order.",
+        description="Name → λ, or {source, lambda, block_weights, tuned_from, expert, alpha}, or a source for each "
+        "expert: {transformer: high, transformer_2: low}. Added in this order.",
     )
     output: Name | None = Field(None, description="The output's name. Default: the recipe file's.")
     dtype: Literal[tuple(OUTPUT_DTYPES)] | None = Field(None, description="Default: each tensor's own.")  # type: ignore[valid-type]
