@@ -59,6 +59,12 @@ def _lora(root: Path, name: str, kind: str) -> Path:
     return {"style": style_lora, "lcm": lcm_lora}[kind](root / f"{name}-{kind}.safetensors", name)
 
 
+def without_alpha(lora: Path, target: Path) -> Path:
+    """A LoRA as programs write it that leave its alpha to be told."""
+    save_file({name: tensor for name, tensor in load_file(lora).items() if not name.endswith(".alpha")}, target)
+    return target
+
+
 def fuse(
     base: Path,
     target: Path,

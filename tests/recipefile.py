@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fusing import Files
+from fusing import Files, without_alpha
 
 from lcmmerge.output import Output
 from lcmmerge.recipe import runner
@@ -33,6 +33,16 @@ def recipe(folder: Path, files: Files, *, more: str = "", base: Path | None = No
         links[link] = Path(place.name)
     path = folder / name
     path.write_text(TEXT.format(**links) + more)
+    return path
+
+
+def tell_alpha(path: Path) -> Path:
+    """The recipe, with the alpha that the style's file has in it: 2."""
+    style = path.with_name("style.safetensors")
+    lora = style.resolve()
+    style.unlink()
+    without_alpha(lora, style)
+    path.write_text(path.read_text().replace("style: 0.8", "style: {lambda: 0.8, alpha: 2}"))
     return path
 
 

@@ -15,11 +15,14 @@ from pico import canonical_state
 from torch import Tensor
 
 from lcmmerge.draw.load import Pipeline, load_pipeline
+from lcmmerge.errors import LcmMergeError
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.plan import plan as plan_merge
+from lcmmerge.merge.tensors import merged
+from lcmmerge.output import Output
 from lcmmerge.search.blocks import Asked, block_axes
 from lcmmerge.search.field import Field
-from lcmmerge.search.request import SearchRequest
+from lcmmerge.search.request import PreparedSearch, SearchRequest
 
 CPU = torch.device("cpu")
 ROUNDING = {"fp32": 2.0**-23, "fp16": 2.0**-10}  # two neighbours' largest distance, relative
@@ -89,6 +92,24 @@ def planned(base: Path, style: Path | None, lcm: Path | None, **fields: Any) -> 
 
 def pipeline_of(plan: Plan, configs: Path, dtype: torch.dtype = torch.float32) -> Pipeline:
     return load_pipeline(plan.base, configs, dtype, CPU)
+
+
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[PreparedSearch]:
+    """What is searched from now on: it is prepared, and then refused."""
+    found: list[PreparedSearch] = []
+
+    def refuse(prepared: PreparedSearch, _: Output) -> None:
+        found.append(prepared)
+        raise LcmMergeError("not searched", "this is a test")
+
+    monkeypatch.setattr("lcmmerge.search.run.search_prepared", refuse)
+    return found
+
+
+def style_of(prepared: PreparedSearch) -> dict[str, Tensor]:
+    """What the first term reaches, merged with every λ at 1."""
+    with merged(prepared.plan) as read:
+        return {name: read(name) for name, items in prepared.plan.contributions.items() if items[0].term == 0}
 
 
 def field_of(

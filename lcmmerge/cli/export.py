@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from lcmmerge.cli.candidates import REFERENCE, NameType, targets
 from lcmmerge.cli.common import ADAPTER_DTYPE, STEPS, Pixels, output_options
 from lcmmerge.cli.options import (
     adapter_option,
+    alpha_option,
     config_option,
     held_options,
     is_file,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 @lambda_option("style and of the acceleration LoRA")
 @held_options("STYLE or --lambda")
 @adapter_option
+@alpha_option
 @tuned_from_option("MODEL")
 @method_option
 @click.option("--static", "statics", type=Pixels(), multiple=True, metavar="WxH", help="A size to build an engine for.")
@@ -72,9 +74,8 @@ if TYPE_CHECKING:
 def export(
     model: str, style: str | None, target: Path, to: str, dtype: str, vae_dtype: str | None,
     lambdas: tuple[float, float] | None, accelerator: Sequence[str], lcm: Sequence[str],
-    adapters: Sequence[tuple[str, float]],
-    tuned_from: str | None, method: str, statics: tuple[tuple[int, int], ...], fused: bool, config_from: str | None,
-    prediction: str | None,
+    adapters: Sequence[tuple[str, float]], alphas: Mapping[str, float], tuned_from: str | None, method: str,
+    statics: tuple[tuple[int, int], ...], fused: bool, config_from: str | None, prediction: str | None,
     variant: str | None, cache: Path | None, engines: tuple[str, ...], whole: int | None, names: str | None,
     parity: bool, force: bool, threads: int, output: Output,
 ) -> None:  # fmt: skip
@@ -110,8 +111,8 @@ def export(
         lambdas = (1.0, 0.0)
     merge = merge_of(
         model, style, lambdas, accelerators=given if merges else (), adapters=adapters,
-        tuned_from=tuned_from, variant=variant, config_from=config_from,
-        prediction=prediction, output=Written(target), method=method,
+        alphas=alphas, tuned_from=tuned_from, variant=variant, config_from=config_from, prediction=prediction,
+        output=Written(target), method=method,
     )  # fmt: skip
     prepared = prepare(
         ExportRequest(

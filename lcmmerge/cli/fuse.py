@@ -83,7 +83,7 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 def fuse(
     base: str, style: str | None, lambdas: tuple[float, float] | None, accelerator: Sequence[str],
     adapters: Sequence[tuple[str, float]], tuned_from: str | None, made_from: str | None, method: str,
-    weights: Sequence[tuple[str, str]], experts: Sequence[tuple[str, str]], alphas: Sequence[tuple[str, float]],
+    weights: Sequence[tuple[str, str]], experts: Mapping[str, str], alphas: Mapping[str, float],
     target: Path | None, layout: str | None, dtype: str | None, encoding: str | None, rounding: str, seed: int,
     config_from: str | None, parts_from: str | None, prediction: str | None, variant: str | None, shard: int | None,
     drop_ema: bool, mend_position_ids: bool, allow_unmatched: bool, hash_base: bool, force: bool, device: str,
@@ -116,8 +116,8 @@ def fuse(
         output.note(f"No STYLE is given, so λ1 = {lambdas[0]:g} has no term.")
     merge = merge_of(
         base, style, lambdas, accelerators=accelerator, adapters=adapters, tuned_from=tuned_from, made_from=made_from,
-        block_weights=once_each(weights, "--block-weights"), experts=once_each(experts, "--expert"),
-        alphas=once_each(alphas, "--alpha"), variant=variant, config_from=config_from,
+        block_weights=once_each(weights, "--block-weights"), experts=experts, alphas=alphas, variant=variant,
+        config_from=config_from,
         output=Written(
             target, layout, stored_as(dtype, encoding), shard, drop_ema, seed if rounding == "stochastic" else None,
             mend_position_ids,

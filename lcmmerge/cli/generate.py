@@ -10,6 +10,7 @@ import click
 from lcmmerge.cli.candidates import REFERENCE
 from lcmmerge.cli.common import IMAGES, STEPS, Number, output_options
 from lcmmerge.cli.options import (
+    alpha_option,
     drawing_options,
     held_options,
     is_file,
@@ -56,6 +57,7 @@ PROVIDERS = click.Choice(("tensorrt", "cuda", "cpu", "torch"))  # of graphs.runt
 )
 @lambda_option("live style and acceleration LoRA")
 @held_options("--live or --lambda")
+@alpha_option
 @method_option
 @drawing_options
 @click.option("--provider", type=PROVIDERS, help="What runs an export.  [default: what suits the graphs here]")
@@ -64,7 +66,8 @@ PROVIDERS = click.Choice(("tensorrt", "cuda", "cpu", "torch"))  # of graphs.runt
 def generate(
     model: str, prompts: Sequence[str], prompt_file: Path | None, folder: Path, negative: str, seed: int, count: int,
     batch: int, size: Size | None, steps: int | None, guidance: float | None, scheduler: str | None,
-    style: str | None, lambdas: tuple[float, float] | None, accelerator: Sequence[str], lcm: Sequence[str], method: str,
+    style: str | None, lambdas: tuple[float, float] | None, accelerator: Sequence[str], lcm: Sequence[str],
+    alphas: Mapping[str, float], method: str,
     config_from: str | None, prediction: str | None, variant: str | None, dtype: str | None, device: str | None,
     provider: str | None, force: bool, output: Output,
 ) -> None:  # fmt: skip
@@ -84,6 +87,9 @@ def generate(
     """
     given = (*lcm, *accelerator)
     live = bool(style or lcm or (accelerator and lambdas) or any(map(is_file, accelerator)))
+    for name, value in {"--lambda": lambdas, "--alpha": alphas}.items():
+        if value and not live:
+            raise click.UsageError(f"{name} is of a live merge: give --live STYLE, or --accelerator.")
     exported = not live and _is_export(model)
     check_installed("export" if exported else "draw")
     quiet_libraries()
@@ -103,12 +109,10 @@ def generate(
         raise click.UsageError("--provider is of an export, a folder that `lcmmerge export` wrote.")
     elif live:
         merge = merge_of(
-            model, style, lambdas, accelerators=given, variant=variant, config_from=config_from,
+            model, style, lambdas, accelerators=given, alphas=alphas, variant=variant, config_from=config_from,
             method=method, prediction=prediction,
         )  # fmt: skip
         opened = _live(merge, scheduler, device, dtype, output, force=force)
-    elif lambdas:
-        raise click.UsageError("--lambda is of a live merge: give --live STYLE, or --accelerator.")
     else:
         opened = _checkpoint(model, variant, config_from, prediction, device, dtype, output)
     preset = presets.choose(

@@ -70,14 +70,20 @@ made_from_option = click.option(
     "--made-from", type=REFERENCE, metavar="REF",
     help="What an acceleration checkpoint, given as --lcm, was distilled from.  [default: BASE]",
 )  # fmt: skip
+
+
+def by_term(_: click.Context, option: click.Parameter, pairs: Sequence[tuple[str, Value]]) -> dict[str, Value]:
+    return once_each(pairs, option.opts[0])
+
+
 expert_option = click.option(
-    "--expert", "experts", nargs=2, multiple=True, metavar="TERM COMPONENT",
+    "--expert", "experts", nargs=2, multiple=True, callback=by_term, metavar="TERM COMPONENT",
     help="Which of several denoisers a term is for: `lcm transformer_2` of Wan 2.2. TERM: as in --block-weights.",
 )
 alpha_option = click.option(
-    "--alpha", "alphas", nargs=2, type=(str, float), multiple=True, metavar="TERM NUMBER",
-    help="The alpha that an adapter's publisher states, where its file has none: `style 64`. TERM: as in "
-    "--block-weights.",
+    "--alpha", "alphas", nargs=2, type=(str, float), multiple=True, callback=by_term, metavar="TERM NUMBER",
+    help="The alpha that an adapter's publisher states, where its file has none: `style 64`. TERM: style, lcm, or an "
+    "adapter's file name without its suffix.",
 )  # fmt: skip
 method_option = click.option(
     "--method", type=NameType(methods), default="add", show_default=True, metavar="METHOD",
@@ -159,7 +165,8 @@ def merge_of(
     blocks, experts, alphas = block_weights or {}, experts or {}, alphas or {}
     for what, given in {"block weights": blocks, "an expert": experts, "an alpha": alphas}.items():
         if strangers := sorted(given.keys() - {*names}):
-            raise OptionError(f"{what} for {strangers[0]!r}: no such term", f"the terms are {', '.join(names)}")
+            known = f"the terms are {', '.join(names)}" if names else "nothing is merged: omit it, or give STYLE"
+            raise OptionError(f"{what} for {strangers[0]!r}: no such term", known)
     terms = [
         replace(term, name=name, blocks=blocks.get(name, ""), expert=experts.get(name), alpha=alphas.get(name))
         for name, term in zip(names, wanted, strict=True)

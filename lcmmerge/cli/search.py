@@ -11,6 +11,7 @@ from lcmmerge.cli.axes import Axis, Blocks, GridCommand, ObjectiveOption, Object
 from lcmmerge.cli.candidates import REFERENCE
 from lcmmerge.cli.common import IMAGES, STEPS, Number, output_options
 from lcmmerge.cli.options import (
+    alpha_option,
     drawing_options,
     merge_of,
     merged_option,
@@ -62,6 +63,7 @@ CELLS = click.IntRange(1, MOST_CELLS)
 @click.option("--adapter", "adapters", type=REFERENCE, multiple=True, metavar="REF", help="One more term.")
 @tuned_from_option("BASE")
 @click.option("--block-weights", "weights", nargs=2, multiple=True, metavar="TERM SPEC", help="As in `lcmmerge fuse`.")
+@alpha_option
 @click.option(
     "--objective", cls=ObjectiveOption, type=ObjectiveType(), default="teacher", show_default=True,
     metavar="NAME[=WEIGHTS]",
@@ -91,10 +93,10 @@ def search(
     base: str, style: str | None, axes: Sequence[tuple[str, Any]], optimize: int | None, front: bool,
     blocks: Sequence[tuple[str, Mapping[str, Range]]], halving: int | None, prompt_file: Path, work: Path,
     steps: int | None, accelerator: Sequence[str], adapters: Sequence[str], tuned_from: str | None,
-    weights: Sequence[tuple[str, str]], objective: str, count: int, seed: int, size: tuple[int, int] | None, batch: int,
-    guidance: float | None, storage: str | None, ray: str | None, bake: Path | None, recipe: Path | None,
-    config_from: str | None,
-    prediction: str | None, variant: str | None, dtype: str | None, device: str | None, force: bool, output: Output,
+    weights: Sequence[tuple[str, str]], alphas: Mapping[str, float], objective: str, count: int, seed: int,
+    size: tuple[int, int] | None, batch: int, guidance: float | None, storage: str | None, ray: str | None,
+    bake: Path | None, recipe: Path | None, config_from: str | None, prediction: str | None, variant: str | None,
+    dtype: str | None, device: str | None, force: bool, output: Output,
 ) -> None:  # fmt: skip
     """Draw STYLE and an acceleration LoRA merged into BASE at each λ of a grid, and choose by measuring.
 
@@ -121,7 +123,7 @@ def search(
 
     merge = merge_of(
         base, style, accelerators=accelerator, adapters=[(reference, 1.0) for reference in adapters],
-        tuned_from=tuned_from, block_weights=once_each(weights, "--block-weights"), variant=variant,
+        tuned_from=tuned_from, block_weights=once_each(weights, "--block-weights"), alphas=alphas, variant=variant,
         config_from=config_from, prediction=prediction,
     )  # fmt: skip
     _check(merge, bake, recipe, force)

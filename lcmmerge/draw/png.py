@@ -68,8 +68,9 @@ class Origin:
                     "sha256": sha256_of(plan.sources[f"terms.{index}"].files),
                     "lambda": term.strength,
                     "block_weights": dict(term.weights.factors),
+                    **({"alpha": asked.alpha} if asked.alpha is not None else {}),
                 }
-                for index, term in enumerate(plan.terms)
+                for index, (term, asked) in enumerate(zip(plan.terms, plan.merge.terms, strict=True))
             ]
             if plan
             else [],

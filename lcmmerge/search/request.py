@@ -240,7 +240,8 @@ def prepare(request: SearchRequest, warn: Callable[[str], None]) -> PreparedSear
 def _choosing(request: SearchRequest) -> dict[str, Any]:
     """What a study that was begun otherwise cannot go on with, where it is asked for."""
     blocks = {name: list(spans) for name, spans in request.blocks.items()}
-    found = {"searched blocks": blocks, "halving": request.halving, "front": request.front}
+    alphas = {term.name: term.alpha for term in request.merge.terms if term.alpha is not None}
+    found = {"alpha": alphas, "searched blocks": blocks, "halving": request.halving, "front": request.front}
     return {name: value for name, value in found.items() if value}
 
 

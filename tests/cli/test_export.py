@@ -9,7 +9,10 @@ import sys
 
 import pytest
 from exporting import exported, graphs
+from fusing import without_alpha
 from recipefile import contents
+
+from lcmmerge.export.manifest import read_manifest
 
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 FULL = """
@@ -96,7 +99,23 @@ def test_relambda(inputs, folder, cli, tmp_path):
     assert done.out.splitlines()[-1] == f"{mine}: style λ 0.5, lcm λ 0.9"
 
 
+def test_an_alpha_that_is_told(inputs, folder, out, cli, tmp_path, tmp_path_factory):
+    """As one in the file, 2; it is recorded, and another λ does not lose it."""
+    style = without_alpha(inputs.style, tmp_path / "style.safetensors")
+    base, _, *options = merge(inputs)
+    more = ("--alpha", "style", 2, "--no-fused", "--cache", graphs(tmp_path_factory), "-o", out)
+    done = cli("export", base, style, *options, *more)
+    assert done.code == 0, done.err
+    sources = [word for path in (inputs.base(), style, inputs.lcm) for word in ("--source", path)]
+    for _ in range(2):
+        for name in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+            assert (out / name).read_bytes() == (folder / name).read_bytes()
+        assert read_manifest(out).recipe["terms"][0]["alpha"] == 2
+        assert cli("relambda", out, "--lambda", 0.8, 1.0, *sources).code == 0
+
+
 USAGE = {
+    "alpha alone": (("export", "{folder}", "-o", "{out}", "--alpha", "style", 2), "nothing is merged: omit it"),
     "lambda alone": (("export", "{folder}", "-o", "{out}", "--lambda", 1, 1), "--lambda is of a merge"),
     "no folder": (("export", "{folder}"), "--output"),
     "dtype": (("export", "{folder}", "-o", "{out}", "--dtype", "int8"), "--dtype"),

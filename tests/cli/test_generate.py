@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from fusing import fuse
+from fusing import fuse, without_alpha
 from PIL import Image
 from sampling import assert_alike, by_diffusers, one
 
@@ -81,6 +81,21 @@ def test_a_live_merge_is_the_baked_one(inputs, out, cli, tmp_path):
         assert (report["scheduler"], report["steps"], report["evaluations"]) == ("LCMScheduler", 4, 4)
 
 
+def test_an_alpha_that_is_told(inputs, out, cli, tmp_path):
+    """As one in the file, 2; the images say it."""
+    style = without_alpha(inputs.style, tmp_path / "style.safetensors")
+    drawn = {}
+    for name, words in {"own": [inputs.style], "told": [style, "--alpha", "style", 2], "none": [style]}.items():
+        options = ("--lambda", 1, 0, "--scheduler", "ddim", "--prompt", "a fox", *FAST, "-o", out / name)
+        out.mkdir(exist_ok=True)
+        assert cli("generate", inputs.folder(), "--live", *words, *options).code == 0
+        drawn[name] = pixels(out / name / "0000-0.png")
+    assert np.array_equal(drawn["told"], drawn["own"])
+    assert not np.array_equal(drawn["told"], drawn["none"])
+    with Image.open(out / "told" / "0000-0.png") as image:
+        assert json.loads(image.text["lcmmerge"])["model"]["terms"][0]["alpha"] == 2
+
+
 @pytest.mark.parametrize("option", ["--lcm", "--accelerator"])
 def test_an_accelerator_that_nobody_named_is_told(option, inputs, out, cli):
     done = cli("generate", inputs.folder(), option, inputs.lcm, "--prompt", "a", "-o", out, *FAST)
@@ -105,6 +120,8 @@ USAGE = {
     "guidance": (("--prompt", "a", "--guidance", -1), "--guidance"),
     "scheduler": (("--prompt", "a", "--scheduler", "k_euler"), "--scheduler"),
     "lambda": (("--prompt", "a", "--lambda", 1, 1), "--lambda is of a live merge"),
+    "alpha": (("--prompt", "a", "--alpha", "style", 2), "--alpha is of a live merge"),
+    "alpha twice": (("--prompt", "a", *2 * ("--alpha", "style", 2)), "--alpha is given twice"),
 }
 
 

@@ -5,8 +5,10 @@ import shlex
 
 import pytest
 import yaml
-from fusing import canonical, fuse
+from fusing import canonical, fuse, without_alpha
 from PIL import Image
+from searching import searches, style_of
+from torch.testing import assert_close
 
 FAST = ("--size", "64x64", "--steps", 1, "--count", 1, "--guidance", 1)
 
@@ -62,6 +64,19 @@ def test_what_a_person_sees_and_what_is_left(asked, inputs, cli, tmp_path):
     other = cli(*command, "--seed", 5)
     assert other.code == 1
     assert "another seed" in other.err
+
+
+def test_an_alpha_that_is_told(asked, inputs, cli, tmp_path, monkeypatch):
+    """As one in the file, 2; a study that was begun without is another."""
+    style = without_alpha(inputs.style, tmp_path / "style.safetensors")
+    searched = searches(monkeypatch)
+    for words in ([inputs.style], [style, "--alpha", "style", 2], [style]):
+        options = (*words, *asked[2:], "--grid", "lcm=1", "-o", tmp_path / "study")
+        cli("search", asked[0], *options).assert_fault(1, "not searched")
+    own, told, none = searched
+    assert_close(style_of(told), style_of(own), rtol=0, atol=0)
+    assert not all(tensor.equal(style_of(none)[name]) for name, tensor in style_of(told).items())
+    assert {name for name in told.inputs if told.inputs[name] != none.inputs.get(name)} == {"alpha"}
 
 
 USAGE = {

@@ -9,7 +9,7 @@ import pytest
 from conftest import Ran
 from exporting import cache_home, exported
 from fusing import Files
-from recipefile import contents, due, recipe, run
+from recipefile import contents, due, recipe, run, tell_alpha
 
 from lcmmerge.errors import OutputError, QualityError, RecipeError, VerificationError
 from lcmmerge.export.manifest import read_manifest
@@ -60,6 +60,16 @@ def test_an_export_is_of_the_output_and_is_made_once(
         verify_run(out)
     with pytest.raises(OutputError, match="was changed since"):
         due(path, out)
+
+
+def test_an_alpha_that_is_told(sd1: Files, cached: Path, tmp_path: Path) -> None:
+    """As one in the file, 2."""
+    path, out = recipe(tmp_path, sd1, base=sd1.folder(), more=EXPORT + "  parity: false\n"), tmp_path / "out"
+    run(tell_alpha(path), out)
+    (term, _) = read_manifest(out / "export/pico").recipe["terms"]
+    assert term["alpha"] == 2
+    for name in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        assert (out / "export/pico" / name).read_bytes() == (cached / name).read_bytes()
 
 
 def test_a_size_that_no_model_has(sd1: Files, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from fusing import Files
-from recipefile import due, recipe, run
+from recipefile import due, recipe, run, tell_alpha
+from searching import searches, style_of
+from torch.testing import assert_close
 
-from lcmmerge.errors import QualityError, RecipeError
+from lcmmerge.errors import LcmMergeError, QualityError, RecipeError
 
 SEARCH = """\
 search:
@@ -42,6 +44,20 @@ def test_a_study_stands_beside_the_output(sd1: Files, tmp_path: Path) -> None:
     with pytest.raises(QualityError) as missed:
         run(path, out)
     assert "search_regret" in missed.value.details[0]
+
+
+def test_an_alpha_that_is_told(sd1: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one in the file, 2."""
+    searched = searches(monkeypatch)
+    for name in ("own", "told"):
+        (tmp_path / name).mkdir()
+        path = recipe(tmp_path / name, sd1, base=sd1.folder(), more=SEARCH)
+        with pytest.raises(LcmMergeError, match="not searched"):
+            run(tell_alpha(path) if name == "told" else path, tmp_path / name / "out")
+    own, told = searched
+    assert told.inputs["style"] != own.inputs["style"]
+    assert told.inputs["alpha"] == {"style": 2}
+    assert_close(style_of(told), style_of(own), rtol=0, atol=0)
 
 
 def test_what_is_not_linear_is_not_searched(sd1: Files, tmp_path: Path) -> None:
