@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from lcmmerge.accelerators import Sampling
 from lcmmerge.archs import Model
 from lcmmerge.errors import IncompatibleError, NotFoundError, ShapeMismatchError
 from lcmmerge.refs.files import inside
-from lcmmerge.refs.lending import lend
 from lcmmerge.refs.tokenizers import complete
 from lcmmerge.refs.weights import MODEL_INDEX, SCHEDULER, local_tree, read_json, small_files
 
@@ -74,15 +73,12 @@ def copy_configs(
 
     Raises NotFoundError for a part that the index names and that has no file, FormatError for a link out of the folder.
     """
-    for file in map(Path, small_files(local_tree(configs))):
-        folder = file.parts[0] if len(file.parts) > 1 else ""
-        if (folder in OPTIONAL and folder not in components) or (not folder and file.name != MODEL_INDEX):
-            continue
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(inside(configs, file.as_posix(), cached=True), target / file)
     index = read_json(local_tree(configs), MODEL_INDEX, CURE)
+    before = dict(index)
+    _copy(configs, index.keys() - ({*OPTIONAL} - components), target)
+    shutil.copyfile(inside(configs, MODEL_INDEX, cached=True), target / MODEL_INDEX)
     if lent:
-        index = lend(*lent, target)
+        _lend(*lent, target, index)
     for part, names in NEEDED.items():
         promised = part in index and index[part] != [None, None]
         if promised and not any((target / part / name).is_file() for name in names):
@@ -92,14 +88,44 @@ def copy_configs(
         if told != read_json(local_tree(target), SCHEDULER):
             _write_json(target / SCHEDULER, told)
             index |= {"scheduler": ["diffusers", told["_class_name"]]}
-            _write_json(target / MODEL_INDEX, index)
     absent = [name for name in OPTIONAL if name in index and name not in components]
-    if absent:
-        index |= {name: [None, None] for name in absent}
-        if "requires_safety_checker" in index and "safety_checker" in absent:
-            index["requires_safety_checker"] = False
+    index |= {name: [None, None] for name in absent}
+    if "requires_safety_checker" in index and "safety_checker" in absent:
+        index["requires_safety_checker"] = False
+    if index != before:
         _write_json(target / MODEL_INDEX, index)
     complete(target)
+
+
+def _lend(configs: Path, components: Iterable[str], target: Path, index: dict[str, Any]) -> None:
+    """Give ``target`` the components' configs and the text encoders' tokenizers, and ``index`` their lines.
+
+    Raises NotFoundError where ``configs`` has no config of one, FormatError.
+    """
+    tree = local_tree(configs)
+    theirs = read_json(tree, MODEL_INDEX, CURE)
+    needed = dict.fromkeys(components, "config.json")
+    needed |= {
+        part.replace("text_encoder", "tokenizer"): "tokenizer_config.json"
+        for part in needed
+        if part.startswith("text_encoder")
+    }
+    for part, config in needed.items():
+        if part in theirs and index.get(part) in (None, [None, None]):
+            index[part] = theirs[part]
+        if (target / part / config).is_file():
+            continue
+        if f"{part}/{config}" not in tree.names:
+            raise NotFoundError(f"{configs}: has no {part}/{config}, which the model needs", CURE)
+        _copy(configs, {part}, target)
+
+
+def _copy(configs: Path, parts: Set[str], target: Path) -> None:
+    """The small files of a pipeline's parts."""
+    for file in small_files(local_tree(configs)):
+        if Path(file).parent.name in parts:
+            (target / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(inside(configs, file, cached=True), target / file)
 
 
 def set_scheduler(folder: Path, sampling: Sampling) -> None:
