@@ -204,15 +204,16 @@ def module_of(parameter: str) -> str:
 
 
 @cache
-def names_of(arch: Architecture) -> ModuleNames:
-    return ModuleNames(arch)
+def names_of(arch: Architecture, kept: tuple[str, ...] = ()) -> ModuleNames:
+    """Made once: its tables take longer than to look a file's names up in them."""
+    return ModuleNames(arch, kept)
 
 
 def names_in(model: Model) -> ModuleNames:
     """Also those of the components whose tensors keep their names: T5, a Qwen …"""
     known = model.arch.keymap(DIFFUSERS).slots
-    kept = [name for name in model.parameters if name not in known]
-    return ModuleNames(model.arch, kept) if kept else names_of(model.arch)
+    kept = tuple(name for name in model.parameters if name not in known)
+    return names_of(model.arch, kept) if kept else names_of(model.arch)
 
 
 def kohya_name(module: str, arch: Architecture) -> str | None:

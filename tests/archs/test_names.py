@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.utils import convert_unet_state_dict_to_peft
+from families import state_of
 from hypothesis import given
 from hypothesis import strategies as st
 from named import named_source
@@ -21,6 +22,7 @@ from lcmmerge.archs import (
     kohya_name,
     likely_architectures,
     lora_targets,
+    names_in,
     names_of,
 )
 from lcmmerge.archs.names import Home, module_of
@@ -121,6 +123,17 @@ def test_spellings(name: str, alias: str, module: str) -> None:
 )
 def test_what_is_in_doubt_or_absent_is_left_out(name: str, alias: str) -> None:
     assert names_of(architectures()[name]).find(alias) is None
+
+
+def test_names_that_are_kept_are_found_and_their_tables_made_once() -> None:
+    query = "encoder.block.0.layer.0.SelfAttention.q"
+    state = {name: tuple(tensor.shape) for name, tensor in state_of("flux1").items()}
+    base = named_source(state | {f"text_encoder_2.{query}.weight": (2, 2)}, "diffusers")
+    first, second = (names_in(identify(base)) for _ in range(2))
+    home = first.find(f"lora_te3_{query.replace('.', '_')}")
+    assert home and home.module == f"text_encoder_2.{query}"
+    assert second is first
+    assert names_of(architectures()["flux1"]).find(f"text_encoder_2.{query}") is None
 
 
 def test_a_fused_module_is_the_home_of_its_parts() -> None:
