@@ -19,7 +19,8 @@ class BlockList:
     ``name``: such as ``transformer_blocks``, before a block's number; ``stored``: in a single file, where it is
     another. ``depth``: how many the published model has. ``letter``: ``--block-weights`` has ``B00``, ``B01``, …;
     without one they are of the block BASE. ``aliases``: what adapter files alone call modules, below ``stored``.
-    ``last``: the table of the last block, where it is another.
+    ``last``: the table of the last block, where it is another. ``other``: rows of ``table`` as other programs' files
+    have them, which adapters may be made for too.
     """
 
     name: str
@@ -29,12 +30,23 @@ class BlockList:
     stored: str = ""
     aliases: Table = ()
     last: Table = ()
+    other: Table = ()
 
     def sized(self, names: Iterable[str]) -> BlockList:
         """As many as these names, canonical or stored, tell; at least one, so that what has none lacks it."""
         numbered = re.compile(rf"(?:{re.escape(self.name)}|{re.escape(self.stored or self.name)})\.(\d{{1,4}})\.")
         numbers = [int(match[1]) for name in names if (match := numbered.match(name))]
-        return replace(self, depth=max(numbers, default=0) + 1)
+        return replace(self._told_by(names), depth=max(numbers, default=0) + 1)
+
+    def _told_by(self, names: Iterable[str]) -> BlockList:
+        """With the ``other`` rows in the table, where the first block has their names."""
+        begin = f"{self.stored or self.name}.0."
+        if not {slot.stored for slot in expand(self.other, "", begin)}.intersection(names):
+            return self
+        others = {row.canonical for row in self.other}
+        kept = tuple(row for row in self.table if row.canonical not in others)
+        own = tuple(row for row in self.table if row.canonical in others)
+        return replace(self, table=kept + self.other, other=own)
 
     def slots(self, table: Table, canonical: str, stored: str) -> Iterator[Slot]:
         for number in range(self.depth):
@@ -70,7 +82,7 @@ class Transformer(Component):
 
     def aliases(self) -> Iterator[Slot]:
         for item in self.lists:
-            yield from item.slots(item.aliases, f"{self.name}.", self.stored)
+            yield from item.slots(item.aliases + item.other, f"{self.name}.", self.stored)
 
     def marks(self) -> tuple[str, ...]:
         names = {name for item in self.lists for name in (item.name, item.stored) if name}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from math import prod
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +48,15 @@ def test_the_map_holds_the_real_models_parameters_and_no_others(name: str) -> No
     real, mapped = shapes(name).keys(), architectures()[name].keymap("single-file").slots.keys()
     assert real <= mapped
     assert not (mapped - real) & architectures()[name].required
+
+
+def test_segmind_vega_is_as_large_as_published() -> None:
+    """Oracles: millions by kind of block of https://blog.segmind.com/segmind-vega-2, and its file's size on the Hub."""
+    sizes = {parameter: prod(shape) for parameter, shape in shapes("segmind_vega").items()}
+    for kind, millions in {"down_blocks": 247, "mid_block": 31, "up_blocks": 460}.items():
+        found = sum(size for parameter, size in sizes.items() if parameter.startswith(f"unet.{kind}."))
+        assert round(found / 1e6) == millions
+    assert 0 < 3_293_395_670 - 2 * sum(sizes.values()) < 100 * len(sizes)  # of float16, before which is the header
 
 
 depths = st.lists(st.tuples(*[st.integers(0, 3)] * 2), min_size=1, max_size=4).map(tuple)
