@@ -26,14 +26,14 @@ State = dict[str, Tensor]
 @dataclass(frozen=True)
 class Case:
     """A family. ``tiny``: a small config; ``few``: the published one with few blocks; ``converter``: diffusers' name of
-    it, empty where a single file has the canonical names. ``full``: the published config, where it is not the class's
-    default. ``beside``: what single files have besides, by name. ``family`` and ``module``: of models with more than
-    the family's own class has, that family, and their class.
+    it, empty where a single file has the canonical names, None where diffusers reads no single file. ``full``: the
+    published config, where it is not the class's default. ``beside``: what single files have besides, by name.
+    ``family`` and ``module``: of models with more than the family's own class has, that family, and their class.
     """
 
     tiny: dict[str, Any]
     few: dict[str, Any]
-    converter: str = ""
+    converter: str | None = ""
     full: dict[str, Any] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
     family: str = ""
@@ -159,6 +159,21 @@ CASES = {
         FLUX,
         "hunyuan_video",
     ),
+    "hunyuan_video15": Case(
+        {"in_channels": 5, "out_channels": 2, "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2,
+         "num_refiner_layers": 1, "text_embed_dim": 8, "text_embed_2_dim": 6, "image_embed_dim": 8,
+         "rope_axes_dim": (2, 2, 4), "use_meanflow": True},
+        {"num_layers": 2},
+        None,
+    ),
+    "minimax_h3": Case(
+        {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "hidden_size": 16, "num_refiner_layers": 1,
+         "ffn_dim": 20, "in_channels": 4, "audio_in_channels": 4, "text_dim": 8, "freq_dim": 8,
+         "time_embed_hidden_dim": 8, "time_embed_dim": 4, "rope_freq_dim": 2},
+        {"num_layers": 2},
+        "minimax_h3",
+        beside=("rope.inv_freq",),
+    ),
     "hidream": Case(
         FLUX | {"patch_size": 2, "in_channels": 4, "attention_head_dim": 8, "num_attention_heads": 2,
                 "caption_channels": [12, 10], "text_emb_dim": 6, "axes_dims_rope": (4, 4), "max_resolution": (4, 4),
@@ -255,15 +270,15 @@ def stored(name: str, canonical: State) -> State:
     return found
 
 
-def converted(name: str, state: State) -> State:
-    """What diffusers reads from such a single file."""
+def converted(name: str, state: State, **options: Any) -> State:
+    """What diffusers reads from such a single file. ``options``: of its converter."""
     if name == "ideogram4":
         return by_lora_converter(state)
     converter = CASES[name].converter
     called = re.compile(rf"convert_{converter}(_transformer)?(_checkpoint)?_to_diffusers")
     found = next((function for name, function in vars(single_file_utils).items() if called.fullmatch(name)), None)
     assert bool(found) == bool(converter)
-    return found(dict(state)) if found else state
+    return found(dict(state), config=CASES[name].tiny, **options) if found else state
 
 
 def by_lora_converter(state: State) -> State:

@@ -1,9 +1,7 @@
 """For MiniMax-H3, a video model with sound. Its samplers are ComfyUI's, of which diffusers has none."""
 
 from lcmmerge.accelerators.base import COMFY, Accelerator, flow
-from lcmmerge.archs.unknown import DUTIES
-
-DUTY = DUTIES["MiniMaxH3Transformer3DModel"]
+from lcmmerge.archs.minimax_h3 import ARCHITECTURE
 
 
 def _turbo(name: str, file: str, steps: int, shift: float, *unverified: str, remark: str = "") -> Accelerator:
@@ -14,7 +12,7 @@ def _turbo(name: str, file: str, steps: int, shift: float, *unverified: str, rem
         flow(steps, shift=shift),
         (f"https://huggingface.co/{repo}", "https://github.com/ModelTC/LightX2V", COMFY),
         "apache-2.0",
-        duty=DUTY,
+        duty=ARCHITECTURE.family.duty,
         remark=remark,
         unverified=("scheduler", *unverified),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lcmmerge.adapters.base import Adapter, Dense, Dependent, Example, Factored, Patch, Update, algorithms
-from lcmmerge.adapters.grammar import AdapterFile, check_alpha, read_adapter
+from lcmmerge.adapters.grammar import AdapterFile, check_alpha, named, read_adapter
 from lcmmerge.errors import FormatError
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "algorithm",
     "algorithms",
     "check_alpha",
+    "named",
     "read_adapter",
 ]
 

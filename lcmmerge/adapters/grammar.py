@@ -39,8 +39,13 @@ class AdapterFile:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """PEFT keeps alpha outside the tensors: what is assumed where its configuration is not there."""
+        """PEFT keeps alpha outside the tensors: what is assumed where its configuration is not there, or where only the
+        metadata have an alpha, as LightX2V's of MiniMax-H3.
+        """
         count = len({patch.key for patch in self.patches if _is_unscaled(patch)})
+        scaled, said = [patch for patch in self.patches if _takes_alpha(patch)], self.source.metadata.get("alpha")
+        if said and scaled and all(patch.given_alpha is None for patch in scaled):
+            return (f"its metadata say alpha {said!r:.20}, its tensors none: taken as alpha = rank; --alpha tells it",)
         assumed = f"{count} of its modules have no alpha, and no {SIDECAR} tells it: taken as alpha = rank"
         return (f"{assumed}; --alpha tells another",) if count else ()
 
@@ -57,14 +62,19 @@ def _is_unscaled(patch: Patch) -> bool:
     return any(PEFT_PREFIX in info.name for info in patch.roles.values())
 
 
+def named(patch: Patch) -> TensorInfo | None:
+    """A tensor of it with the adapter's name in its own, as a model's state dict has it and not PEFT's files."""
+    return next((i for i in patch.roles.values() if NAMED.search(i.name) and PEFT_PREFIX not in i.name), None)
+
+
 def _refuse_untold_alpha(patches: Iterable[Patch]) -> None:
     """Raises IncompatibleError for a model's own state dict, with the adapter's name in it: who published it set an
     alpha, and PEFT's configuration, which has it, was left behind.
     """
     for patch in patches:
         scaled = patch.config or patch.given_alpha is not None
-        info = next((info for info in patch.roles.values() if NAMED.search(info.name)), None)
-        if info and not scaled and PEFT_PREFIX not in info.name:
+        info = named(patch)
+        if info and not scaled:
             raise IncompatibleError(
                 f"{info.path}: {patch.key} has no alpha, and names such as {info.name} are of files whose alpha is not "
                 "their rank",

@@ -129,11 +129,15 @@ def architectures() -> Mapping[str, Architecture]:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A canonical parameter of a checkpoint: the view, the stored tensor, and the shape through the view."""
+    """A canonical parameter of a checkpoint: the view, the stored tensor, and the shape through the view.
+
+    ``untold``: nothing says which of its tensor's rows are its own (``archs.rows``), so that it cannot be read.
+    """
 
     slot: Slot
     info: TensorInfo
     shape: Shape
+    untold: bool = False
 
     @property
     def name(self) -> str:
@@ -169,10 +173,20 @@ class Model:
         return all(stored.endswith(parameter.partition(".")[2]) for stored, parameter in names)
 
     @property
+    def is_interleaved(self) -> bool:
+        """Whether q, k and v alternate head by head in its file."""
+        return any(parameter.slot.view.head for parameter in self.parameters.values())
+
+    @property
     def doubt(self) -> str:
         """What is assumed of it, where that may be wrong; else empty."""
         if self.arch.name not in architectures():
             return f"{self.source.path.name} is of {self.arch.title}: only what is named alike is merged"
+        if self.is_interleaved:
+            return (
+                f"q, k and v of {self.source.path.name} alternate head by head, and do so in an output of its layout: "
+                "diffusers and ComfyUI read a single file as if they did not"
+            )
         if self.prediction.told_by or not self.arch.family.mixed:
             return ""
         kind = self.prediction.kind

@@ -23,7 +23,8 @@ class Component:
     ``expert``: what file names call it where the model has several denoisers of one structure (``high_noise``).
     ``sentinel``: a parameter that tells it from others, where it is what a checkpoint is recognised by. ``inputs``:
     the parameter that has more input channels in models that are given more than latents. ``comfy``: what ComfyUI calls
-    it, a text encoder. ``optional``: only some models of the family have it.
+    it, a text encoder. ``optional``: only some models of the family have it. ``by_head``: how stored names end whose
+    parts alternate head by head in some files, and the name of the parameter beside the parts that is as long as a head.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Component:
     inputs: str = ""
     comfy: str = ""
     optional: bool = False
+    by_head: tuple[str, str] = ("", "")
 
     def slots(self) -> Iterator[Slot]:
         """Every name that it may have in a single file; none where its tensors keep whatever names they have."""
@@ -49,6 +51,11 @@ class Component:
     def respell(self, name: str) -> str:
         """A name as older or newer programs spell it → as the key map does; the component, or ``stored``, in front."""
         return name
+
+    def head_of(self, slot: Slot) -> str:
+        """The parameter as long as a head, where the slot's tensor may alternate head by head; else empty."""
+        end, norm = self.by_head
+        return f"{slot.parameter.rsplit('.', 2)[0]}.{norm}" if end and slot.stored.endswith(end) else ""
 
     def begins(self) -> tuple[str, ...]:
         """What may stand before its modules' names in adapter files."""

@@ -13,6 +13,7 @@ from lcmmerge.archs.base import Architecture, Model, Parameter, architectures
 from lcmmerge.archs.component import Component
 from lcmmerge.archs.foreign import explain_unknown, refuse_foreign
 from lcmmerge.archs.prediction import prediction_of
+from lcmmerge.archs.rows import ordered
 from lcmmerge.archs.tables import Slot
 from lcmmerge.archs.unknown import unknown_architecture
 from lcmmerge.errors import FormatError
@@ -75,8 +76,8 @@ def identify(source: TensorSource) -> Model:
                   prediction_of(source, arch.family.prediction))  # fmt: skip
     held = {part.stored for part in arch.parts if part.name in model.components}
     if source.layout != DIFFUSERS and held == {arch.denoiser.stored}:
-        return replace(model, layout="component")
-    return model
+        model = replace(model, layout="component")
+    return ordered(model)
 
 
 def _unwrapped(source: TensorSource) -> TensorSource:

@@ -53,10 +53,11 @@ class Home:
     """The tensor that an adapter's module was made for: canonical modules, with their views of it.
 
     A canonical module (a parameter's name without ``.weight``) is its own home; a fused one of a single file is that of
-    several.
+    several. ``head``: the parameter as long as a head, where they may alternate head by head.
     """
 
     parts: tuple[tuple[str, View], ...]
+    head: str = ""
 
     @property
     def module(self) -> str:
@@ -170,7 +171,7 @@ class Tables:
             if name.endswith(".bias") and f"{module_of(name)}.weight" in groups:
                 continue  # it is as its weight, of which alone the shape may be another
             key = squash(module_of(name.removeprefix(part.stored)))
-            stored[key] = Home(tuple((module_of(slot.parameter), slot.view) for slot in group))
+            stored[key] = Home(tuple((module_of(slot.parameter), slot.view) for slot in group), part.head_of(group[0]))
             if len(group) > 1:
                 stored |= {f"{key}_{i}": Home(((module_of(slot.parameter), WHOLE),)) for i, slot in enumerate(group)}
         return cls(part, canonical, stored)

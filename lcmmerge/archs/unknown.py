@@ -19,11 +19,6 @@ from lcmmerge.tensors import TensorSource
 NAME = "unknown"
 CLASS = re.compile(r"(?!.*(?:ControlNet|Adapter|Motion))\w*(?:Transformer|UNet|DiT|UVit)\w*")
 
-# What licences ask of what is made of a model, by its class.
-DUTIES = {
-    "MiniMaxH3Transformer3DModel": "MiniMax-H3's own licence grants nothing in the EU, the UK, South Korea and the USA"
-}
-
 
 def unknown_architecture(source: TensorSource) -> Architecture | None:
     """That of a diffusers folder, or of a denoiser's own, whose config.json names a class that no family has."""
@@ -46,6 +41,6 @@ def unknown_architecture(source: TensorSource) -> Architecture | None:
         hub="",
         modelspec=module,
         parts=(denoiser, *others),
-        family=Family(prediction=UNKNOWN, duty=DUTIES.get(module, "")),
+        family=Family(prediction=UNKNOWN),
         name=NAME,
     )

@@ -20,6 +20,7 @@ from lcmmerge.cli.options import (
     method_option,
     once_each,
     prediction_option,
+    qkv_rows_option,
     tuned_from_option,
     variant_option,
 )
@@ -70,6 +71,7 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
     help="The checkpoint that the VAE, text encoders or layers are taken from which BASE lacks.",
 )
 @prediction_option
+@qkv_rows_option
 @variant_option
 @click.option("--max-shard-size", "shard", type=Bytes(), help="Split files above this size, such as 5GB.")
 @click.option("--drop-ema", is_flag=True, help="Leave out a checkpoint's EMA copy.")
@@ -85,9 +87,9 @@ def fuse(
     adapters: Sequence[tuple[str, float]], tuned_from: str | None, made_from: str | None, method: str,
     weights: Sequence[tuple[str, str]], experts: Mapping[str, str], alphas: Mapping[str, float],
     target: Path | None, layout: str | None, dtype: str | None, encoding: str | None, rounding: str, seed: int,
-    config_from: str | None, parts_from: str | None, prediction: str | None, variant: str | None, shard: int | None,
-    drop_ema: bool, mend_position_ids: bool, allow_unmatched: bool, hash_base: bool, force: bool, device: str,
-    threads: int, dry_run: bool, output: Output,
+    config_from: str | None, parts_from: str | None, prediction: str | None, qkv_rows: str | None,
+    variant: str | None, shard: int | None, drop_ema: bool, mend_position_ids: bool, allow_unmatched: bool,
+    hash_base: bool, force: bool, device: str, threads: int, dry_run: bool, output: Output,
 ) -> None:  # fmt: skip
     """Merge STYLE and an acceleration LoRA into BASE, and write one standalone checkpoint.
 
@@ -123,6 +125,7 @@ def fuse(
             mend_position_ids,
         ),
         allow_unmatched=allow_unmatched, method=method, prediction=prediction, parts_from=parts_from,
+        qkv_rows=qkv_rows,
     )  # fmt: skip
     planned = plan(merge, dry_run=dry_run)
     for doubt in planned.doubts:

@@ -69,6 +69,8 @@ def _show_checkpoint(found: Inspection, facts: CheckpointFacts, output: Output) 
         numbers=3,
     )
     output.text(f"It {model.prediction}.")
+    if any(parameter.untold for parameter in model.parameters.values()):
+        output.warn("nothing tells whether its q, k and v lie one below another, or head by head; fuse --qkv-rows")
     if facts.missing:
         output.warn(f"its components lack {len(facts.missing)} parameters: {few(facts.missing, output)}")
     for name in facts.broken:

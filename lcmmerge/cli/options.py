@@ -100,6 +100,11 @@ prediction_option = click.option(
     "--prediction", type=click.Choice(["epsilon", "v", "v-zero-snr"]),
     help="What the model predicts, where its files do not say it.",
 )  # fmt: skip
+qkv_rows_option = click.option(
+    "--qkv-rows", type=click.Choice(["stacked", "interleaved"]),
+    help="Whether q, k and v, where BASE has them in one, lie one below another, or head by head, as in MiniMax-H3's "
+    "own shards.",
+)  # fmt: skip
 variant_option = click.option("--variant", help="Which weights of a diffusers folder, such as fp16.")
 device_option = click.option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")
 sources_option = click.option(
@@ -144,6 +149,7 @@ def merge_of(
     method: str = "add",
     prediction: str | None = None,
     parts_from: str | None = None,
+    qkv_rows: str | None = None,
 ) -> Merge:
     """The merge that the options describe: STYLE at λ1, the acceleration LoRA at λ2, then the adapters.
 
@@ -182,6 +188,7 @@ def merge_of(
         parameters=parameters,
         prediction=prediction,
         parts_from=parts_from,
+        qkv_rows=qkv_rows,
     )
 
 

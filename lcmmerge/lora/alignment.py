@@ -127,7 +127,7 @@ def _shares(
     parameters = home_parameters(home, patch, base) if home and base else None
     if home is None or (base and parameters is None):
         raise UnmatchedKeysError(f"{term.path}: {patch.key} is not a module of {arch.title}", NAME_BASE)
-    adapter, views = algorithm(patch)[1], views_of(home, patch)
+    adapter, views = algorithm(patch)[1], views_of(home, patch, base)
     found: Sequence[Place | None] | None
     if parameters is None:
         alone = len(views) == 1 and views[0].is_whole

@@ -20,6 +20,7 @@ from lcmmerge.archs import Model, identify
 from lcmmerge.archs.blocks import BlockWeights, parse_block_weights
 from lcmmerge.archs.completed import completed, counted, lent
 from lcmmerge.archs.positions import broken_positions
+from lcmmerge.archs.rows import order_of, ordered
 from lcmmerge.errors import NoEffectError
 from lcmmerge.merge.configs import check_configs
 from lcmmerge.merge.layout import PlannedFile, lay_out
@@ -224,6 +225,7 @@ def plan(
     """
     opened = opened or partial(_open, pickles=not dry_run)
     base = (base or identify(opened(merge.base, "base"))).predicting(merge.prediction)
+    base = ordered(base, merge.qkv_rows)
     lender = identify(opened(merge.parts_from, PARTS)) if merge.parts_from else None
     base = completed(base, lender) if lender else base
     layout = merge.output.layout or (SINGLE_FILE if lender and base.layout == "component" else base.layout)
@@ -233,7 +235,11 @@ def plan(
         check_configs(configs, base)
     elif layout == DIFFUSERS and lender and lent(base) and not weights_only:
         lent_configs = refs.configs(_configs_of(merge, base, lender))
-    merge = replace(merge, terms=tuple(each for term in merge.terms for each in _of_experts(term, base)))
+    merge = replace(
+        merge,
+        terms=tuple(each for term in merge.terms for each in _of_experts(term, base)),
+        qkv_rows=order_of(base),  # the output's, too, which tells it as no header would
+    )
     kinds = [term.kind for term in merge.terms]
     sources = [term.source or Source(_file_of(kind, base)) for term, kind in zip(merge.terms, kinds, strict=True)]
     weights = [BlockWeights() if not term.blocks else parse_block_weights(blocks_text(term.blocks), base)

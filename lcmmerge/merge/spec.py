@@ -16,6 +16,7 @@ from typing import Any, Self
 from lcmmerge.accelerators import OFFICIAL, Accelerator, accelerator, by_reference, usual_strength
 from lcmmerge.adapters import check_alpha
 from lcmmerge.archs.prediction import Prediction
+from lcmmerge.archs.rows import ORDERS
 from lcmmerge.errors import OptionError
 from lcmmerge.merge.methods import complete, methods, spelled
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
@@ -161,7 +162,8 @@ class Merge:
 
     ``parameters``: of the method, all of them: those that are not given have their defaults.
     ``config_from``: whose configs, scheduler and tokenizers a diffusers folder gets where the base is a single file.
-    ``prediction``: what the base predicts, as ``--prediction`` names it, where its files do not say so.
+    ``prediction``: what the base predicts, as ``--prediction`` names it, where its files do not say so. ``qkv_rows``:
+    ``stacked`` or ``interleaved``, as ``--qkv-rows`` names the order of its fused q, k and v, which no header tells.
     ``allow_unmatched``: merge what fits, and list the rest. ``recipe``: the sha256 of what a recipe file asked for.
     ``parts_from``: the checkpoint whose parts complete a base that lacks a VAE, a text encoder or layers of them.
     """
@@ -176,6 +178,7 @@ class Merge:
     parameters: Mapping[str, float] = field(default_factory=dict)
     prediction: str | None = None
     parts_from: Source | None = None
+    qkv_rows: str | None = None
 
     def __init__(
         self,
@@ -189,6 +192,7 @@ class Merge:
         parameters: Mapping[str, float] | None = None,
         prediction: str | None = None,
         parts_from: Reference | Source | None = None,
+        qkv_rows: str | None = None,
     ) -> None:
         """``terms``: name → λ (of the accelerator of that name), or (reference, λ), or a Term; of None the usual λ.
 
@@ -209,11 +213,14 @@ class Merge:
             "parameters": complete(method, parameters or {}),
             "prediction": prediction,
             "parts_from": None if parts_from is None else Source.of(parts_from),
+            "qkv_rows": qkv_rows,
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
         if prediction:
             Prediction.named(prediction)
+        if qkv_rows not in (None, *ORDERS):
+            raise OptionError(f"rows {qkv_rows!r}: unknown", f"choose {' or '.join(ORDERS)}")
         names = [term.name for term in self.terms]
         if twice := [name for name in names if names.count(name) > 1]:
             raise OptionError(f"{twice[0]!r}: two terms have this name", "give each term a name of its own")
@@ -243,6 +250,7 @@ class Merge:
                 {str(name): _number(value) for name, value in recorded.get("parameters", {}).items()},
                 None if recorded.get("prediction") is None else str(recorded["prediction"]),
                 Source.from_dict(recorded["parts_from"]) if "parts_from" in recorded else None,
+                None if recorded.get("qkv_rows") is None else str(recorded["qkv_rows"]),
             )  # fmt: skip
         except OptionError as error:
             raise ValueError(error.message) from None
@@ -266,6 +274,7 @@ class Merge:
             **({"config_from": self.config_from} if self.config_from else {}),
             **({"prediction": self.prediction} if self.prediction else {}),
             **({"parts_from": self.parts_from.to_dict()} if self.parts_from else {}),
+            **({"qkv_rows": self.qkv_rows} if self.qkv_rows else {}),
             **({"mend_position_ids": True} if output.mend_position_ids else {}),
             **({"recipe_sha256": self.recipe} if self.recipe else {}),
         }
@@ -311,7 +320,7 @@ class Merge:
         words += ["--lambda", *map(repr, pair)]
         words += [word for each in _named(lcm) for word in ("--accelerator", each)]
         options: dict[str, str | None] = {"--variant": self.base.variant, "--config-from": self.config_from}
-        options |= {"--prediction": self.prediction}
+        options |= {"--prediction": self.prediction, "--qkv-rows": self.qkv_rows}
         options |= {"--parts-from": self.parts_from.reference if self.parts_from else None}
         made_from = [term.made_from for term in others if term.made_from]
         options |= {"--tuned-from": made_from[0].reference if made_from else None}

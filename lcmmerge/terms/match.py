@@ -198,7 +198,7 @@ def match(index: int, term: TaskVector, base: Model) -> Matched:
             if not patch.optional:
                 homeless.append(patch)
             continue
-        found = places(views_of(home, patch), parameters)
+        found = places(views_of(home, patch, base), parameters)
         if found is None:
             sizes = ", ".join(str(list(parameter.shape)) for parameter in parameters)
             raise _misfit(term, patch.key, f"the base's {sizes} make up no tensor of its own", base)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from lcmmerge.archs import Parameter
+from lcmmerge.errors import IncompatibleError
 from lcmmerge.tensors import DType, TensorInfo
 
 if TYPE_CHECKING:
@@ -34,7 +35,13 @@ class Operand:
 
     @classmethod
     def of_parameter(cls, name: str, parameter: Parameter) -> Self:
+        """Raises IncompatibleError where nothing tells which rows are its own."""
         info, view = parameter.info, parameter.slot.view
+        if parameter.untold:
+            raise IncompatibleError(
+                f"{info.path}: {info.name!r} is q, k and v one below another, or head by head, and no header tells",
+                "say it of a base by --qkv-rows stacked or interleaved, and give other models in one file",
+            )
         count = info.shape[0] if info.shape else 1
         row = info.nbytes // count if count else 0
         spans = [(info.offset + begin * row, (end - begin) * row) for begin, end in view.rows(count)]

@@ -7,11 +7,12 @@ part's rows of B are exact; what is no product is formed whole, and what depends
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lcmmerge.adapters import AdapterFile, Dense, Dependent, Factored, Patch, Update, algorithm
+from lcmmerge.adapters import AdapterFile, Dense, Dependent, Factored, Patch, Update, algorithm, named
 from lcmmerge.archs import Home, Model, Parameter, View, tiles
+from lcmmerge.errors import IncompatibleError
 from lcmmerge.terms.operand import Operand
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def fits_in(file: AdapterFile, base: Model, key: str, home: Home) -> bool:
     """Whether all that the adapter has for a module is for a tensor of the base's size."""
     for patch in (patch for patch in file.patches if patch.key == key):
         parameters = home_parameters(home, patch, base)
-        found = places(views_of(home, patch), parameters) if parameters else None
+        found = places(views_of(home, patch, base), parameters) if parameters else None
         if not parameters or not found:
             return False
         shape = found[0].shape if found[0] else parameters[0].shape
@@ -129,8 +130,17 @@ def fits_in(file: AdapterFile, base: Model, key: str, home: Home) -> bool:
     return True
 
 
-def views_of(home: Home, patch: Patch) -> list[View]:
-    return [view if patch.parameter == "weight" else view.of_rows() for _, view in home.parts]
+def views_of(home: Home, patch: Patch, base: Model | None) -> list[View]:
+    """Where a patch's parts lie in the tensor that it was made for. Raises IncompatibleError where only a base tells.
+
+    A model's own state dict with an adapter in it, of a model whose shards have q, k and v head by head, has them so.
+    """
+    views = [view if patch.parameter == "weight" else view.of_rows() for _, view in home.parts]
+    if not home.head or not named(patch):
+        return views
+    if base is None:
+        raise IncompatibleError(f"{patch.path}: {patch.key} is q, k and v head by head", "name the model with --base")
+    return [replace(view, head=base.parameters[home.head].shape[0]) for view in views]
 
 
 def places(views: Sequence[View], parameters: Sequence[Parameter]) -> Sequence[Place | None] | None:

@@ -204,6 +204,16 @@ def test_a_stored_alpha_comes_before_every_configuration(tmp_path):
     assert (patch.alpha, patch.rank_stabilized) == (8.0, False)
 
 
+def test_an_alpha_of_the_metadata_is_told(tmp_path):
+    """And not applied: of which tensors it is, and whether they hold it already, nothing says."""
+    said = {"alpha": "128"}
+    source = write(tmp_path / "a.safetensors", lora_tensors("x"), said)
+    assert [doubt for doubt in read_adapter(source).doubts if "metadata say alpha '128'" in doubt]
+    assert read_adapter(source, alpha=2.0).doubts == ()
+    source = write(tmp_path / "b.safetensors", lora_tensors("x") | {"x.alpha": torch.tensor(8.0)}, said)
+    assert read_adapter(source).doubts == ()
+
+
 def test_config_file_beside_and_sidecar_before_it(tmp_path):
     source = write(tmp_path / "a.safetensors", lora_tensors("x"))
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 2}')

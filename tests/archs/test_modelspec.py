@@ -18,6 +18,7 @@ PUBLISHED = {
     "flux2": ("Flux.2-dev", "flux_2_dev"),
     "hidream": ("hidream-i1", ""),
     "hunyuan_video": ("hunyuan-video", "hunyuan_video"),
+    "hunyuan_video15": ("hunyuan-video-1_5", "hunyuan_video_1_5"),
     "krea2": ("Krea-2", "krea2"),
     "ltx2": ("lightricks-ltx-video-2", ""),
     "lumina2": ("lumina-2", "lumina2"),
@@ -27,7 +28,7 @@ PUBLISHED = {
     "wan": ("wan2.1", "wan"),
     "z_image": ("z-image", "z_image"),
 }
-OURS = ("ernie_image", "flux3", "ideogram4", "qwen_image21")
+OURS = ("ernie_image", "flux3", "ideogram4", "minimax_h3", "qwen_image21")
 
 
 @pytest.mark.parametrize("name", families())

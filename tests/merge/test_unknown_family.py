@@ -12,8 +12,6 @@ import pytest
 import torch
 from diffusers import (
     CogVideoXTransformer3DModel,
-    HunyuanVideo15Transformer3DModel,
-    MiniMaxH3Transformer3DModel,
     MochiTransformer3DModel,
     PixArtTransformer2DModel,
 )
@@ -43,18 +41,6 @@ STRANGERS = {
         SMALL | {"in_channels": 4, "out_channels": 8, "cross_attention_dim": 16, "sample_size": 8,
                  "caption_channels": 8, "use_additional_conditions": False},
         "attn2.to_k",
-    ),
-    "hunyuan_video15": (
-        HunyuanVideo15Transformer3DModel,
-        SMALL | {"in_channels": 5, "out_channels": 2, "num_refiner_layers": 1, "text_embed_dim": 8,
-                 "text_embed_2_dim": 6, "image_embed_dim": 8, "rope_axes_dim": (2, 2, 4)},
-        "attn.to_q",
-    ),
-    "minimax_h3": (
-        MiniMaxH3Transformer3DModel,
-        SMALL | {"hidden_size": 16, "num_refiner_layers": 1, "ffn_dim": 20, "in_channels": 4, "audio_in_channels": 4,
-                 "text_dim": 8, "freq_dim": 8, "time_embed_hidden_dim": 8, "time_embed_dim": 4, "rope_freq_dim": 2},
-        "attn.to_q",
     ),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from lcmmerge.accelerators import Accelerator, usual_strength
 from lcmmerge.archs import Model, identify
 from lcmmerge.archs.prediction import CHOICES
+from lcmmerge.archs.rows import ORDERS
 from lcmmerge.errors import OptionError, RecipeError
 from lcmmerge.merge.fuse import fuse
 from lcmmerge.merge.methods import parse
@@ -153,6 +154,9 @@ class Fuse(Step):
     prediction: Literal[tuple(CHOICES)] | None = Field(  # type: ignore[valid-type]
         None, description="What the base predicts, where its files do not say it."
     )
+    qkv_rows: Literal[ORDERS] | None = Field(  # type: ignore[valid-type]
+        None, description="How a fused q, k and v of the base lie, one below another or head by head."
+    )
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: int = Field(0, description="Of the stochastic rounding.")
     max_shard_size: Annotated[int, BeforeValidator(as_bytes, json_schema_input_type=int | str)] | None = Field(
@@ -259,6 +263,7 @@ def _build(
         recipe=key,
         parameters=parameters,
         parts_from=_source(roles["parts_from"]) if fuse.parts_from else None,
+        qkv_rows=fuse.qkv_rows,
     )
     opened = {_source(item): item for item in roles.values()}
     planned = plan(merge, opened=lambda source, _: _opened(opened[source]), base=base)
@@ -319,6 +324,7 @@ def _facts(output: str, fuse: Fuse, roles: Mapping[str, Input], layout: str, set
         "options": fuse.model_dump(include={"dtype", "drop_ema", "max_shard_size", "allow_unmatched"}),
         **({"encoding": fuse.encoding} if fuse.encoding else {}),
         **({"prediction": fuse.prediction} if fuse.prediction else {}),
+        **({"qkv_rows": fuse.qkv_rows} if fuse.qkv_rows else {}),
         **({"mend_position_ids": True} if fuse.mend_position_ids else {}),
         "sampling": drawn_with.sampling.as_dict() if drawn_with else None,
         "rounding_seed": fuse.rounding_seed,
