@@ -56,7 +56,7 @@ def test_segmind_vega_is_as_large_as_published() -> None:
     for kind, millions in {"down_blocks": 247, "mid_block": 31, "up_blocks": 460}.items():
         found = sum(size for parameter, size in sizes.items() if parameter.startswith(f"unet.{kind}."))
         assert round(found / 1e6) == millions
-    assert 0 < 3_293_395_670 - 2 * sum(sizes.values()) < 100 * len(sizes)  # of float16, before which is the header
+    assert 0 < 3_293_395_670 - 2 * sum(sizes.values()) < 150 * len(sizes)  # float16, behind a header
 
 
 depths = st.lists(st.tuples(*[st.integers(0, 3)] * 2), min_size=1, max_size=4).map(tuple)
