@@ -24,7 +24,7 @@ class Component:
     ``sentinel``: a parameter that tells it from others, where it is what a checkpoint is recognised by. ``inputs``:
     the parameter that has more input channels in models that are given more than latents. ``comfy``: what ComfyUI calls
     it, a text encoder. ``optional``: only some models of the family have it. ``by_head``: how stored names end whose
-    parts alternate head by head in some files, and the name of the parameter beside the parts that is as long as a head.
+    parts alternate head by head in some files, and the name of the parameter beside them that is as long as a head.
     """
 
     name: str
