@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import nan
 
 import torch
 from torch import Tensor
@@ -21,8 +22,6 @@ from lcmmerge.merge.outcome import Measured
 from lcmmerge.tensors.encodings import Parts
 from lcmmerge.terms.match import Contribution, Difference
 from lcmmerge.terms.operand import Operand
-
-SAMPLE = 65_536  # elements of a parameter on which the loss to rounding is measured
 
 
 @dataclass(slots=True)
@@ -178,13 +177,13 @@ def rows_of(update: Update, rows: slice, columns: int, pristine: Tensor | None) 
     return change.reshape(-1, columns)
 
 
-def round_into(parts: Parts, weights: Tensor, piece: Piece, row: int, seed: int | None) -> None:
+def round_into(parts: Parts, weights: Tensor, piece: Piece, row: int, seed: int | None, peak: float = nan) -> None:
     """Encode ``weights`` [rows, columns] into ``parts``, rounding once, to nearest (ties to even) or stochastically.
 
-    Raises NumericError for NaN, Inf, and what the encoding cannot hold.
+    ``peak``: what the encoding asks for. Raises NumericError for NaN, Inf, and what the encoding cannot hold.
     """
     generator = None if seed is None else _generator(seed, piece.operand.name, row)
-    piece.encoding.encode(weights, parts, generator)
+    piece.encoding.encode(weights, parts, generator, peak)
     norm, largest = square(weights), piece.encoding.largest
     # A block whose norm is below the dtype's largest number can hold nothing above it.
     if math.sqrt(norm) < largest:
@@ -216,7 +215,18 @@ def _generator(seed: int, name: str, row: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-def measure_rounding(measured: Measured, exact: Tensor, written: Tensor) -> None:
-    """‖round(θ′) − θ′‖² on a sample."""
+def largest(weights: Tensor) -> float:
+    """The largest magnitude: NaN where one is."""
+    low, high = weights.aminmax()
+    return float(torch.maximum(-low, high))
+
+
+def measure_rounding(measured: Measured, before: Tensor, exact: Tensor, written: Tensor) -> None:
+    """What rounding made of a sample, θ ``before`` the merge and θ′ ``exact``; ``before`` is overwritten."""
+    written = written.to(exact.device, exact.dtype)
     measured.sampled = exact.numel()
-    measured.sampled_error = square(written.to(exact.device, exact.dtype) - exact)
+    measured.error = square(written - exact)
+    made = written - before
+    change = torch.sub(exact, before, out=before)
+    measured.change, measured.made = square(change), square(made)
+    measured.kept = float(torch.dot(change.reshape(-1), made.reshape(-1)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from math import isnan, nan
+from threading import Condition
 
 import torch
 from torch import Tensor
@@ -20,12 +23,35 @@ from lcmmerge.terms.match import Difference
 from lcmmerge.terms.operand import Operand
 
 ELEMENTS = 1 << 18  # computed at once: in float32 they fit the cache beside their factors
+SAMPLED = 16  # one of so many rows shows what rounding loses
 MIN_ROWS = 64  # a GEMM on fewer rows leaves most of the arithmetic units idle
+
+
+class Peak:
+    """The largest magnitude in a tensor, which ``blocks`` find one by one, before others wait for it."""
+
+    def __init__(self, blocks: int) -> None:
+        self._value, self._left, self._found = 0.0, blocks, Condition()
+
+    def tell(self, value: float) -> None:
+        """Of one block; NaN stays."""
+        with self._found:
+            self._value = value if isnan(value) else max(self._value, value)
+            self._left -= 1
+            self._found.notify_all()
+
+    def wait(self) -> float:
+        with self._found:
+            self._found.wait_for(lambda: self._left <= 0)
+            return self._value
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows ``begin`` … ``end`` of a piece; ``companions``: where their encoding's other parts go."""
+    """Rows ``begin`` … ``end`` of a piece; ``companions``: where their encoding's other parts go.
+
+    ``peak``: what the encoding waits for, where it does; a block that ``looks`` finds it, and writes nothing.
+    """
 
     piece: Piece
     work: Work
@@ -33,6 +59,8 @@ class Block:
     begin: int
     end: int
     companions: Parts
+    peak: Peak | None = None
+    looks: bool = False
 
     @property
     def rows(self) -> slice:
@@ -40,15 +68,44 @@ class Block:
 
     @property
     def nbytes(self) -> int:
+        """What it takes in the output, or would."""
         return (self.end - self.begin) * self.piece.encoding.row_bytes(self.piece.operand.columns)
 
 
 def rows_at_once(piece: Piece, work: Work) -> int:
-    """All rows where a term, the encoding or a transposition needs the whole parameter, else what fills a block."""
-    operand = piece.operand
-    if work.needs_whole or piece.encoding.whole or (not piece.is_copy and _any_transposed(piece)):
+    """All rows where a term or a transposition needs the whole parameter, else what fills a block."""
+    operand, granule = piece.operand, piece.encoding.granule
+    if work.needs_whole or (not piece.is_copy and _any_transposed(piece)):
         return operand.rows
-    return min(max(ELEMENTS // operand.columns, MIN_ROWS), operand.rows)
+    rows = max(ELEMENTS // operand.columns, MIN_ROWS)
+    return min(-(-rows // granule) * granule, operand.rows)
+
+
+def blocks_of(piece: Piece, work: Work, layer: Layer, companions: Parts, row: int = 0) -> Iterator[Block]:
+    """A piece in blocks; it begins at ``row`` of its tensor, whose are the ``companions``."""
+    step = rows_at_once(piece, work)
+    for begin in range(piece.begin, piece.end, step):
+        end = min(begin + step, piece.end)
+        cut = piece.encoding.cut(companions, slice(row + begin - piece.begin, row + end - piece.begin))
+        yield Block(piece, work, layer, begin, end, cut)
+
+
+def with_peak(blocks: list[Block], others: Iterable[Block] = ()) -> list[Block]:
+    """The blocks of a tensor: where its encoding needs their peak, before them those that look for it.
+
+    ``others``: of the same tensor, to be looked at alone.
+    """
+    if not (blocks and blocks[0].piece.encoding.peaked):
+        return blocks
+    every = [*others, *blocks]
+    peak = Peak(len(every))
+    return [replace(block, peak=peak, looks=True) for block in every] + [replace(block, peak=peak) for block in blocks]
+
+
+def _sampled(rows: int, piece: Piece) -> int:
+    """How many of a block's first rows show what rounding loses: whole granules, and none where nothing is added."""
+    granule = piece.encoding.granule
+    return min(-(-rows // (SAMPLED * granule)) * granule, rows) if piece.contributions else 0
 
 
 def _any_transposed(piece: Piece) -> bool:
@@ -86,27 +143,44 @@ class Computer:
         target = _as_tensor(out, encoding.dtype)
         if piece.is_copy:
             return self._copy(block, out, target)
-        whole = block.work.needs_whole
+        measured = Measured()
+        weights, before = self._merged(block, measured)
+        parts = {MAIN: target.view(len(weights), -1), **block.companions}
+        peak = block.peak.wait() if block.peak else nan
+        arithmetic.round_into(parts, weights, piece, block.begin, self._seed, peak)
+        if piece.contributions:
+            sample = slice(0, len(before))
+            arithmetic.measure_rounding(measured, before, weights[sample], encoding.decode(encoding.cut(parts, sample)))
+        return measured
+
+    def look(self, block: Block) -> None:
+        """Tell the block's peak what is the largest magnitude in it. Raises NumericError, FormatError."""
+        assert block.peak
+        peak = nan
+        try:
+            peak = arithmetic.largest(self._merged(block, Measured())[0])
+        finally:
+            block.peak.tell(peak)
+
+    def _merged(self, block: Block, measured: Measured) -> tuple[Tensor, Tensor]:
+        """θ′ as the output's rows have it, valid until the next, and what the sample of it was before the merge."""
+        piece, whole = block.piece, block.work.needs_whole
         rows = slice(0, piece.operand.rows) if whole else block.rows
         weights = self._load(piece.operand, rows)
+        written = weights[block.begin - rows.start : block.end - rows.start]
+        written = written.T if piece.transposed else written
+        before = written[: _sampled(len(written), piece)].clone()
         pristine = weights.reshape(-1, *piece.operand.shape[1:]).clone() if block.work.dependents else None
-        measured = Measured(arithmetic.base_square(weights, piece.operand))
+        measured.base_square = arithmetic.base_square(weights, piece.operand)
         if block.work.apart:
             weights = self._combined(weights, block, rows, pristine, measured)
         else:
             changes = [(item.term, item.strength, self._change(item, piece, rows)) for item in block.work.differences]
             arithmetic.add_terms(weights, block.work, rows, changes, pristine, measured)
         if whole and block.begin:  # the parameter's first rows have measured all of it
-            measured = Measured()
+            measured.base_square, measured.squares = 0.0, {}
         weights = weights[block.begin - rows.start : block.end - rows.start]
-        final = weights.T if piece.transposed else weights
-        parts = {MAIN: target.view(len(final), -1), **block.companions}
-        arithmetic.round_into(parts, final, piece, block.begin, self._seed)
-        if piece.contributions and block.begin == 0:
-            sample = slice(0, max(1, arithmetic.SAMPLE // piece.operand.columns))
-            written = encoding.decode(parts)
-            arithmetic.measure_rounding(measured, weights[sample], (written.T if piece.transposed else written)[sample])
-        return measured
+        return (weights.T if piece.transposed else weights), before
 
     def _combined(
         self, weights: Tensor, block: Block, rows: slice, pristine: Tensor | None, measured: Measured

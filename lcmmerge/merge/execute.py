@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.merge.arithmetic import Work
-from lcmmerge.merge.block import Block, Computer, rows_at_once
+from lcmmerge.merge.block import Block, Computer, blocks_of, with_peak
 from lcmmerge.merge.layout import Piece, PlannedFile
 from lcmmerge.merge.outcome import Layer, Measured, Outcome, Settings
 from lcmmerge.merge.pipeline import in_order, one_thread_each
@@ -62,6 +62,7 @@ class Unit:
     blocks: list[Block] = field(default_factory=list)
     companion: Tensor | None = None
     nbytes: int = 0
+    work: int = 0  # bytes of what is computed: more than is written where blocks only look
     buffer: Buffer | None = None
     measured: list[Measured] = field(default_factory=list)
 
@@ -112,7 +113,8 @@ class _Execution:
         whole_files: bool,
     ) -> None:
         self.plan, self.metadata, self.settings, self.progress = plan, metadata, settings, progress
-        self.inputs = stack.enter_context(Files(keep=settings.keep_inputs))
+        twice = any(piece.encoding.peaked for file in plan.files for tensor in file.tensors for piece in tensor.pieces)
+        self.inputs = stack.enter_context(Files(keep=settings.keep_inputs or twice))
         self.layouts = [
             lay_out(file.specs, metadata(file, "0" * 64, final=False))
             for file in plan.files
@@ -153,15 +155,16 @@ class _Execution:
             unit = Unit(number, layout.data_start)
             for item in self._parts(file):
                 alone = isinstance(item, Tensor) or unit.companion is not None
-                if unit.nbytes and (alone or unit.nbytes + item.nbytes > UNIT):
+                if unit.work and (alone or unit.work + item.nbytes > UNIT):
                     yield self._with_buffer(unit)
                     unit = Unit(number, unit.offset + unit.nbytes)
                 if isinstance(item, Tensor):
                     unit.companion = item
                 else:
                     unit.blocks.append(item)
-                unit.nbytes += item.nbytes
-            if unit.nbytes:
+                unit.work += item.nbytes
+                unit.nbytes += 0 if isinstance(item, Block) and item.looks else item.nbytes
+            if unit.work:
                 yield self._with_buffer(unit)
 
     def _parts(self, file: PlannedFile) -> Iterator[Block | Tensor]:
@@ -171,10 +174,11 @@ class _Execution:
                 suffix: torch.empty(spec.shape, dtype=spec.dtype.torch) for suffix, spec in tensor.companions.items()
             }
             ready: dict[str, tuple[Work, Layer]] = {}  # of the tensor's parameters, whose rows may alternate
-            row = 0
+            blocks, row = [], 0
             for piece in (piece for piece in tensor.pieces if piece.operand.numel):
-                yield from self._blocks(piece, ready, companions, row)
+                blocks += self._blocks(piece, ready, companions, row)
                 row += piece.end - piece.begin
+            yield from with_peak(blocks)
             yield from companions.values()
 
     def _blocks(
@@ -187,11 +191,7 @@ class _Execution:
             ready[name] = work, Layer(name, piece.operand.numel, dict(work.squares))
             self.layers.append(ready[name][1])
         work, layer = ready[name]
-        step = rows_at_once(piece, work)
-        for begin in range(piece.begin, piece.end, step):
-            end = min(begin + step, piece.end)
-            cut = piece.encoding.cut(companions, slice(row + begin - piece.begin, row + end - piece.begin))
-            yield Block(piece, work, layer, begin, end, cut)
+        return blocks_of(piece, work, layer, companions, row)
 
     def _with_buffer(self, unit: Unit) -> Unit:
         unit.buffer = self.buffers.pop() if unit.nbytes <= UNIT else Buffer(unit.nbytes)
@@ -219,12 +219,16 @@ class _Execution:
 
     def _compute(self, unit: Unit) -> None:
         assert unit.buffer is not None
-        position, data = 0, unit.data
+        position, data, computer = 0, unit.data, self.local.computer
         for block in unit.blocks:
             with self.whole if block.work.needs_whole else nullcontext():
-                unit.measured.append(self.local.computer(block, data[position : position + block.nbytes]))
+                if block.looks:
+                    computer.look(block)
+                    unit.measured.append(Measured())
+                    continue
+                unit.measured.append(computer(block, data[position : position + block.nbytes]))
             position += block.nbytes
-        if unit.companion is None:
+        if unit.companion is None and unit.nbytes:
             self.writers[unit.file].write(unit.buffer, unit.offset, unit.nbytes)
 
 

@@ -146,7 +146,7 @@ def _encodes(encoding: Encoding, draft: Draft) -> bool:
     """Whether a tensor is stored so: its layout allows it, and the encoding takes all that it is made of."""
     if (encoding.block > 1 or encoding.companions) and draft.transposed:  # rows of the tensor are none of its operand
         return False
-    if encoding.whole and len(draft.parts) > 1:  # a scale of all of them; they are computed one by one
+    if any((end - begin) % encoding.granule for _, begin, end in draft.parts[:-1]):
         return False
     taken = all(encoding.takes(operand.name, operand.shape) for operand, _, _ in draft.parts)
     return draft.converts and taken and encoding.fits(draft.shape)

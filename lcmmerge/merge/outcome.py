@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from math import inf, sqrt
+from math import inf, nan, sqrt
 
 MOST_WORKERS = 256
 
@@ -31,29 +31,49 @@ class Settings:
 
 @dataclass(slots=True)
 class Measured:
-    """What one block shows: ‖θ‖², the terms' ‖λΔ‖² where only the block tells, and the rounding error of a sample."""
+    """What one block shows: ‖θ‖², the terms' ‖λΔ‖² where only the block tells, and of a sample what rounding made.
+
+    ``change``: ‖θ′ − θ‖²; ``made``: ‖round(θ′) − θ‖²; ``kept``: the inner product of the two; ``error``: ‖round(θ′) −
+    θ′‖².
+    """
 
     base_square: float = 0.0
     squares: dict[int, float] = field(default_factory=dict)
     sampled: int = 0
-    sampled_error: float = 0.0
+    error: float = 0.0
+    change: float = 0.0
+    made: float = 0.0
+    kept: float = 0.0
 
 
 @dataclass(slots=True)
 class Layer:
-    """What was measured of one parameter: ‖θ‖², ‖λΔ‖² per term, and ‖round(θ′) − θ′‖² on a sample of its elements."""
+    """What was measured of one parameter: ‖λΔ‖² per term, and the sum of what its blocks have ``measured``."""
 
     name: str
     numel: int
     squares: dict[int, float]
-    base_square: float = 0.0
-    sampled: int = 0
-    sampled_error: float = 0.0
+    measured: Measured = field(default_factory=Measured)
+
+    @property
+    def base_square(self) -> float:
+        return self.measured.base_square
 
     @property
     def error_square(self) -> float:
         """‖round(θ′) − θ′‖², extrapolated from the sample."""
-        return self.sampled_error * self.numel / self.sampled if self.sampled else 0.0
+        return self.measured.error * self.numel / self.measured.sampled if self.measured.sampled else 0.0
+
+    @property
+    def gain(self) -> float:
+        """How much of θ′ − θ is in the output: the projection on it of what the output changed. NaN where it is 0."""
+        return self.measured.kept / self.measured.change if self.measured.change else nan
+
+    @property
+    def correlation(self) -> float:
+        """Of θ′ − θ with what the output changed: 1 where nothing was lost to rounding. NaN where nothing changed."""
+        lengths = sqrt(self.measured.change * self.measured.made)
+        return self.measured.kept / lengths if lengths else nan
 
     @property
     def relative(self) -> float:
@@ -66,11 +86,10 @@ class Layer:
         return sqrt(sum(self.squares.values()) / self.error_square) if self.error_square else inf
 
     def add(self, measured: Measured) -> None:
-        self.base_square += measured.base_square
         for term, square in measured.squares.items():
             self.squares[term] = self.squares.get(term, 0.0) + square
-        self.sampled += measured.sampled
-        self.sampled_error += measured.sampled_error
+        for name in ("base_square", "sampled", "error", "change", "made", "kept"):
+            setattr(self.measured, name, getattr(self.measured, name) + getattr(measured, name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from lcmmerge.archs import Model
-from lcmmerge.merge.block import Block, Computer, rows_at_once
+from lcmmerge.merge.block import Block, Computer, blocks_of, with_peak
 from lcmmerge.merge.layout import Piece
 from lcmmerge.merge.outcome import Layer
 from lcmmerge.merge.pipeline import one_thread_each
 from lcmmerge.merge.plan import Plan
 from lcmmerge.tensors.blockio import Files
-from lcmmerge.tensors.encodings import MAIN
+from lcmmerge.tensors.encodings import MAIN, Parts
 from lcmmerge.tensors.source import unchanged
 from lcmmerge.terms.operand import Operand
 
@@ -36,29 +36,39 @@ def merged(plan: Plan, device: str = "cpu") -> Iterator[Read]:
 
     The inputs must be on this disk (``Plan.fetch``). A read raises NumericError, FormatError.
     """
-    pieces = {
-        piece.operand.name: replace(piece, transposed=False, begin=0, end=piece.operand.rows)
-        for file in plan.files
-        for tensor in file.tensors
-        for piece in tensor.pieces
-    }
+    pieces, fused = {}, {}
+    for tensor in (tensor for file in plan.files for tensor in file.tensors):
+        whole = {
+            piece.operand.name: replace(piece, transposed=False, begin=0, end=piece.operand.rows)
+            for piece in tensor.pieces
+        }
+        pieces |= whole
+        fused |= dict.fromkeys(whole, tuple(whole.values()))
     with unchanged(plan.sources.values()), Files() as files, one_thread_each():
         computer = Computer(files, plan.merge, device, rounding_seed=None)
-        yield lambda name: _compute(pieces[name], computer)
+        yield lambda name: _compute(pieces[name], fused[name], computer)
 
 
-def _compute(piece: Piece, computer: Computer) -> Tensor:
-    """In ``execute``'s blocks: a product's last bit depends on how many rows are multiplied at once."""
-    encoding, shape = piece.encoding, piece.operand.shape
-    parts = encoding.allocate(shape)
+def _compute(piece: Piece, fused: tuple[Piece, ...], computer: Computer) -> Tensor:
+    """In ``execute``'s blocks: a product's last bit depends on how many rows are multiplied at once.
+
+    ``fused``: the pieces of the tensor in which it would be written.
+    """
+    encoding = piece.encoding
+    parts = encoding.allocate(piece.operand.shape)
     companions = {suffix: tensor for suffix, tensor in parts.items() if suffix != MAIN}
-    data = parts[MAIN].reshape(-1).view(torch.uint8).numpy().data
+    others = [each for each in fused if each is not piece] if encoding.peaked else []
+    looked_at = [block for each in others for block in _blocks(each, computer, {})]
+    data, written = parts[MAIN].reshape(-1).view(torch.uint8).numpy().data, 0
+    for block in with_peak([*_blocks(piece, computer, companions)], looked_at):
+        if block.looks:
+            computer.look(block)
+        else:
+            computer(block, data[written : written + block.nbytes])
+            written += block.nbytes
+    return encoding.decode(parts).reshape(piece.operand.shape)
+
+
+def _blocks(piece: Piece, computer: Computer, companions: Parts) -> Iterator[Block]:
     work = computer.prepare(piece)
-    layer = Layer(piece.operand.name, piece.operand.numel, work.squares)
-    step, written = rows_at_once(piece, work), 0
-    for begin in range(0, piece.operand.rows, step):
-        end = min(begin + step, piece.operand.rows)
-        block = Block(piece, work, layer, begin, end, encoding.cut(companions, slice(begin, end)))
-        computer(block, data[written : written + block.nbytes])
-        written += block.nbytes
-    return encoding.decode(parts).reshape(shape)
+    return blocks_of(piece, work, Layer(piece.operand.name, piece.operand.numel, work.squares), companions)

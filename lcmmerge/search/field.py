@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import nan
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ class LiveParameter:
                 change.add_to(weights, strength)
         encoding, rows = self.piece.encoding, weights.view(self.piece.operand.rows, -1)
         baked = {MAIN: rows} if encoding == FLOATS else encoding.allocate(target.shape, target.device)
-        arithmetic.round_into(baked, rows, self.piece, 0, None)
+        arithmetic.round_into(baked, rows, self.piece, 0, None, arithmetic.largest(rows) if encoding.peaked else nan)
         if encoding != FLOATS or weights is not target:
             target.copy_(encoding.decode(baked).view(target.shape))
 

@@ -29,12 +29,12 @@ MODULE = TENSOR.removesuffix("weight")
 GROUP = 16
 
 
-def encode_whole(rows, parts, generator):
-    parts["scale"].copy_(rows.abs().max() / 127)
+def encode_whole(rows, parts, generator, peak):
+    parts["scale"].fill_(peak / 127)
     parts[MAIN].copy_((rows / parts["scale"]).round())
 
 
-def encode_nibbles(rows, parts, generator):
+def encode_nibbles(rows, parts, generator, peak):
     """Two numbers a byte, in groups of sixteen with a scale each."""
     groups = rows.reshape(len(rows), -1, GROUP)
     scale = groups.abs().amax(2) / 7
@@ -51,7 +51,7 @@ def decode_nibbles(parts):
 
 WHOLE = Encoding(
     "int8 with a scale per tensor", DTYPES["I8"], encode_whole, lambda parts: parts[MAIN].float() * parts["scale"],
-    companions=(Companion("scale", DTYPES["F32"], lambda rows, columns: ()),), whole=True,
+    companions=(Companion("scale", DTYPES["F32"], lambda rows, columns: (), shared=True),), peaked=True,
     metadata=lambda names: {"whole": str(len(names))},
 )  # fmt: skip
 NIBBLES = Encoding(

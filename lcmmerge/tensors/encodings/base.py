@@ -47,12 +47,13 @@ class Companion:
     """A tensor that is stored beside an encoded one, such as its scales.
 
     ``suffix``: beside ``X.weight`` lies ``X.suffix``. ``shape``: of the encoded matrix's rows and columns; it begins
-    with the rows, unless the encoding needs the ``whole`` tensor.
+    with the rows, made whole ``granules`` of the encoding, unless it is ``shared`` by all of them.
     """
 
     suffix: str
     dtype: DType
     shape: Callable[[int, int], Shape]
+    shared: bool = False
 
     def beside(self, name: str) -> str:
         """Its name beside the tensor of that name."""
@@ -64,25 +65,28 @@ class Companion:
 class Encoding:
     """How a tensor's numbers are stored: one by one in a ``dtype``, or in blocks of some of a row's.
 
-    ``encode(rows, parts, generator)`` fills ``parts``, of which MAIN is [rows, stored elements], with ``rows``
+    ``encode(rows, parts, generator, peak)`` fills ``parts``, of which MAIN is [rows, stored elements], with ``rows``
     [rows, columns] in float32, or float64 where the parameter is. Each number is rounded once: to nearest, ties to
     even, or where there is a ``generator``, stochastically. A merge refuses what is not finite, or above ``largest``.
+    What companions share is the same from whichever rows it is filled.
     ``decode(parts)`` gives [rows, columns], in float32 or a dtype that holds the numbers exactly.
 
     ``dtype``: of the stored tensor, as a header names it. ``block``: elements of a row that take ``block_bytes``
-    together (0: what the dtype takes). ``whole``: a companion depends on every row, so that ``encode`` needs them all.
+    together (0: what the dtype takes). ``peaked``: ``encode`` needs ``peak``, the largest magnitude in the whole tensor
+    (else it is NaN). ``granule``: rows that are encoded together; only a tensor's last ones may be fewer.
     ``takes(canonical name, shape)``: the parameters that are stored so; others keep their own dtype.
     ``metadata(stored names)``: what a file's header says of the tensors that are.
     """
 
     title: str
     dtype: DType
-    encode: Callable[[Tensor, Parts, Generator | None], None]
+    encode: Callable[[Tensor, Parts, Generator | None, float], None]
     decode: Callable[[Parts], Tensor]
     block: int = 1
     block_bytes: int = 0
     companions: tuple[Companion, ...] = ()
-    whole: bool = False
+    peaked: bool = False
+    granule: int = 1
     largest: float = 3.4028234663852886e38  # of float32
     takes: Callable[[str, Shape], bool] = matrices
     metadata: Callable[[Sequence[str]], Mapping[str, str]] = no_metadata
@@ -123,6 +127,11 @@ class Encoding:
         }
         return parts | {MAIN: parts[MAIN].view(_matrix(shape)[0], -1)}
 
-    def cut(self, companions: Parts, rows: slice) -> Parts:
-        """The companions of some rows."""
-        return companions if self.whole else {suffix: tensor[rows] for suffix, tensor in companions.items()}
+    def cut(self, parts: Parts, rows: slice) -> dict[str, Tensor]:
+        """What is stored of some rows, from the first of a granule on."""
+        padded = slice(rows.start, -(-rows.stop // self.granule) * self.granule)
+        shared = {item.suffix for item in self.companions if item.shared}
+        return {
+            suffix: tensor if suffix in shared else tensor[rows if suffix == MAIN else padded]
+            for suffix, tensor in parts.items()
+        }

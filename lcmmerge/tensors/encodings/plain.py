@@ -35,7 +35,7 @@ def every(name: str, shape: Shape) -> bool:
     return True
 
 
-def encode(rows: Tensor, parts: Parts, generator: Generator | None) -> None:
+def encode(rows: Tensor, parts: Parts, generator: Generator | None, peak: float) -> None:
     stored = parts[MAIN]
     if generator is None or stored.dtype.itemsize >= 4:
         stored.copy_(rows)

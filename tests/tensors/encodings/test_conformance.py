@@ -18,12 +18,12 @@ def matrix(shape, seed=0):
     return torch.randn(shape[0], prod(shape[1:]), generator=torch.Generator().manual_seed(seed))
 
 
-def stored(encoding, rows, generator=None, fill=0):
+def stored(encoding, rows, generator=None, fill=0, peak=None):
     """Parts of which every byte was ``fill`` before."""
     parts = encoding.allocate(tuple(rows.shape))
     for tensor in parts.values():
         tensor.reshape(-1).view(torch.uint8).fill_(fill)
-    encoding.encode(rows, parts, generator)
+    encoding.encode(rows, parts, generator, float(rows.abs().max()) if encoding.peaked and peak is None else peak)
     return parts
 
 
@@ -74,13 +74,13 @@ def test_the_same_rows_give_the_same_bytes_and_all_of_them(name, seed):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_do_not_depend_on_each_other_unless_it_needs_all(name):
-    encoding, rows = encodings()[name], matrix(SHAPES[0])
-    if encoding.whole:
-        pytest.skip("a companion depends on every row")
-    whole = stored(encoding, rows)
-    for some in (slice(0, 1), slice(7, 30)):
-        assert raw(stored(encoding, rows[some])) == raw({suffix: part[some] for suffix, part in whole.items()})
+def test_rows_depend_on_each_other_by_the_peak_alone(name):
+    encoding = encodings()[name]
+    rows = matrix((64 * encoding.granule, 96))
+    peak, granule = float(rows.abs().max()), encoding.granule
+    whole = stored(encoding, rows, peak=peak)
+    for some in (slice(0, granule), slice(granule * 7, granule * 30), slice(granule * 2, 64 * granule)):
+        assert raw(stored(encoding, rows[some], peak=peak)) == raw(encoding.cut(whole, some))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

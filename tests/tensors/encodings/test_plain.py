@@ -29,7 +29,7 @@ def test_rounds_to_nearest_and_ties_to_even(name, data):
     values = np.array(data.draw(st.lists(number | tie, min_size=1, max_size=64)), np.float32)
     rows = torch.from_numpy(values)[None]
     parts = encoding.allocate(tuple(rows.shape))
-    encoding.encode(rows, parts, None)
+    encoding.encode(rows, parts, None, torch.nan)
     assert parts[MAIN].reshape(-1).view(torch.uint8).numpy().tobytes() == values.astype(theirs).tobytes()
     assert encoding.decode(parts).double().numpy().tobytes() == values.astype(theirs).astype(np.float64).tobytes()
 
