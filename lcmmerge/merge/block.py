@@ -16,9 +16,10 @@ from lcmmerge.merge.layout import Piece
 from lcmmerge.merge.methods import methods
 from lcmmerge.merge.outcome import Layer, Measured
 from lcmmerge.merge.spec import Merge
-from lcmmerge.tensors import DType
+from lcmmerge.tensors import DType, TensorInfo
 from lcmmerge.tensors.blockio import Buffer, Files
 from lcmmerge.tensors.encodings import MAIN, Parts
+from lcmmerge.tensors.quantised import companions_of
 from lcmmerge.terms.match import Difference
 from lcmmerge.terms.operand import Operand
 
@@ -122,6 +123,7 @@ class Computer:
         self._method, self._parameters = methods()[merge.method], merge.parameters
         self._stored, self._spare = Buffer(0), Buffer(0)
         self._floats = torch.empty(0)
+        self._beside: tuple[TensorInfo | None, Parts] = None, {}
 
     def prepare(self, piece: Piece) -> Work:
         """What the piece's blocks share. Raises NumericError, FormatError.
@@ -225,11 +227,38 @@ class Computer:
         return tuned.sub_(self._stored_block(item.origin, rows).to(self._device))
 
     def _stored_block(self, operand: Operand, rows: slice) -> Tensor:
-        """The rows as stored, in canonical orientation; valid until the next read of this kind."""
+        """The rows as stored, or decoded, in canonical orientation; valid until the next read of this kind."""
+        if operand.info.encoded:
+            return self._decoded(operand, rows)
         nbytes = (rows.stop - rows.start) * operand.columns * operand.dtype.itemsize
         buffer = self._stored = self._stored.fitting(nbytes)
         stored = _as_tensor(self._read(operand, rows, buffer.memory[:nbytes]), operand.dtype)
         return stored.view(operand.columns, -1).T if operand.transposed else stored.view(-1, operand.columns)
+
+    def _decoded(self, operand: Operand, rows: slice) -> Tensor:
+        """The rows of an encoded operand, some of the stored tensor's at a time where those are its own."""
+        if not operand.keeps_rows:
+            return operand.read().reshape(operand.rows, -1)[rows]
+        parts = [self._decoded_rows(operand.info, *span) for span in operand.stored_rows(rows.start, rows.stop)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _decoded_rows(self, info: TensorInfo, begin: int, end: int) -> Tensor:
+        encoding = info.encoding
+        first, last = begin // encoding.granule * encoding.granule, -(-end // encoding.granule) * encoding.granule
+        row, last = encoding.row_bytes(info.numel // info.shape[0]), min(last, info.shape[0])
+        nbytes = (last - first) * row
+        buffer = self._stored = self._stored.fitting(nbytes)
+        self._spare = self._spare.fitting(nbytes)
+        data = self._inputs.read(info.path, info.offset + first * row, buffer.memory[:nbytes], self._spare)
+        companions = encoding.cut(self._companions(info), slice(first, last))
+        rows = encoding.decode({MAIN: _as_tensor(data, encoding.dtype).view(last - first, -1), **companions})
+        return rows[begin - first : end - first]
+
+    def _companions(self, info: TensorInfo) -> Parts:
+        """Those of a stored tensor; the last one's are kept, since its blocks come one after another."""
+        if self._beside[0] is not info:
+            self._beside = info, companions_of(info)
+        return self._beside[1]
 
     def _read(self, operand: Operand, rows: slice, into: memoryview) -> memoryview:
         """The rows' bytes: in ``into``, or where they came to lie together."""

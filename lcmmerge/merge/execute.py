@@ -170,9 +170,7 @@ class _Execution:
     def _parts(self, file: PlannedFile) -> Iterator[Block | Tensor]:
         """What the file holds, in its order: the blocks of each tensor, then its companions, which they fill."""
         for tensor in file.tensors:
-            companions = {
-                suffix: torch.empty(spec.shape, dtype=spec.dtype.torch) for suffix, spec in tensor.companions.items()
-            }
+            companions = tensor.allocate_companions()
             ready: dict[str, tuple[Work, Layer]] = {}  # of the tensor's parameters, whose rows may alternate
             blocks, row = [], 0
             for piece in (piece for piece in tensor.pieces if piece.operand.numel):

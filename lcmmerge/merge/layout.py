@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lcmmerge.archs import Model
@@ -12,7 +12,8 @@ from lcmmerge.errors import FormatError
 from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem
 from lcmmerge.merge.spec import Written
 from lcmmerge.refs.weights import SAFETENSORS
-from lcmmerge.tensors.encodings import MAIN, Encoding, encodings, plain
+from lcmmerge.tensors import TensorInfo
+from lcmmerge.tensors.encodings import MAIN, Encoding, Parts, encodings, plain
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.terms.match import Contribution
 from lcmmerge.terms.operand import Operand
@@ -42,24 +43,36 @@ class Piece:
     @property
     def is_copy(self) -> bool:
         """Nothing changes: the bytes are copied as they are."""
-        same = self.encoding == plain(self.operand.dtype) and self.transposed == self.operand.transposed
-        return same and not self.contributions
+        same = self.encoding == self.operand.encoding and self.transposed == self.operand.transposed
+        return same and not self.contributions and not self.operand.info.encoded
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """A tensor of the output, the pieces that it is made of, and by suffix its encoding's ``companions``.
 
-    In a file these lie behind it.
+    In a file these lie behind it. ``copied``: the encoding of one whose stored bytes are copied, each tensor of them by
+    itself.
     """
 
     spec: TensorSpec
     pieces: tuple[Piece, ...]
     companions: Mapping[str, TensorSpec] = field(default_factory=dict)
+    copied: Encoding | None = None
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
         return self.spec, *self.companions.values()
+
+    @property
+    def encoding(self) -> Encoding:
+        """What the file's header is to say of it."""
+        return self.copied or self.pieces[0].encoding
+
+    def allocate_companions(self) -> Parts:
+        """For its pieces to fill, by suffix."""
+        encoding = self.pieces[0].encoding
+        return encoding.allocate_companions(encoding.shape_of(self.spec.shape))
 
     @property
     def nbytes(self) -> int:
@@ -91,7 +104,7 @@ class PlannedFile:
         """What the encodings of its tensors say in its header."""
         names: dict[Encoding, list[str]] = {}
         for tensor in self.tensors:
-            names.setdefault(tensor.pieces[0].encoding, []).append(tensor.spec.name)
+            names.setdefault(tensor.encoding, []).append(tensor.spec.name)
         return {key: text for encoding in names for key, text in encoding.metadata(names[encoding]).items()}
 
 
@@ -110,7 +123,7 @@ def lay_out(
         for file in _shards(
             folder,
             target,
-            [_planned(draft, contributions, encoding) for draft in group],
+            [tensor for draft in group for tensor in _planned(draft, contributions, encoding)],
             output.max_shard_bytes or (_largest_shard(base, folder) if layout == base.layout else None),
         )
     )
@@ -129,26 +142,60 @@ def _refuse_twins(file: PlannedFile, base: Model) -> None:
             )
 
 
-def _planned(
-    draft: Draft, contributions: Contributions, wanted: Encoding | None
-) -> PlannedTensor:
-    own = plain(draft.parts[0][0].dtype)
-    encoding = wanted if wanted and own.dtype.floating and _encodes(wanted, draft) else own
+def _planned(draft: Draft, contributions: Contributions, wanted: Encoding | None) -> Iterable[PlannedTensor]:
+    """An encoded tensor that stays as it is, is several."""
+    operand = draft.parts[0][0]
+    encoding = plain(operand.dtype)
+    if operand.dtype.floating and _encodes(wanted or operand.encoding, draft, of_base=wanted is None):
+        encoding = wanted or operand.encoding
+    if encoding == operand.info.encoded and _stays(draft, contributions):
+        return _copied(draft, operand.info)
     pieces = tuple(
         Piece(operand, encoding, draft.transposed, contributions.get(operand.name, ()), begin, end)
         for operand, begin, end in draft.parts
     )
     specs = dict(encoding.specs(draft.name, draft.shape))
-    return PlannedTensor(specs.pop(MAIN), pieces, specs)
+    return [PlannedTensor(specs.pop(MAIN), pieces, specs)]
 
 
-def _encodes(encoding: Encoding, draft: Draft) -> bool:
-    """Whether a tensor is stored so: its layout allows it, and the encoding takes all that it is made of."""
+def _stays(draft: Draft, contributions: Contributions) -> bool:
+    """Whether it is a stored tensor, whole and unchanged."""
+    info, row = draft.parts[0][0].info, 0
+    if draft.shape != info.shape or any(contributions.get(operand.name) for operand, _, _ in draft.parts):
+        return False
+    for operand, begin, end in draft.parts:
+        if operand.info != info or not operand.keeps_rows:
+            return False
+        for first, last in operand.stored_rows(begin, end):
+            if first != row:
+                return False
+            row = last
+    return row == info.shape[0]
+
+
+def _copied(draft: Draft, info: TensorInfo) -> Iterable[PlannedTensor]:
+    """Byte for byte, by the names that the encoding gives; what older files lack is the same for every tensor."""
+    encoding, stored = info.encoding, dict(zip((MAIN, *info.companions), info.stored, strict=True))
+    for suffix, spec in encoding.specs(draft.name, draft.shape).items():
+        if suffix in stored:
+            operand = Operand.of_tensor(replace(stored[suffix], shape=spec.shape))
+        else:
+            like = replace(info, dtype=spec.dtype, shape=spec.shape, encoded=None)
+            operand = Operand.of_bytes(spec.name, encoding.constant(suffix), like)
+        piece = Piece(operand, plain(spec.dtype), False, (), 0, operand.rows)
+        yield PlannedTensor(spec, (piece,), copied=encoding if suffix == MAIN else plain(spec.dtype))
+
+
+def _encodes(encoding: Encoding, draft: Draft, *, of_base: bool) -> bool:
+    """Whether a tensor is stored so: its layout allows it, and the encoding takes all that it is made of.
+
+    ``of_base``: the base's file has it so already, whatever the encoding takes.
+    """
     if (encoding.block > 1 or encoding.companions) and draft.transposed:  # rows of the tensor are none of its operand
         return False
     if any((end - begin) % encoding.granule for _, begin, end in draft.parts[:-1]):
         return False
-    taken = all(encoding.takes(operand.name, operand.shape) for operand, _, _ in draft.parts)
+    taken = of_base or all(encoding.takes(operand.name, operand.shape) for operand, _, _ in draft.parts)
     return draft.converts and taken and encoding.fits(draft.shape)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lcmmerge.archs import Model, Parameter, Slot, View, is_ema, tiles
 from lcmmerge.archs.completed import lent
@@ -11,7 +11,7 @@ from lcmmerge.archs.positions import position_ids, right_positions
 from lcmmerge.archs.prediction import ASKED, EPSILON, MARKS, V
 from lcmmerge.errors import FormatError, IncompatibleError
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
-from lcmmerge.tensors import DTYPES
+from lcmmerge.tensors import DTYPES, TensorInfo
 from lcmmerge.terms.operand import Operand
 
 MODEL = "diffusion_pytorch_model"
@@ -138,8 +138,8 @@ def _mended(base: Model, chosen: list[Draft]) -> Iterator[Draft]:
     for draft in chosen:
         info = stored.get(f"{draft.folder}.{draft.name}" if draft.folder else draft.name)
         if info:
-            content = right_positions(info.numel)
-            operand = Operand(info.name, info.path, (), DTYPES["I64"], info.shape, constant=content)
+            like = replace(info, dtype=DTYPES["I64"])
+            operand = Operand.of_bytes(info.name, right_positions(info.numel), like)
             draft = Draft.of(draft.folder, draft.name, operand, converts=False)
         yield draft
 
@@ -153,10 +153,8 @@ def _marks(base: Model) -> list[Draft]:
         raise IncompatibleError(
             f"{base.source.path}: {found}, which a single file made of it would not say", "omit --layout"
         )
-    file = base.source.files[0]
-    return [
-        Draft.of("", name, Operand(name, file, ((0, 0),), DTYPES["F32"], (0,)), converts=False) for name in found.marks
-    ]
+    empty = TensorInfo("", DTYPES["F32"], (0,), base.source.files[0], 0, 0)
+    return [Draft.of("", name, Operand.of_bytes(name, b"", empty), converts=False) for name in found.marks]
 
 
 def _to_diffusers(base: Model) -> list[Draft]:

@@ -158,7 +158,7 @@ def verify(
     files, different = _as_stored(plan, source)
     for wanted in (source, *plan.sources.values()):
         wanted.fetch()
-    unlike = {item.name for item in different}
+    unlike, stored = {item.name for item in different}, {info.name: info for info in source.stored}
     with Files() as inputs:
         findings = _Findings(inputs)
 
@@ -170,7 +170,7 @@ def verify(
             }
             sizes = [spec.nbytes for spec in specs.values()]
             begins = list(accumulate(sizes, initial=size - sum(sizes)))[:-1]
-            return _Comparer([None if name in unlike else source.tensors.get(name) for name in specs], begins, findings)
+            return _Comparer([None if name in unlike else stored.get(name) for name in specs], begins, findings)
 
         planned = [PlannedFile(path, tuple(tensors.values())) for path, tensors in files.items()]
         outcome = execute(
@@ -187,7 +187,7 @@ def verify(
         path.name for path, sha256 in zip(files, outcome.sha256, strict=True) if recorded[path] != f"0x{sha256}"
     ]
     merges = [item for item in plan.sources.values() if record_of(item, RECIPE).get("type") == "lcmmerge"]
-    return Verified(source.path, len(source.tensors), tuple(different), tuple(stale), tuple(merges))
+    return Verified(source.path, len(stored), tuple(different), tuple(stale), tuple(merges))
 
 
 def verify_sources(
@@ -218,7 +218,7 @@ def _as_stored(plan: Plan, source: TensorSource) -> tuple[dict[Path, dict[str, P
         planned |= {prefix + spec.name: (spec, tensor) for tensor in file.tensors for spec in tensor.specs}
     files: dict[Path, dict[str, PlannedTensor]] = {path: {} for path in source.files}
     different = []
-    for info in source:
+    for info in source.stored:
         if info.name not in planned:
             different.append(Different(info.name, None, "not in the merge"))
             continue

@@ -126,9 +126,9 @@ def reached(plan: Plan, axes: tuple[BlockAxis, ...] = ()) -> Counter[frozenset[i
 
 def _pristine(operand: Operand, device: torch.device) -> Tensor:
     """W₀ as stored. On the CPU it lies in the file's own pages, so that the model is not in memory twice."""
-    if device.type != "cpu" or operand.transposed or len(operand.spans) > 1:
+    if device.type != "cpu" or operand.transposed or len(operand.spans) > 1 or operand.info.encoded:
         return operand.read().to(device)
-    mapped = np.memmap(operand.path, np.uint8, "c", operand.spans[0][0], operand.nbytes)
+    mapped = np.memmap(operand.path, np.uint8, "c", *operand.spans[0])
     return torch.from_numpy(mapped).view(operand.dtype.torch).reshape(operand.shape)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lcmmerge import refs
 from lcmmerge.errors import FormatError
 from lcmmerge.refs.weights import PICKLES, SCHEDULER, SIDECAR, has_suffix
-from lcmmerge.tensors.dtypes import decode_scalar
 from lcmmerge.tensors.header import header_of
 from lcmmerge.tensors.info import TensorInfo
 from lcmmerge.tensors.source import Content, TensorSource, open_source, read_local, read_source
@@ -18,15 +17,13 @@ from lcmmerge.tensors.source import Content, TensorSource, open_source, read_loc
 class RemoteTensor(TensorInfo):
     """A tensor of a file on the Hub that is not downloaded.
 
-    ``path`` is where the file will be once it is downloaded; until then a scalar is read from ``file``.
+    ``path`` is where the file will be once it is downloaded; until then small ones are read from ``file``.
     """
 
-    file: refs.RemoteFile
+    file: refs.RemoteFile = field(kw_only=True)
 
-    def scalar(self) -> float:
-        if self.path.exists():
-            return TensorInfo.scalar(self)
-        return decode_scalar(self.dtype, self.file.read(self.offset, self.nbytes))
+    def data(self) -> bytes:
+        return TensorInfo.data(self) if self.path.exists() else self.file.read(self.offset, self.nbytes)
 
 
 def open_reference(
@@ -71,5 +68,6 @@ def _read_remote(repository: refs.Repository, name: str, scalars: bool) -> Conte
     if scalars:
         file.prefetch((entry.offset, entry.nbytes) for entry in entries if entry.nbytes == entry.dtype.itemsize)
     return [
-        RemoteTensor(entry.name, entry.dtype, entry.shape, path, entry.offset, entry.nbytes, file) for entry in entries
+        RemoteTensor(entry.name, entry.dtype, entry.shape, path, entry.offset, entry.nbytes, file=file)
+        for entry in entries
     ], metadata

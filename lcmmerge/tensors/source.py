@@ -13,6 +13,7 @@ from lcmmerge.refs import Awaited
 from lcmmerge.refs.weights import PICKLES, SINGLE_FILE, Choice, choose, has_suffix, is_index, local_tree
 from lcmmerge.tensors.header import read_header
 from lcmmerge.tensors.info import TensorInfo
+from lcmmerge.tensors.quantised import assembled
 from lcmmerge.tensors.signatures import ZIP, head_of, is_safetensors
 from lcmmerge.tensors.state import State, state_of
 
@@ -45,7 +46,12 @@ class TensorSource:
 
     @property
     def nbytes(self) -> int:
-        return sum(info.nbytes for info in self)
+        return sum(info.nbytes for info in self.stored)
+
+    @property
+    def stored(self) -> Iterator[TensorInfo]:
+        """The tensors as the files' headers have them; those that belong to an encoded one follow it."""
+        return (info for whole in self for info in whole.stored)
 
     def fetch(self) -> None:
         """Download what is awaited: the files lie then where the tensors say. Raises NotFoundError, FormatError."""
@@ -86,7 +92,8 @@ def read_source(
             tensors[name] = replace(info, name=name)
         if number == 0:
             metadata = file_metadata
-    return TensorSource(path, choice.layout, MappingProxyType(tensors), files, metadata, variant, states=states)
+    whole = MappingProxyType(assembled(tensors, metadata, path))
+    return TensorSource(path, choice.layout, whole, files, metadata, variant, states=states)
 
 
 def read_local(file: Path) -> Content:

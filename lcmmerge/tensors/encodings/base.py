@@ -7,7 +7,7 @@ layout from headers alone; torch is loaded by what computes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -47,13 +47,15 @@ class Companion:
     """A tensor that is stored beside an encoded one, such as its scales.
 
     ``suffix``: beside ``X.weight`` lies ``X.suffix``. ``shape``: of the encoded matrix's rows and columns; it begins
-    with the rows, made whole ``granules`` of the encoding, unless it is ``shared`` by all of them.
+    with the rows, made whole ``granules`` of the encoding, unless it is ``shared`` by all of them. ``constant``: its
+    bytes, where they are the same for every tensor; it is shared then.
     """
 
     suffix: str
     dtype: DType
     shape: Callable[[int, int], Shape]
     shared: bool = False
+    constant: bytes | None = None
 
     def beside(self, name: str) -> str:
         """Its name beside the tensor of that name."""
@@ -75,7 +77,8 @@ class Encoding:
     together (0: what the dtype takes). ``peaked``: ``encode`` needs ``peak``, the largest magnitude in the whole tensor
     (else it is NaN). ``granule``: rows that are encoded together; only a tensor's last ones may be fewer.
     ``takes(canonical name, shape)``: the parameters that are stored so; others keep their own dtype.
-    ``metadata(stored names)``: what a file's header says of the tensors that are.
+    ``metadata(stored names)``: what a file's header says of the tensors that are; ``form``: what ComfyUI's header, or
+    its ``comfy_quant`` beside a layer, says of each.
     """
 
     title: str
@@ -90,6 +93,7 @@ class Encoding:
     largest: float = 3.4028234663852886e38  # of float32
     takes: Callable[[str, Shape], bool] = matrices
     metadata: Callable[[Sequence[str]], Mapping[str, str]] = no_metadata
+    form: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     def row_bytes(self, columns: int) -> int:
         """What a row takes in the stored tensor; ``columns`` are a multiple of ``block``."""
@@ -100,6 +104,13 @@ class Encoding:
         if self.row_bytes(self.block) == self.block * self.dtype.itemsize:
             return shape
         return shape[0], self.row_bytes(_matrix(shape)[1]) // self.dtype.itemsize
+
+    def shape_of(self, stored: Shape) -> Shape:
+        """The encoded tensor's shape, from the stored one's: the other way round."""
+        block = self.row_bytes(self.block)
+        if block == self.block * self.dtype.itemsize:
+            return stored
+        return stored[0], prod(stored[1:]) * self.dtype.itemsize // block * self.block
 
     def specs(self, name: str, shape: Shape) -> Mapping[str, TensorSpec]:
         """MAIN, and each companion's suffix → the stored tensor."""
@@ -121,16 +132,30 @@ class Encoding:
         """Parts for ``encode`` to fill with the whole tensor."""
         import torch
 
+        main = torch.empty(self.stored_shape(shape), dtype=self.dtype.torch, device=device)
+        return {MAIN: main.view(_matrix(shape)[0], -1), **self.allocate_companions(shape, device)}
+
+    def allocate_companions(self, shape: Shape, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+        """Those of a whole tensor; constant ones are filled already."""
+        import torch
+
         specs = self.specs("", shape)
-        parts = {
-            suffix: torch.empty(spec.shape, dtype=spec.dtype.torch, device=device) for suffix, spec in specs.items()
-        }
-        return parts | {MAIN: parts[MAIN].view(_matrix(shape)[0], -1)}
+        parts = {}
+        for item in self.companions:
+            spec = specs[item.suffix]
+            part = parts[item.suffix] = torch.empty(spec.shape, dtype=spec.dtype.torch, device=device)
+            if item.constant is not None:
+                part.view(torch.uint8).copy_(torch.frombuffer(bytearray(item.constant), dtype=torch.uint8))
+        return parts
+
+    def constant(self, suffix: str) -> bytes:
+        """The bytes of a companion that are the same for every tensor."""
+        return next(item.constant for item in self.companions if item.suffix == suffix and item.constant is not None)
 
     def cut(self, parts: Parts, rows: slice) -> dict[str, Tensor]:
         """What is stored of some rows, from the first of a granule on."""
         padded = slice(rows.start, -(-rows.stop // self.granule) * self.granule)
-        shared = {item.suffix for item in self.companions if item.shared}
+        shared = {item.suffix for item in self.companions if item.shared or item.constant is not None}
         return {
             suffix: tensor if suffix in shared else tensor[rows if suffix == MAIN else padded]
             for suffix, tensor in parts.items()
