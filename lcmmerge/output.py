@@ -322,3 +322,8 @@ def parse_size(text: str) -> int:
 def ratio(value: float | None) -> str:
     """A norm ratio or a signal, to three digits."""
     return "∞" if value is None or value == float("inf") else f"{value:.3g}"
+
+
+def share(value: float) -> str:
+    """A part of a whole in percent; nothing where it is NaN."""
+    return "" if value != value else f"{value:.1%}".replace("%", " %")

@@ -24,12 +24,13 @@ from lcmmerge.cli.options import (
     tuned_from_option,
     variant_option,
 )
-from lcmmerge.output import Output, ratio, size
+from lcmmerge.output import Output, ratio, share, size
 
 if TYPE_CHECKING:
     from lcmmerge.merge.plan import Plan
     from lcmmerge.merge.report import Report
 
+COARSE = 0.99  # correlation of what the output changed with what it was to change
 SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype keeps little of a term
 
 
@@ -178,7 +179,7 @@ def _show_report(report: Report, output: Output) -> None:
         return
     output.table(
         "",
-        ("term", "component", "λ", "parameters", "‖Δ‖/‖θ‖", "signal/rounding"),
+        ("term", "component", "λ", "parameters", "‖Δ‖/‖θ‖", "signal/rounding", "kept"),
         [
             (
                 row.term,
@@ -187,11 +188,13 @@ def _show_report(report: Report, output: Output) -> None:
                 f"{row.parameters} of {row.of}",
                 ratio(row.relative),
                 ratio(row.signal),
+                share(row.kept),
             )
             for row in report.rows
         ],
-        numbers=4,
+        numbers=5,
     )
+    _show_rounding(report, output)
     for row in report.rows:
         if row.signal < SWALLOWED:
             output.warn(
@@ -203,6 +206,16 @@ def _show_report(report: Report, output: Output) -> None:
         _show_layers(report, output)
     _show_left_out(report.unmatched, report.dropped, output)
     output.text(f"{report.output}  {size(report.nbytes)}" + ("" if report.method == "add" else f"  {report.method}"))
+
+
+def _show_rounding(report: Report, output: Output) -> None:
+    """Where the output's encoding is so coarse that the change is not what the terms ask for."""
+    whole, worst = report.rounding, report.worst(1)
+    if worst and whole.correlation < COARSE:
+        output.text(
+            f"Rounding kept {share(whole.gain)} of the change, with a correlation of {whole.correlation:.2f}; the "
+            f"least in {worst[0].name}: {share(worst[0].measured.gain)}."
+        )
 
 
 def _show_lent(lent: Mapping[str, Mapping[str, int]], output: Output) -> None:
@@ -223,9 +236,13 @@ def _show_sampling(plan: Plan, output: Output) -> None:
 def _show_layers(report: Report, output: Output) -> None:
     output.table(
         "Layers",
-        ("parameter", "‖Δ‖/‖θ‖", "signal/rounding"),
-        [(layer.name, ratio(layer.relative), ratio(layer.signal)) for layer in report.layers if layer.squares],
-        numbers=2,
+        ("parameter", "‖Δ‖/‖θ‖", "signal", "kept"),
+        [
+            (layer.name, ratio(layer.relative), ratio(layer.signal), share(layer.measured.gain))
+            for layer in report.layers
+            if layer.squares
+        ],
+        numbers=3,
     )
 
 

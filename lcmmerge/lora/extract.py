@@ -128,7 +128,7 @@ def extract(
             return LoraOrigin(base.arch, modelspec.variant_of(base), title, recipe, words)
 
         def done(item: ExtractedParameter) -> None:
-            progress(item.difference.tuned.nbytes)
+            progress(sum(nbytes for _, nbytes in item.difference.tuned.spans))
 
         make, read = partial(_make, settings), sources.values()
         layers = lorafile.write_adapter(target, targets, make, specs, origin, done, sources=read, force=force)

@@ -38,12 +38,13 @@ class TermDelta:
 class Work:
     """A piece made ready: λ folded into ``up`` [out, Σr], ``down`` [Σr, in·kh·kw]; ``squares``: term → ‖λΔ‖².
 
-    Where the method is not linear, all is in ``apart``.
+    ``ranks``: which of Σr are a term's. Where the method is not linear, all is in ``apart``.
     """
 
     up: Tensor | None = None
     down: Tensor | None = None
-    dense: list[tuple[float, Tensor]] = field(default_factory=list)
+    ranks: dict[int, slice] = field(default_factory=dict)
+    dense: list[tuple[int, float, Tensor]] = field(default_factory=list)
     dependent: list[tuple[int, float, Dependent]] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     squares: dict[int, float] = field(default_factory=dict)
@@ -75,7 +76,8 @@ def read_roles(patch: Patch, device: str, dtype: torch.dtype = torch.float32) ->
 def prepare(piece: Piece, device: str, dtype: torch.dtype = torch.float32, *, linear: bool = True) -> Work:
     """Read the adapters' tensors of one parameter and form their factors, in ``dtype``: float32 or float64."""
     work = Work()
-    ups, downs = [], []
+    ups: list[Tensor] = []
+    downs: list[Tensor] = []
     for contribution in piece.contributions:
         strength, term = contribution.strength, contribution.term
         update: Update
@@ -100,8 +102,10 @@ def prepare(piece: Piece, device: str, dtype: torch.dtype = torch.float32, *, li
         else:
             work.squares[term] = strength**2 * norm
             if isinstance(update, Dense):
-                work.dense.append((strength, update.delta))
+                work.dense.append((term, strength, update.delta))
             else:
+                first = sum(up.shape[1] for up in ups)
+                work.ranks[term] = slice(first, first + update.up.shape[1])
                 ups.append(update.up * strength)
                 downs.append(update.down)
     if ups:
@@ -151,7 +155,7 @@ def add_terms(
             weights.add_(work.up[rows] @ work.down)
         else:
             weights.addmm_(work.up[rows], work.down)
-    for strength, delta in work.dense:
+    for _, strength, delta in work.dense:
         weights.add_(delta.reshape(-1, weights.shape[1])[rows], alpha=strength)
     for term, strength, change in changes:
         _add(weights, change, term, strength, measured)
@@ -221,12 +225,18 @@ def largest(weights: Tensor) -> float:
     return float(torch.maximum(-low, high))
 
 
-def measure_rounding(measured: Measured, before: Tensor, exact: Tensor, written: Tensor) -> None:
-    """What rounding made of a sample, θ ``before`` the merge and θ′ ``exact``; ``before`` is overwritten."""
-    written = written.to(exact.device, exact.dtype)
+def measure_rounding(
+    measured: Measured, before: Tensor, exact: Tensor, written: Tensor, deltas: Iterable[tuple[int, Tensor]]
+) -> None:
+    """What rounding made of a sample, θ ``before`` the merge and θ′ ``exact``; ``deltas``: terms, and λΔ there."""
+    change, error = exact - before, written.to(exact.device, exact.dtype) - exact
     measured.sampled = exact.numel()
-    measured.error = square(written - exact)
-    made = written - before
-    change = torch.sub(exact, before, out=before)
-    measured.change, measured.made = square(change), square(made)
-    measured.kept = float(torch.dot(change.reshape(-1), made.reshape(-1)))
+    measured.change, measured.error = square(change), square(error)
+    lost = _inner(error, change)
+    measured.kept = measured.change + lost
+    measured.made = max(measured.kept + lost + measured.error, 0.0)  # ‖change + error‖²
+    measured.terms = {term: (square(delta), _inner(error, delta)) for term, delta in deltas}
+
+
+def _inner(one: Tensor, other: Tensor) -> float:
+    return float(torch.dot(one.reshape(-1), other.reshape(-1)))

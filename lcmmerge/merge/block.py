@@ -152,7 +152,10 @@ class Computer:
         arithmetic.round_into(parts, weights, piece, block.begin, self._seed, peak)
         if piece.contributions:
             sample = slice(0, len(before))
-            arithmetic.measure_rounding(measured, before, weights[sample], encoding.decode(encoding.cut(parts, sample)))
+            written = encoding.decode(encoding.cut(parts, sample))
+            arithmetic.measure_rounding(
+                measured, before, weights[sample], written, self._deltas_on(before, block)
+            )
         return measured
 
     def look(self, block: Block) -> None:
@@ -198,6 +201,24 @@ class Computer:
             deltas.append(delta)
         strengths = [item.strength for item in block.work.apart]
         return self._method.combine(weights, deltas, strengths, self._parameters)
+
+    def _deltas_on(self, before: Tensor, block: Block) -> Iterator[tuple[int, Tensor]]:
+        """Each term's λΔ on the block's sample, W ``before`` there; none where a method or a view makes that dear."""
+        piece, work = block.piece, block.work
+        rows = slice(block.begin, block.begin + len(before))
+        if piece.transposed or work.apart:
+            return
+        for term, ranks in work.ranks.items():
+            assert work.up is not None and work.down is not None
+            yield term, work.up[rows, ranks] @ work.down[ranks]
+        for term, strength, delta in work.dense:
+            yield term, delta.reshape(-1, before.shape[1])[rows] * strength
+        for item in work.differences:
+            yield item.term, self._change(item, piece, rows) * item.strength
+        for term, strength, update in work.dependent:
+            if update.rows_of:
+                pristine = before.reshape(-1, *piece.operand.shape[1:])
+                yield term, update.rows_of(pristine, rows).reshape(before.shape) * strength
 
     def _delta(self, item: TermDelta, piece: Piece, rows: slice, pristine: Tensor | None) -> Tensor:
         """[rows, columns] of a term's Δ, to be overwritten."""

@@ -172,7 +172,8 @@ class _Execution:
         for tensor in file.tensors:
             companions = tensor.allocate_companions()
             ready: dict[str, tuple[Work, Layer]] = {}  # of the tensor's parameters, whose rows may alternate
-            blocks, row = [], 0
+            blocks: list[Block] = []
+            row = 0
             for piece in (piece for piece in tensor.pieces if piece.operand.numel):
                 blocks += self._blocks(piece, ready, companions, row)
                 row += piece.end - piece.begin
@@ -186,7 +187,7 @@ class _Execution:
         name = piece.operand.name
         if name not in ready:
             work = self.preparing.prepare(piece)
-            ready[name] = work, Layer(name, piece.operand.numel, dict(work.squares))
+            ready[name] = work, Layer(name, piece.operand.numel, Measured(squares=dict(work.squares)))
             self.layers.append(ready[name][1])
         work, layer = ready[name]
         return blocks_of(piece, work, layer, companions, row)
@@ -202,7 +203,7 @@ class _Execution:
             self.writers[unit.file].write(unit.buffer, unit.offset, unit.nbytes)
         self.hashes[unit.file].update(unit.data)
         for block, measured in zip(unit.blocks, unit.measured, strict=True):
-            block.layer.add(measured)
+            block.layer.measured.add(measured)
         if unit.nbytes <= UNIT:
             self.buffers.append(unit.buffer)
         self.progress(unit.nbytes)

@@ -34,7 +34,7 @@ class Measured:
     """What one block shows: ‖θ‖², the terms' ‖λΔ‖² where only the block tells, and of a sample what rounding made.
 
     ``change``: ‖θ′ − θ‖²; ``made``: ‖round(θ′) − θ‖²; ``kept``: the inner product of the two; ``error``: ‖round(θ′) −
-    θ′‖².
+    θ′‖². ``terms``: term → ‖λΔ‖², and the inner product of λΔ with that error.
     """
 
     base_square: float = 0.0
@@ -44,20 +44,46 @@ class Measured:
     change: float = 0.0
     made: float = 0.0
     kept: float = 0.0
+    terms: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    def add(self, other: Measured) -> None:
+        for name in ("base_square", "sampled", "error", "change", "made", "kept"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for term, square in other.squares.items():
+            self.squares[term] = self.squares.get(term, 0.0) + square
+        for term, (square, lost) in other.terms.items():
+            before = self.terms.get(term, (0.0, 0.0))
+            self.terms[term] = before[0] + square, before[1] + lost
+
+    @property
+    def gain(self) -> float:
+        """How much of θ′ − θ is in the output: the projection on it of what the output changed. NaN where it is 0."""
+        return self.kept / self.change if self.change else nan
+
+    @property
+    def correlation(self) -> float:
+        """Of θ′ − θ with what the output changed: 1 where nothing was lost to rounding. NaN where nothing changed."""
+        lengths = sqrt(self.change * self.made)
+        return self.kept / lengths if lengths else nan
+
+    def share(self, term: int) -> float:
+        """How much of a term's λΔ is in the output, as ``gain`` is of their sum. NaN where that was not looked at."""
+        square, lost = self.terms.get(term, (0.0, 0.0))
+        return 1 + lost / square if square else nan
 
 
 @dataclass(slots=True)
 class Layer:
-    """What was measured of one parameter: ‖λΔ‖² per term, and the sum of what its blocks have ``measured``."""
+    """One parameter, and the sum of what its blocks have ``measured``."""
 
     name: str
     numel: int
-    squares: dict[int, float]
     measured: Measured = field(default_factory=Measured)
 
     @property
-    def base_square(self) -> float:
-        return self.measured.base_square
+    def squares(self) -> dict[int, float]:
+        """‖λΔ‖² per term."""
+        return self.measured.squares
 
     @property
     def error_square(self) -> float:
@@ -65,31 +91,14 @@ class Layer:
         return self.measured.error * self.numel / self.measured.sampled if self.measured.sampled else 0.0
 
     @property
-    def gain(self) -> float:
-        """How much of θ′ − θ is in the output: the projection on it of what the output changed. NaN where it is 0."""
-        return self.measured.kept / self.measured.change if self.measured.change else nan
-
-    @property
-    def correlation(self) -> float:
-        """Of θ′ − θ with what the output changed: 1 where nothing was lost to rounding. NaN where nothing changed."""
-        lengths = sqrt(self.measured.change * self.measured.made)
-        return self.measured.kept / lengths if lengths else nan
-
-    @property
     def relative(self) -> float:
         """‖Σ λΔ‖ / ‖θ‖, the terms taken as orthogonal."""
-        return sqrt(sum(self.squares.values()) / self.base_square) if self.base_square else inf
+        return sqrt(sum(self.squares.values()) / self.measured.base_square) if self.measured.base_square else inf
 
     @property
     def signal(self) -> float:
         """‖Σ λΔ‖ / ‖rounding error‖."""
         return sqrt(sum(self.squares.values()) / self.error_square) if self.error_square else inf
-
-    def add(self, measured: Measured) -> None:
-        for term, square in measured.squares.items():
-            self.squares[term] = self.squares.get(term, 0.0) + square
-        for name in ("base_square", "sampled", "error", "change", "made", "kept"):
-            setattr(self.measured, name, getattr(self.measured, name) + getattr(measured, name))
 
 
 @dataclass(frozen=True, slots=True)

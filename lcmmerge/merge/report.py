@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from math import inf, sqrt
+from math import inf, isfinite, nan, sqrt
 from typing import Any
 
 from lcmmerge.errors import NoEffectError
-from lcmmerge.merge.outcome import Layer
+from lcmmerge.merge.outcome import Layer, Measured
 from lcmmerge.merge.plan import Plan
 
 
@@ -17,8 +17,9 @@ class ReportRow:
     """One term in one component.
 
     ``parameters`` of ``of`` were changed. ``relative``: ‖λΔ‖ / ‖θ‖ over those, of Δ what the method keeps. ``signal``:
-    ‖λΔ‖ / ‖rounding error‖; below about 3 the output dtype swallows a good part of the term. ``weakest``: the layer
-    with the least signal.
+    ‖λΔ‖ / ‖rounding error‖; below about 3 noise of the output's encoding is as large as a good part of the term.
+    ``weakest``: the layer with the least signal. ``kept``: how much of λΔ is in the output, by a sample; NaN where that
+    was not looked at.
     """
 
     term: str
@@ -30,6 +31,7 @@ class ReportRow:
     signal: float
     weakest: str
     weakest_signal: float
+    kept: float = nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +51,48 @@ class Report:
     lent: dict[str, dict[str, int]] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
 
+    @property
+    def rounding(self) -> Measured:
+        """What rounding kept of the whole change, by a sample of every layer."""
+        return total(self.layers)
+
+    def worst(self, count: int = 5) -> list[Layer]:
+        """The layers of whose change the least is in the output."""
+        changed = [layer for layer in self.layers if layer.measured.change]
+        return sorted(changed, key=lambda layer: (layer.measured.gain, layer.name))[:count]
+
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; an infinite signal (nothing was lost) is null."""
-        rows = [
-            {key: None if value == inf else value for key, value in asdict(row).items()} for row in self.rows
-        ]
+        """JSON-ready; an infinite signal (nothing was lost), and what was not looked at, is null."""
+        rows = [{key: _finite(value) for key, value in asdict(row).items()} for row in self.rows]
+        rounding = self.rounding
         return {
             "output": self.output,
             "bytes": self.nbytes,
             "sha256": self.sha256,
             "method": self.method,
             "coverage": rows,
+            "rounding": {
+                "gain": _finite(rounding.gain),
+                "correlation": _finite(rounding.correlation),
+                "worst": [
+                    {"name": layer.name, "gain": made.gain, "correlation": _finite(made.correlation)}
+                    for layer in self.worst()
+                    for made in [layer.measured]
+                ],
+            },
             "unmatched": self.unmatched,
             "dropped": list(self.dropped),
             **({"lent": self.lent} if self.lent else {}),
             **({"doubts": list(self.doubts)} if self.doubts else {}),
         }
+
+
+def total(layers: Iterable[Layer]) -> Measured:
+    """What was measured of layers together."""
+    found = Measured()
+    for layer in layers:
+        found.add(layer.measured)
+    return found
 
 
 def rows(plan: Plan, layers: Iterable[Layer]) -> tuple[ReportRow, ...]:
@@ -96,12 +124,17 @@ def _row(plan: Plan, index: int, component: str, layers: tuple[Layer, ...]) -> R
         plan.terms[index].strength,
         len(touched),
         len(mine),
-        sqrt(change / base) if (base := sum(layer.base_square for layer in touched)) else inf,
+        sqrt(change / base) if (base := sum(layer.measured.base_square for layer in touched)) else inf,
         _signal(change, sum(layer.error_square for layer in touched)),
         weakest.name,
         _signal(weakest.squares[index], weakest.error_square),
+        total(touched).share(index),
     )
 
 
 def _signal(change: float, error: float) -> float:
     return sqrt(change / error) if error else inf
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not isfinite(value) else value

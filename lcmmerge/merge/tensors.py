@@ -36,7 +36,8 @@ def merged(plan: Plan, device: str = "cpu") -> Iterator[Read]:
 
     The inputs must be on this disk (``Plan.fetch``). A read raises NumericError, FormatError.
     """
-    pieces, fused = {}, {}
+    pieces: dict[str, Piece] = {}
+    fused: dict[str, tuple[Piece, ...]] = {}
     for tensor in (tensor for file in plan.files for tensor in file.tensors):
         whole = {
             piece.operand.name: replace(piece, transposed=False, begin=0, end=piece.operand.rows)
@@ -71,4 +72,4 @@ def _compute(piece: Piece, fused: tuple[Piece, ...], computer: Computer) -> Tens
 
 def _blocks(piece: Piece, computer: Computer, companions: Parts) -> Iterator[Block]:
     work = computer.prepare(piece)
-    return blocks_of(piece, work, Layer(piece.operand.name, piece.operand.numel, work.squares), companions)
+    return blocks_of(piece, work, Layer(piece.operand.name, piece.operand.numel), companions)

@@ -21,7 +21,7 @@ class TensorInfo:
     """A tensor and the bytes of a file in which it lies, contiguous and little-endian.
 
     ``encoded``: how its numbers are stored where that is not one by one in ``dtype``, which then is what they become
-    where nothing else is asked for. ``companions``: by the encoding's suffixes, the tensors beside it that belong to it.
+    where nothing else is asked for. ``companions``: by the encoding's suffixes, the tensors that belong to it.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""Quantised tensors of a safetensors file: each with what belongs to it, as one tensor of the numbers that it stands for.
+"""Quantised tensors in safetensors files: each with what belongs to it, as one tensor of the numbers it stands for.
 
-Two dialects, both ComfyUI's. The newer one says of each layer how it is stored, in a tensor ``comfy_quant`` beside it or in
-the header's ``_quantization_metadata``. The older one is of scaled fp8 alone: a tensor ``scaled_fp8`` marks the file, and
-beside a weight lies ``scale_weight``. What a layer's input is scaled by (``input_scale``, ``scale_input``) is no part of
-the weight.
+Two dialects, both ComfyUI's. The newer one says of each layer how it is stored, in a tensor ``comfy_quant`` beside it
+or in the header's ``_quantization_metadata``. The older one is of scaled fp8 alone: a tensor ``scaled_fp8`` marks the
+file, and beside a weight lies ``scale_weight``. What a layer's input is scaled by (``input_scale``, ``scale_input``) is
+no part of the weight.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ def read_local(file: Path) -> Content:
 
         return read_pickle(file), {}
     entries, metadata = read_header(file)
-    return [TensorInfo(name, dtype, shape, file, *place) for name, dtype, shape, *place in entries], metadata
+    infos = [TensorInfo(name, dtype, shape, file, offset, nbytes) for name, dtype, shape, offset, nbytes in entries]
+    return infos, metadata
 
 
 @contextmanager
