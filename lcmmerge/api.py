@@ -83,6 +83,7 @@ class Merge(spec.Merge):
         drop_ema: bool = False,
         mend_position_ids: bool = False,
         rounding_seed: int | None = None,
+        accept_loss: bool = False,
         force: bool = False,
         device: str = "cpu",
         threads: int = 0,
@@ -93,9 +94,10 @@ class Merge(spec.Merge):
         ``path``: None names it after the inputs, in the working folder. ``layout``, ``dtype``: the base's own where
         none is given. ``encoding``: how numbers are stored; a dtype is one way. ``max_shard_size``: split files above
         it, in bytes. ``mend_position_ids``: write those of text encoders as 0, 1, 2 … ``rounding_seed``: of stochastic
-        rounding, None rounds to nearest. ``threads``: 0 is one per core,
-        at most four. ``hash_base``: record the base's sha256 too. The report has ‖Δ‖/‖θ‖ of each term and the sha256 of
-        each file. Raises what ``plan`` does, OutputError, NumericError, AlreadyFusedError.
+        rounding, None rounds to nearest. ``accept_loss``: also where a quantised base would keep less than 90 % of the
+        change. ``threads``: 0 is one per core, at most four. ``hash_base``: record the base's sha256 too. The report
+        has of each term ‖Δ‖/‖θ‖ and what rounding kept, and the sha256 of each file. Raises what ``plan`` does,
+        OutputError, NumericError, AlreadyFusedError, QualityError.
 
         >>> from lcmmerge import Merge, Source, Term
         >>> lcm = Term("lcm", Source("zoo:digits/lcm.safetensors"), accelerator="lcm")
@@ -112,7 +114,7 @@ class Merge(spec.Merge):
         output = spec.Written(place, layout, stored, max_shard_size, drop_ema, rounding_seed, mend_position_ids)
         planned = replace(self, output=output).plan()
         _warn((*planned.doubts, *planned.scheduler_doubts, *planned.obligations))
-        return fuse(planned, settings=Settings(threads, device, hash_base), force=force)
+        return fuse(planned, settings=Settings(threads, device, hash_base), force=force, accept_loss=accept_loss)
 
     def search(
         self,

@@ -68,9 +68,9 @@ def objectives() -> list[str]:
 
 
 def encodings() -> Iterable[str]:
-    from lcmmerge.tensors.encodings import encodings
+    from lcmmerge.tensors.encodings import UNQUANTISED, encodings
 
-    return encodings()
+    return UNQUANTISED, *encodings()
 
 
 def targets() -> list[str]:

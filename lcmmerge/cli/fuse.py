@@ -27,6 +27,7 @@ from lcmmerge.cli.options import (
 from lcmmerge.output import Output, ratio, share, size
 
 if TYPE_CHECKING:
+    from lcmmerge.merge.outcome import Measured
     from lcmmerge.merge.plan import Plan
     from lcmmerge.merge.report import Report
 
@@ -79,6 +80,7 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @click.option("--mend-position-ids", is_flag=True, help="Write damaged position_ids of text encoders as 0, 1, 2 …")
 @click.option("--allow-unmatched", is_flag=True, help="Merge what fits, and list what does not.")
 @click.option("--hash-base", is_flag=True, help="Record the base's sha256 too, which reads it once more.")
+@click.option("--accept-loss", is_flag=True, help="Merge even where a quantised BASE would keep less than 90 % of it.")
 @click.option("--force", is_flag=True, help="Replace the output; fuse again what the base already holds.")
 @arithmetic_options
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -90,7 +92,7 @@ def fuse(
     target: Path | None, layout: str | None, dtype: str | None, encoding: str | None, rounding: str, seed: int,
     config_from: str | None, parts_from: str | None, prediction: str | None, qkv_rows: str | None,
     variant: str | None, shard: int | None, drop_ema: bool, mend_position_ids: bool, allow_unmatched: bool,
-    hash_base: bool, force: bool, device: str, threads: int, dry_run: bool, output: Output,
+    hash_base: bool, accept_loss: bool, force: bool, device: str, threads: int, dry_run: bool, output: Output,
 ) -> None:  # fmt: skip
     """Merge STYLE and an acceleration LoRA into BASE, and write one standalone checkpoint.
 
@@ -111,6 +113,7 @@ def fuse(
       lcmmerge fuse inpainting.safetensors tuned.safetensors --tuned-from base.safetensors --lambda 1 0
     """
     from lcmmerge.merge.fuse import check_output, fuse
+    from lcmmerge.merge.loss import check_kept, estimated
     from lcmmerge.merge.outcome import Settings
     from lcmmerge.merge.plan import plan
     from lcmmerge.merge.spec import Written, stored_as
@@ -133,19 +136,25 @@ def fuse(
         output.warn(doubt)
     if dry_run:
         check_output(planned, force=force)
-        _show_plan(planned, output)
+        kept = None if planned.download else estimated(planned)
+        _show_plan(planned, kept, output)
+        if not accept_loss:
+            check_kept(planned, kept)
     else:
         if not any(term.strength for term in planned.terms):
             output.warn("every λ is 0: the weights stay the base's")
-        _show_report(fuse(planned, settings=Settings(threads, device, hash_base), force=force, output=output), output)
+        settings = Settings(threads, device, hash_base)
+        report = fuse(planned, settings=settings, force=force, accept_loss=accept_loss, output=output)
+        _show_report(report, output)
     _show_sampling(planned, output)
 
 
-def _show_plan(plan: Plan, output: Output) -> None:
+def _show_plan(plan: Plan, kept: Measured | None, output: Output) -> None:
+    """``kept``: what rounding would keep of the change, where the base is quantised already."""
     from lcmmerge.refs import name_of
 
     if output.as_json:
-        output.json(plan.as_dict())
+        output.json(plan.as_dict() | ({"kept": kept.gain} if kept else {}))
         return
     output.text(f"{plan.base.arch.title}, {plan.base.purpose}, {plan.base.layout}: {plan.base.source.path}")
     output.text(f"The base {plan.base.prediction}.")
@@ -168,6 +177,8 @@ def _show_plan(plan: Plan, output: Output) -> None:
         [(file.path, len(file.tensors), size(file.nbytes)) for file in plan.files],
         numbers=2,
     )
+    if kept:
+        output.text(f"The base is quantised: about {share(kept.gain)} of the change would be kept.")
     if plan.download:
         output.text(f"Would download {size(plan.download)}.")
     _show_left_out({plan.terms[index].name: keys for index, keys in plan.unmatched.items()}, plan.dropped, output)

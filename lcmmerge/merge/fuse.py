@@ -27,16 +27,22 @@ def fuse(
     *,
     settings: Settings = Settings(),  # noqa: B008 - frozen
     force: bool = False,
+    accept_loss: bool = False,
     output: Output = Output(quiet=True),  # noqa: B008 - frozen
     title: str = "fuse",
 ) -> Report:
     """Download what is still on the Hub, and write θ′ to the plan's target.
 
-    Nothing is at the target until everything is. Raises OutputError, NumericError, NoEffectError, AlreadyFusedError,
-    NotFoundError.
+    Nothing is at the target until everything is. ``accept_loss``: also where rounding loses much of the change, in
+    weights that are quantised already. Raises OutputError, NumericError, NoEffectError, AlreadyFusedError,
+    NotFoundError, QualityError.
     """
     check_output(plan, force=force)
     plan.fetch()
+    if not accept_loss:
+        from lcmmerge.merge.loss import check_kept, estimated
+
+        check_kept(plan, estimated(plan))
     with Staging(plan.target, force=force) as staging:
         folder = staging.folder
         if plan.layout == DIFFUSERS:

@@ -12,8 +12,8 @@ from lcmmerge.errors import FormatError
 from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem
 from lcmmerge.merge.spec import Written
 from lcmmerge.refs.weights import SAFETENSORS
-from lcmmerge.tensors import TensorInfo
-from lcmmerge.tensors.encodings import MAIN, Encoding, Parts, encodings, plain
+from lcmmerge.tensors import DTYPES, TensorInfo
+from lcmmerge.tensors.encodings import MAIN, NONE, Encoding, Parts, encoding_of, plain
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.terms.match import Contribution
 from lcmmerge.terms.operand import Operand
@@ -116,7 +116,7 @@ def lay_out(
     Raises FormatError where the layout has no name for a part, or a companion's name is another tensor's.
     """
     chosen, dropped = drafts(base, layout, drop_ema=output.drop_ema, mend_position_ids=output.mend_position_ids)
-    encoding = encodings()[output.encoding] if output.encoding else None
+    encoding = encoding_of(output.encoding) if output.encoding else None
     files = tuple(
         file
         for folder, group in by_folder(chosen)
@@ -145,7 +145,7 @@ def _refuse_twins(file: PlannedFile, base: Model) -> None:
 def _planned(draft: Draft, contributions: Contributions, wanted: Encoding | None) -> Iterable[PlannedTensor]:
     """An encoded tensor that stays as it is, is several."""
     operand = draft.parts[0][0]
-    encoding = plain(operand.dtype)
+    encoding = plain(DTYPES["BF16"] if wanted == NONE and operand.is_quantised else operand.dtype)
     if operand.dtype.floating and _encodes(wanted or operand.encoding, draft, of_base=wanted is None):
         encoding = wanted or operand.encoding
     if encoding == operand.info.encoded and _stays(draft, contributions):

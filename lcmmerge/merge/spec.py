@@ -21,7 +21,7 @@ from lcmmerge.errors import OptionError
 from lcmmerge.merge.methods import complete, methods, spelled
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors.dtypes import LARGEST, OUTPUT_DTYPES
-from lcmmerge.tensors.encodings import encodings
+from lcmmerge.tensors.encodings import UNQUANTISED, encodings
 
 STYLE, LCM = "style", "lcm"  # what the command line calls its terms
 USUAL: Any = None  # for a λ: the usual one, of an accelerator as its entry says, else 1
@@ -137,7 +137,7 @@ class Written:
     mend_position_ids: bool = False
 
     def __post_init__(self) -> None:
-        if self.encoding is not None and self.encoding not in encodings():
+        if self.encoding not in (None, UNQUANTISED, *encodings()):
             raise OptionError(f"encoding {self.encoding!r}: unknown", f"choose one of {', '.join(encodings())}")
         if self.layout not in (None, SINGLE_FILE, DIFFUSERS, COMPONENT):
             raise OptionError(f"layout {self.layout!r}: unknown", f"choose {SINGLE_FILE} or {DIFFUSERS}")

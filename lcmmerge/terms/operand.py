@@ -71,6 +71,11 @@ class Operand:
         return self.info.encoding
 
     @property
+    def is_quantised(self) -> bool:
+        """Whether its numbers are stored in less than 16 bits."""
+        return self.info.encoded is not None or (self.dtype.floating and self.dtype.itemsize == 1)
+
+    @property
     def numel(self) -> int:
         return prod(self.shape)
 

@@ -29,6 +29,9 @@ class Check(Strict):
     relative: Bound | None = Field(None, description="‖λΔ‖ / ‖θ‖ of each term in each component.")
     signal: Bound | None = Field(None, description="‖λΔ‖ / ‖rounding error‖ of each term in each component.")
     weakest_signal: Bound | None = Field(None, description="The same, of the layer where it is least.")
+    kept: Bound | None = Field(
+        None, description="The share of each term's change in each component that rounding kept: 0 to 1."
+    )
     search_regret: Bound | None = Field(
         None, description="How much worse than the best of `search` the λs of `fuse` score, in standard deviations."
     )

@@ -165,6 +165,7 @@ class Fuse(Step):
     drop_ema: bool = Field(False, description="Leave out a checkpoint's EMA copy.")
     mend_position_ids: bool = Field(False, description="Write damaged position_ids of text encoders as 0, 1, 2 …")
     allow_unmatched: bool = Field(False, description="Merge what fits, and list what does not.")
+    accept_loss: bool = Field(False, description="Merge even where a quantised base would keep less than 90 % of it.")
 
     @property
     def roles(self) -> dict[str, str]:
@@ -194,7 +195,10 @@ class Fuse(Step):
         if plan.layout != DIFFUSERS:
             content.mkdir()
         plan = replace(plan, target=content if plan.layout == DIFFUSERS else content / plan.target.name)
-        report = fuse(plan, settings=build.settings, force=work.force, output=work.output, title=f"fuse {build.name}")
+        report = fuse(
+            plan, settings=build.settings, force=work.force, accept_loss=self.accept_loss, output=work.output,
+            title=f"fuse {build.name}",
+        )  # fmt: skip
         said = report.as_dict()
         return {
             "bytes": sum(path.stat().st_size for path in files_at(content)),

@@ -5,17 +5,28 @@ Each dtype of ``--dtype`` is one too. Third parties add theirs by an entry point
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 from lcmmerge.registry import entries
-from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+from lcmmerge.tensors.dtypes import DTYPES, OUTPUT_DTYPES
 from lcmmerge.tensors.encodings.base import MAIN, Companion, Encoding, Parts
 from lcmmerge.tensors.encodings.plain import plain
 
-__all__ = ["MAIN", "Companion", "Encoding", "Parts", "encodings", "plain"]
+__all__ = ["MAIN", "NONE", "UNQUANTISED", "Companion", "Encoding", "Parts", "encoding_of", "encodings", "plain"]
+
+UNQUANTISED = "none"
+NONE = replace(
+    plain(DTYPES["BF16"]), title="what is quantised in bfloat16, the rest as it is", takes=lambda name, shape: False
+)
 
 
 def encodings() -> dict[str, Encoding]:
     """Every encoding by name: the dtypes, then what is registered, in name order. No torch is loaded."""
     registered = {name: cast(Encoding, entry) for name, entry in entries(__name__, "ENCODING").items()}
     return {name: plain(dtype) for name, dtype in OUTPUT_DTYPES.items()} | registered
+
+
+def encoding_of(name: str) -> Encoding:
+    """One of them, or NONE by its name. Raises KeyError."""
+    return NONE if name == UNQUANTISED else encodings()[name]
