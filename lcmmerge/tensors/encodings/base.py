@@ -6,6 +6,7 @@ layout from headers alone; torch is loaded by what computes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -25,12 +26,28 @@ Parts = Mapping[str, "Tensor"]  # MAIN, and each companion's suffix → some row
 MAIN = ""
 DENOISER = tuple(f"{name}." for name in DENOISERS)  # how canonical names of the network's parameters begin
 SMALL = 16  # rows, or columns, below which a matrix gains nothing
+LARGE, EVEN = 128, 32  # below which a GPU's kernels gain nothing, and what they want multiples of
+_INNER = re.compile(
+    r"(?:transformer(?:_2)?\.(?:\w*blocks|layers)(?:\.[a-z]\w*)?"
+    r"|unet\.(?:(?:down|up)_blocks\.\d+|mid_block)\.attentions)\.\d+\.(.+)\.weight"
+)
 
 
 def matrices(name: str, shape: Shape) -> bool:
     """The denoiser's matrices, small ones left out; biases, norms, text encoders and the VAE keep their dtype."""
     large = len(shape) > 1 and min(_matrix(shape)) >= SMALL
     return large and name.startswith(DENOISER) and name.endswith(".weight")
+
+
+def linears(name: str, shape: Shape) -> bool:
+    """Large matrices inside the denoiser's numbered blocks, but for norms, modulations and convolutions.
+
+    What stands before and behind the blocks keeps its dtype: embedders, refiners, heads. Of a U-Net's blocks these are
+    the attentions' and their feed-forwards'.
+    """
+    large = len(shape) == 2 and min(shape) >= LARGE and not any(size % EVEN for size in shape)
+    inner = _INNER.fullmatch(name)
+    return large and inner is not None and "norm" not in inner[1] and "mod" not in inner[1]
 
 
 def _matrix(shape: Shape) -> tuple[int, int]:

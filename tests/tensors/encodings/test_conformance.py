@@ -11,7 +11,9 @@ from lcmmerge.tensors.encodings import MAIN, encodings
 from lcmmerge.tensors.layout import TensorSpec
 
 NAMES = list(encodings())
-SHAPES = ((64, 96), (32, 16, 3, 4))
+ROTATED = ("int8_convrot",)  # what is rounded are no numbers of the matrix: its own tests look at them
+AS_THEY_ARE = [name for name in NAMES if name not in ROTATED]
+SHAPES = ((64, 768), (32, 16, 4, 4))
 
 
 def matrix(shape, seed=0):
@@ -28,7 +30,7 @@ def stored(encoding, rows, generator=None, fill=0, peak=None):
 
 
 def raw(parts):
-    return {suffix: tensor.reshape(-1).view(torch.uint8).tolist() for suffix, tensor in parts.items()}
+    return {suffix: tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for suffix, tensor in parts.items()}
 
 
 def test_importing_them_loads_no_torch():
@@ -76,7 +78,7 @@ def test_the_same_rows_give_the_same_bytes_and_all_of_them(name, seed):
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_depend_on_each_other_by_the_peak_alone(name):
     encoding = encodings()[name]
-    rows = matrix((64 * encoding.granule, 96))
+    rows = matrix((64 * encoding.granule, 256))
     peak, granule = float(rows.abs().max()), encoding.granule
     whole = stored(encoding, rows, peak=peak)
     for some in (slice(0, granule), slice(granule * 7, granule * 30), slice(granule * 2, 64 * granule)):
@@ -84,7 +86,7 @@ def test_rows_depend_on_each_other_by_the_peak_alone(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", AS_THEY_ARE)
 def test_each_number_becomes_the_nearest(name, dtype):
     """Of those that the same block, or where there are none the same row, has become."""
     encoding = encodings()[name]
@@ -100,11 +102,11 @@ def test_each_number_becomes_the_nearest(name, dtype):
         assert ((given - exact).abs() <= least + 1e-6 * given.abs()).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", AS_THEY_ARE)
 def test_stochastic_rounding_takes_a_neighbour_and_is_unbiased(name):
     encoding, value, count = encodings()[name], 0.3712345, 16384
     rows = torch.full((1, count), value)
-    rows[:, :: max(encoding.block, count)] = 1.0  # the largest of its row or block
+    rows[:, :: encoding.block if encoding.block > 1 else count] = 1.0  # the largest of its row or block
     generator = torch.Generator().manual_seed(0)
     same = rows == value
     found = encoding.decode(stored(encoding, rows, generator)).double()[same]
