@@ -15,6 +15,7 @@ from lcmmerge.refs.weights import SAFETENSORS
 from lcmmerge.tensors import DTYPES, TensorInfo
 from lcmmerge.tensors.encodings import MAIN, NONE, Encoding, Parts, encoding_of, plain
 from lcmmerge.tensors.layout import TensorSpec
+from lcmmerge.tensors.quantised import layers_said
 from lcmmerge.terms.match import Contribution
 from lcmmerge.terms.operand import Operand
 
@@ -105,7 +106,8 @@ class PlannedFile:
         names: dict[Encoding, list[str]] = {}
         for tensor in self.tensors:
             names.setdefault(tensor.encoding, []).append(tensor.spec.name)
-        return {key: text for encoding in names for key, text in encoding.metadata(names[encoding]).items()}
+        said = {key: text for encoding in names for key, text in encoding.metadata(names[encoding]).items()}
+        return said | layers_said({tensor.spec.name: tensor.encoding for tensor in self.tensors})
 
 
 def lay_out(

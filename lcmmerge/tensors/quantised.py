@@ -67,6 +67,12 @@ def _formats(tensors: Tensors, metadata: Mapping[str, str], path: Path) -> dict[
     return {module: _encoding(module, form, path) for module, form in said.items()}
 
 
+def layers_said(encodings: Mapping[str, Encoding]) -> dict[str, str]:
+    """What a header says of tensors in these encodings; nothing where none is ComfyUI's."""
+    layers = {name.rpartition(".")[0]: dict(each.form) for name, each in encodings.items() if each.form}
+    return {METADATA: json.dumps({"format_version": "1.0", "layers": layers})} if layers else {}
+
+
 def _json(text: str | bytes, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(text)

@@ -7,11 +7,11 @@ JSON in a tensor beside it, or in the file's header. ComfyUI takes either, other
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from lcmmerge.tensors.dtypes import DTYPES
-from lcmmerge.tensors.encodings.base import Companion, Parts, Shape
+from lcmmerge.tensors.encodings.base import Companion, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,27 +23,11 @@ QUARTER = 32  # rows
 ALIGNMENT = 4  # of what follows the JSON, which spaces fill up
 
 
-class Format:
-    """A tensor's format, as ComfyUI's JSON has it."""
-
-    def __init__(self, **facts: str | int | bool) -> None:
-        self._facts = facts
-        text = json.dumps(facts)
-        self._data = text.ljust(-(-len(text) // ALIGNMENT) * ALIGNMENT).encode()
-
-    @property
-    def companion(self) -> Companion:
-        size = len(self._data)
-        return Companion("comfy_quant", DTYPES["U8"], lambda rows, columns: (size,), shared=True)
-
-    def write(self, parts: Parts) -> None:
-        import torch
-
-        parts["comfy_quant"].copy_(torch.frombuffer(bytearray(self._data), dtype=torch.uint8))
-
-    def metadata(self, names: Sequence[str]) -> Mapping[str, str]:
-        layers = {name.rpartition(".")[0]: self._facts for name in names}
-        return {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+def described(form: Mapping[str, object]) -> Companion:
+    """The tensor that says how the one beside it is stored."""
+    text = json.dumps(form)
+    content = text.ljust(-(-len(text) // ALIGNMENT) * ALIGNMENT).encode()
+    return Companion("comfy_quant", DTYPES["U8"], lambda rows, columns: (len(content),), constant=content)
 
 
 def tensor_scale(peak: float, largest: float) -> Tensor:

@@ -6,20 +6,19 @@ from typing import TYPE_CHECKING
 
 from lcmmerge.tensors.dtypes import DTYPES
 from lcmmerge.tensors.encodings.base import MAIN, Companion, Encoding, Parts, linears
-from lcmmerge.tensors.encodings.comfy import SCALE, Format, tensor_scale
+from lcmmerge.tensors.encodings.comfy import SCALE, described, tensor_scale
 from lcmmerge.tensors.encodings.plain import encode as cast
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 LARGEST = 448.0
-FORMAT = Format(format="float8_e4m3fn")
+FORM = {"format": "float8_e4m3fn"}
 
 
 def encode(rows: Tensor, parts: Parts, generator: Generator | None, peak: float) -> None:
     scale = tensor_scale(peak, LARGEST)
     parts[SCALE].copy_(scale)
-    FORMAT.write(parts)
     scaled = rows * (1 / scale).to(rows.dtype)
     cast(scaled.clamp_(-LARGEST, LARGEST), parts, generator, LARGEST)
 
@@ -33,8 +32,8 @@ ENCODING = Encoding(
     DTYPES["F8_E4M3"],
     encode,
     decode,
-    companions=(Companion(SCALE, DTYPES["F32"], lambda rows, columns: (), shared=True), FORMAT.companion),
+    companions=(Companion(SCALE, DTYPES["F32"], lambda rows, columns: (), shared=True), described(FORM)),
     peaked=True,
     takes=linears,
-    metadata=FORMAT.metadata,
+    form=FORM,
 )

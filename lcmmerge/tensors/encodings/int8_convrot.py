@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lcmmerge.tensors.dtypes import DTYPES
 from lcmmerge.tensors.encodings.base import MAIN, Companion, Encoding, Parts, linears
-from lcmmerge.tensors.encodings.comfy import SCALE, Format
+from lcmmerge.tensors.encodings.comfy import SCALE, described
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GROUP = 256
 LARGEST = 127
 LEAST = 1e-30  # scale, also of zeros
-FORMAT = Format(format="int8_tensorwise", convrot=True, convrot_groupsize=GROUP)
+FORM = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": GROUP}
 
 
 def rotate(rows: Tensor) -> Tensor:
@@ -51,7 +51,6 @@ def encode(rows: Tensor, parts: Parts, generator: Generator | None, peak: float)
     rotated = rotate(rows)
     scale = rotated.abs().amax(1, keepdim=True).float().div_(LARGEST).clamp_(min=LEAST)
     parts[SCALE].copy_(scale)
-    FORMAT.write(parts)
     scaled = rotated.div_(scale)
     if generator is None:
         scaled.round_()
@@ -70,7 +69,7 @@ ENCODING = Encoding(
     encode,
     decode,
     block=GROUP,
-    companions=(Companion(SCALE, DTYPES["F32"], lambda rows, columns: (rows, 1)), FORMAT.companion),
+    companions=(Companion(SCALE, DTYPES["F32"], lambda rows, columns: (rows, 1)), described(FORM)),
     takes=linears,
-    metadata=FORMAT.metadata,
+    form=FORM,
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lcmmerge.tensors.dtypes import DTYPES
 from lcmmerge.tensors.encodings.base import MAIN, Companion, Encoding, Parts, linears
-from lcmmerge.tensors.encodings.comfy import ROWS, SCALE, Format, blocked_shape, read_blocked, write_blocked
+from lcmmerge.tensors.encodings.comfy import ROWS, SCALE, blocked_shape, described, read_blocked, write_blocked
 from lcmmerge.tensors.encodings.plain import encode as cast
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 GROUP = 32
 LARGEST = 448.0  # of float8_e4m3fn
 BIAS = 127  # of a scale's exponent, which is all that is stored of it
-FORMAT = Format(format="mxfp8")
+FORM = {"format": "mxfp8"}
 
 
 def encode(rows: Tensor, parts: Parts, generator: Generator | None, peak: float) -> None:
@@ -26,7 +26,6 @@ def encode(rows: Tensor, parts: Parts, generator: Generator | None, peak: float)
     # The least power of two at which the largest fits; a group of zeros has the exponent 0, which stands for zero.
     exponents = torch.log2(largest / LARGEST).ceil_().add_(BIAS).clamp_(1, 2 * BIAS).masked_fill_(largest == 0, 0)
     write_blocked(exponents.to(torch.uint8), parts[SCALE])
-    FORMAT.write(parts)
     # Powers of two have exact reciprocals: the product is the quotient.
     scaled = groups * torch.exp2(BIAS - exponents)[:, :, None]
     cast(scaled.clamp_(-LARGEST, LARGEST).view(rows.shape), parts, generator, LARGEST)
@@ -47,8 +46,8 @@ ENCODING = Encoding(
     encode,
     decode,
     block=GROUP,
-    companions=(Companion(SCALE, DTYPES["U8"], blocked_shape(GROUP)), FORMAT.companion),
+    companions=(Companion(SCALE, DTYPES["U8"], blocked_shape(GROUP)), described(FORM)),
     granule=ROWS,
     takes=linears,
-    metadata=FORMAT.metadata,
+    form=FORM,
 )

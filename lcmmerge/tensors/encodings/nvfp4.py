@@ -9,8 +9,8 @@ from lcmmerge.tensors.encodings.base import MAIN, Companion, Encoding, Parts, li
 from lcmmerge.tensors.encodings.comfy import (
     ROWS,
     SCALE,
-    Format,
     blocked_shape,
+    described,
     read_blocked,
     tensor_scale,
     write_blocked,
@@ -23,7 +23,7 @@ GROUP = 16
 TENSOR_SCALE = "weight_scale_2"
 LARGEST, LARGEST_SCALE = 6.0, 448.0
 NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of a code's lower three bits; the fourth is the sign
-FORMAT = Format(format="nvfp4")
+FORM = {"format": "nvfp4"}
 
 
 def encode(rows: Tensor, parts: Parts, generator: Generator | None, peak: float) -> None:
@@ -34,7 +34,6 @@ def encode(rows: Tensor, parts: Parts, generator: Generator | None, peak: float)
     scales = (groups.abs().amax(2) / LARGEST / whole).clamp_(max=LARGEST_SCALE).to(torch.float8_e4m3fn)
     parts[TENSOR_SCALE].copy_(whole)
     write_blocked(scales, parts[SCALE])
-    FORMAT.write(parts)
     total = whole * scales.float()
     zero = total == 0
     scaled = (groups / total.masked_fill_(zero, 1)[:, :, None]).view(rows.shape)
@@ -82,10 +81,10 @@ ENCODING = Encoding(
     companions=(
         Companion(SCALE, DTYPES["F8_E4M3"], blocked_shape(GROUP)),
         Companion(TENSOR_SCALE, DTYPES["F32"], lambda rows, columns: (), shared=True),
-        FORMAT.companion,
+        described(FORM),
     ),
     peaked=True,
     granule=ROWS,
     takes=linears,
-    metadata=FORMAT.metadata,
+    form=FORM,
 )

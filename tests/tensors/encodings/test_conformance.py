@@ -23,8 +23,9 @@ def matrix(shape, seed=0):
 def stored(encoding, rows, generator=None, fill=0, peak=None):
     """Parts of which every byte was ``fill`` before."""
     parts = encoding.allocate(tuple(rows.shape))
-    for tensor in parts.values():
-        tensor.reshape(-1).view(torch.uint8).fill_(fill)
+    constant = {item.suffix for item in encoding.companions if item.constant is not None}
+    for suffix in parts.keys() - constant:
+        parts[suffix].reshape(-1).view(torch.uint8).fill_(fill)
     encoding.encode(rows, parts, generator, float(rows.abs().max()) if encoding.peaked and peak is None else peak)
     return parts
 
