@@ -75,6 +75,7 @@ def fuse(
     adapters: tuple[tuple[Path, float], ...] = (),
     settings: Settings = Settings(threads=1),  # noqa: B008 - frozen
     force: bool = False,
+    accept_loss: bool = False,
     dtype: str | None = None,
     layout: str | None = None,
     drop_ema: bool = False,
@@ -99,7 +100,7 @@ def fuse(
         allow_unmatched=allow_unmatched,
         **fields,
     )
-    return merge.fuse(plan(asked), settings=settings, force=force)
+    return merge.fuse(plan(asked), settings=settings, force=force, accept_loss=accept_loss)
 
 
 def load(path: Path) -> dict[str, Tensor]:
