@@ -23,6 +23,7 @@ from lcmmerge.archs.positions import broken_positions
 from lcmmerge.errors import IncompatibleError
 from lcmmerge.history import RECIPE, record_of
 from lcmmerge.tensors import TensorInfo, TensorSource
+from lcmmerge.tensors.encodings import name_of
 from lcmmerge.terms.match import read_content
 
 LCM_RANK = 64  # of the official LCM-LoRAs
@@ -31,7 +32,7 @@ ELSEWHERE = "elsewhere"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some of a file's tensors; ``dtypes``: dtype → how many have it."""
+    """Some of a file's tensors; ``dtypes``: dtype, or encoding, → how many have it."""
 
     name: str
     tensors: int
@@ -42,8 +43,9 @@ class Part:
     @classmethod
     def of(cls, name: str, infos: Iterable[TensorInfo]) -> Part:
         infos = {info.name: info for info in infos}.values()  # several parameters may share one stored tensor
-        numel, nbytes = sum(info.numel for info in infos), sum(info.nbytes for info in infos)
-        return cls(name, len(infos), numel, nbytes, Counter(info.dtype.name for info in infos))
+        numel, nbytes = sum(info.numel for info in infos), sum(each.nbytes for info in infos for each in info.stored)
+        stored = Counter(name_of(info.encoded) if info.encoded else info.dtype.name for info in infos)
+        return cls(name, len(infos), numel, nbytes, stored)
 
     def as_dict(self) -> dict[str, Any]:
         counts = {"tensors": self.tensors, "parameters": self.parameters, "bytes": self.nbytes}

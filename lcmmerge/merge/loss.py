@@ -28,36 +28,35 @@ def estimated(plan: Plan) -> Measured | None:
     chosen = _touched(plan)
     if not chosen:
         return None
-    from lcmmerge.merge.block import Block, Computer, with_peak
+    from lcmmerge.merge.block import Computer, blocks_of, with_peak
     from lcmmerge.tensors.blockio import Files
 
     layers = []
     with Files(keep=True) as files:
         computer = Computer(files, plan.merge, "cpu", plan.merge.output.rounding_seed)
-        for tensor, piece in chosen:
+        for tensor, piece, row in chosen:
             layer, work = Layer(piece.operand.name, piece.operand.numel), computer.prepare(piece)
-            end = piece.operand.rows if work.needs_whole else piece.end
-            companions = piece.encoding.cut(tensor.allocate_companions(), slice(0, end))
-            block = Block(piece, work, layer, 0, end, companions)
-            data = memoryview(bytearray(block.nbytes))
-            for each in with_peak([block]):
-                if each.looks:
-                    computer.look(each)
+            for block in with_peak([*blocks_of(piece, work, layer, tensor.allocate_companions(), row)]):
+                if block.looks:
+                    computer.look(block)
                 else:
-                    layer.measured.add(computer(each, data))
+                    layer.measured.add(computer(block, memoryview(bytearray(block.nbytes))))
             layers.append(layer)
     return total(layers)
 
 
-def _touched(plan: Plan) -> list[tuple[PlannedTensor, Piece]]:
-    """The first rows of layers, spread evenly over those that terms reach and that are quantised."""
+def _touched(plan: Plan) -> list[tuple[PlannedTensor, Piece, int]]:
+    """The first rows of layers, spread evenly over those that terms reach and that are quantised, and where they lie
+    in their tensors.
+    """
     found = []
     for tensor in (tensor for file in plan.files for tensor in file.tensors):
-        piece = tensor.pieces[0]
-        if piece.contributions and piece.begin == 0 and not piece.transposed and piece.operand.is_quantised:
-            granule = piece.encoding.granule
-            rows = min(-(-ROWS // granule) * granule, piece.end)
-            found.append((tensor, replace(piece, end=rows)))
+        row = 0
+        for piece in tensor.pieces:
+            if piece.contributions and not piece.transposed and piece.operand.is_quantised:
+                rows = -(-ROWS // piece.encoding.granule) * piece.encoding.granule
+                found.append((tensor, replace(piece, end=min(piece.begin + rows, piece.end)), row))
+            row += piece.end - piece.begin
     step = max(len(found) // LAYERS, 1)
     return found[::step][:LAYERS]
 

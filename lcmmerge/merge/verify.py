@@ -218,7 +218,7 @@ def _as_stored(plan: Plan, source: TensorSource) -> tuple[dict[Path, dict[str, P
         planned |= {prefix + spec.name: (spec, tensor) for tensor in file.tensors for spec in tensor.specs}
     files: dict[Path, dict[str, PlannedTensor]] = {path: {} for path in source.files}
     different = []
-    for info in source.stored:
+    for info in sorted(source.stored, key=lambda info: (source.files.index(info.path), info.offset)):
         if info.name not in planned:
             different.append(Different(info.name, None, "not in the merge"))
             continue

@@ -124,6 +124,10 @@ def companions_of(info: TensorInfo) -> Parts:
     parts = {}
     for suffix, there in info.companions.items():
         tensor = parts[suffix] = there.read().reshape(specs[suffix].shape)
-        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
-            raise FormatError(f"{there.path}: {there.name} holds NaN or Inf", "the file is damaged: download it again")
+        numbers = tensor.float() if tensor.is_floating_point() else None
+        if numbers is None:
+            continue
+        if not bool(numbers.isfinite().all()) or (there.dtype.itemsize == 4 and not bool(numbers.all())):
+            what = f"{there.path}: {there.name} holds a scale that is 0, NaN or infinite"
+            raise FormatError(what, "the file is damaged: download it again")
     return parts

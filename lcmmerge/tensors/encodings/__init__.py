@@ -13,7 +13,9 @@ from lcmmerge.tensors.dtypes import DTYPES, OUTPUT_DTYPES
 from lcmmerge.tensors.encodings.base import MAIN, Companion, Encoding, Parts
 from lcmmerge.tensors.encodings.plain import plain
 
-__all__ = ["MAIN", "NONE", "UNQUANTISED", "Companion", "Encoding", "Parts", "encoding_of", "encodings", "plain"]
+__all__ = [
+    "MAIN", "NONE", "UNQUANTISED", "Companion", "Encoding", "Parts", "encoding_of", "encodings", "name_of", "plain",
+]  # fmt: skip
 
 UNQUANTISED = "none"
 NONE = replace(
@@ -30,3 +32,8 @@ def encodings() -> dict[str, Encoding]:
 def encoding_of(name: str) -> Encoding:
     """One of them, or NONE by its name. Raises KeyError."""
     return NONE if name == UNQUANTISED else encodings()[name]
+
+
+def name_of(encoding: Encoding) -> str:
+    """What it is registered by."""
+    return next(name for name, each in encodings().items() if each == encoding)
