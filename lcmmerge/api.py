@@ -79,6 +79,7 @@ class Merge(spec.Merge):
         layout: Literal["single-file", "diffusers"] | None = None,
         dtype: str | None = None,
         encoding: str | None = None,
+        like: Reference | None = None,
         max_shard_size: int | None = None,
         drop_ema: bool = False,
         mend_position_ids: bool = False,
@@ -92,7 +93,8 @@ class Merge(spec.Merge):
         """Write the merge as one standalone checkpoint, as ``lcmmerge fuse`` does.
 
         ``path``: None names it after the inputs, in the working folder. ``layout``, ``dtype``: the base's own where
-        none is given. ``encoding``: how numbers are stored; a dtype is one way. ``max_shard_size``: split files above
+        none is given. ``encoding``: how numbers are stored; a dtype is one way. ``like``: a quantised file of the same
+        base, in whose encodings tensors are stored. ``max_shard_size``: split files above
         it, in bytes. ``mend_position_ids``: write those of text encoders as 0, 1, 2 … ``rounding_seed``: of stochastic
         rounding, None rounds to nearest. ``accept_loss``: also where a quantised base would keep less than 90 % of the
         change. ``threads``: 0 is one per core, at most four. ``hash_base``: record the base's sha256 too. The report
@@ -111,7 +113,10 @@ class Merge(spec.Merge):
 
         place = None if path is None else target_of(path)
         stored = spec.stored_as(dtype, encoding)
-        output = spec.Written(place, layout, stored, max_shard_size, drop_ema, rounding_seed, mend_position_ids)
+        output = spec.Written(
+            place, layout, stored, max_shard_size, drop_ema, rounding_seed, mend_position_ids,
+            None if like is None else spec.Source.of(like),
+        )  # fmt: skip
         planned = replace(self, output=output).plan()
         _warn((*planned.doubts, *planned.scheduler_doubts, *planned.obligations))
         return fuse(planned, settings=Settings(threads, device, hash_base), force=force, accept_loss=accept_loss)

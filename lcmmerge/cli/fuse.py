@@ -59,8 +59,13 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @click.option("--dtype", type=DTYPE, help="[default: each tensor's own]")
 @click.option(
     "--encoding", type=NameType(encodings), metavar="NAME",
-    help="How numbers are stored: a dtype, as with --dtype, or an encoding that a package adds. Of the latter kind, "
-    "blocks and scales are for the denoiser's matrices, and other tensors keep their dtype.",
+    help="How numbers are stored: a dtype, as with --dtype; fp8_scaled, int8_convrot, mxfp8 or nvfp4, as ComfyUI reads "
+    "them, of the large linears in the denoiser's blocks; none, to undo such; or what a package adds.  "
+    "[default: as in BASE]",
+)
+@click.option(
+    "--like", type=REFERENCE, metavar="REF",
+    help="A quantised file of the same base: every tensor is stored as it is there.",
 )
 @click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), default="nearest", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the stochastic rounding.")
@@ -89,7 +94,8 @@ def fuse(
     base: str, style: str | None, lambdas: tuple[float, float] | None, accelerator: Sequence[str],
     adapters: Sequence[tuple[str, float]], tuned_from: str | None, made_from: str | None, method: str,
     weights: Sequence[tuple[str, str]], experts: Mapping[str, str], alphas: Mapping[str, float],
-    target: Path | None, layout: str | None, dtype: str | None, encoding: str | None, rounding: str, seed: int,
+    target: Path | None, layout: str | None, dtype: str | None, encoding: str | None, like: str | None,
+    rounding: str, seed: int,
     config_from: str | None, parts_from: str | None, prediction: str | None, qkv_rows: str | None,
     variant: str | None, shard: int | None, drop_ema: bool, mend_position_ids: bool, allow_unmatched: bool,
     hash_base: bool, accept_loss: bool, force: bool, device: str, threads: int, dry_run: bool, output: Output,
@@ -116,7 +122,7 @@ def fuse(
     from lcmmerge.merge.loss import check_kept, estimated
     from lcmmerge.merge.outcome import Settings
     from lcmmerge.merge.plan import plan
-    from lcmmerge.merge.spec import Written, stored_as
+    from lcmmerge.merge.spec import Source, Written, stored_as
 
     if not style and lambdas:
         output.note(f"No STYLE is given, so λ1 = {lambdas[0]:g} has no term.")
@@ -126,7 +132,7 @@ def fuse(
         config_from=config_from,
         output=Written(
             target, layout, stored_as(dtype, encoding), shard, drop_ema, seed if rounding == "stochastic" else None,
-            mend_position_ids,
+            mend_position_ids, like=Source(like) if like else None,
         ),
         allow_unmatched=allow_unmatched, method=method, prediction=prediction, parts_from=parts_from,
         qkv_rows=qkv_rows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from lcmmerge.archs import Model
@@ -13,7 +14,7 @@ from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem
 from lcmmerge.merge.spec import Written
 from lcmmerge.refs.weights import SAFETENSORS
 from lcmmerge.tensors import DTYPES, TensorInfo
-from lcmmerge.tensors.encodings import MAIN, NONE, Encoding, Parts, encoding_of, plain
+from lcmmerge.tensors.encodings import MAIN, NONE, UNQUANTISED, Encoding, Parts, encodings, plain
 from lcmmerge.tensors.layout import TensorSpec
 from lcmmerge.tensors.quantised import layers_said
 from lcmmerge.terms.match import Contribution
@@ -118,14 +119,14 @@ def lay_out(
     Raises FormatError where the layout has no name for a part, or a companion's name is another tensor's.
     """
     chosen, dropped = drafts(base, layout, drop_ema=output.drop_ema, mend_position_ids=output.mend_position_ids)
-    encoding = encoding_of(output.encoding) if output.encoding else None
+    choice = partial(_choice, output.encoding, encodings() | {UNQUANTISED: NONE})
     files = tuple(
         file
         for folder, group in by_folder(chosen)
         for file in _shards(
             folder,
             target,
-            [tensor for draft in group for tensor in _planned(draft, contributions, encoding)],
+            [tensor for draft in group for tensor in _planned(draft, contributions, *choice(draft))],
             output.max_shard_bytes or (_largest_shard(base, folder) if layout == base.layout else None),
         )
     )
@@ -144,11 +145,24 @@ def _refuse_twins(file: PlannedFile, base: Model) -> None:
             )
 
 
-def _planned(draft: Draft, contributions: Contributions, wanted: Encoding | None) -> Iterable[PlannedTensor]:
-    """An encoded tensor that stays as it is, is several."""
+def _choice(
+    asked: str | Mapping[str, str] | None, known: Mapping[str, Encoding], draft: Draft
+) -> tuple[Encoding | None, bool]:
+    """The encoding that is asked for, None for the base's own, and whether for this very tensor."""
+    if isinstance(asked, str):
+        return known[asked], False
+    names = {(asked or {}).get(operand.name) for operand, _, _ in draft.parts}
+    name = names.pop() if len(names) == 1 else None
+    return known[name] if name else None, True
+
+
+def _planned(
+    draft: Draft, contributions: Contributions, wanted: Encoding | None, chosen: bool
+) -> Iterable[PlannedTensor]:
+    """An encoded tensor that stays as it is, is several. ``chosen``: also where ``wanted`` would not take it."""
     operand = draft.parts[0][0]
     encoding = plain(DTYPES["BF16"] if wanted == NONE and operand.is_quantised else operand.dtype)
-    if operand.dtype.floating and _encodes(wanted or operand.encoding, draft, of_base=wanted is None):
+    if operand.dtype.floating and _encodes(wanted or operand.encoding, draft, chosen=chosen):
         encoding = wanted or operand.encoding
     if encoding == operand.info.encoded and _stays(draft, contributions):
         return _copied(draft, operand.info)
@@ -188,16 +202,13 @@ def _copied(draft: Draft, info: TensorInfo) -> Iterable[PlannedTensor]:
         yield PlannedTensor(spec, (piece,), copied=encoding if suffix == MAIN else plain(spec.dtype))
 
 
-def _encodes(encoding: Encoding, draft: Draft, *, of_base: bool) -> bool:
-    """Whether a tensor is stored so: its layout allows it, and the encoding takes all that it is made of.
-
-    ``of_base``: the base's file has it so already, whatever the encoding takes.
-    """
+def _encodes(encoding: Encoding, draft: Draft, *, chosen: bool) -> bool:
+    """Whether a tensor is stored so: its layout allows it, and the encoding takes all that it is made of."""
     if (encoding.block > 1 or encoding.companions) and draft.transposed:  # rows of the tensor are none of its operand
         return False
     if any((end - begin) % encoding.granule for _, begin, end in draft.parts[:-1]):
         return False
-    taken = of_base or all(encoding.takes(operand.name, operand.shape) for operand, _, _ in draft.parts)
+    taken = chosen or all(encoding.takes(operand.name, operand.shape) for operand, _, _ in draft.parts)
     return draft.converts and taken and encoding.fits(draft.shape)
 
 

@@ -24,6 +24,7 @@ from lcmmerge.archs.rows import order_of, ordered
 from lcmmerge.errors import NoEffectError
 from lcmmerge.merge.configs import check_configs
 from lcmmerge.merge.layout import PlannedFile, lay_out
+from lcmmerge.merge.like import encodings_like
 from lcmmerge.merge.spec import LCM, STYLE, Merge, Source, Term, blocks_text
 from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
@@ -260,6 +261,9 @@ def plan(
     matches = [match(index, vector, base) for index, vector in enumerate(vectors)]
     for vector, matched in zip(vectors, matches, strict=True):
         _check(vector, matched, base, allow_unmatched=merge.allow_unmatched)
+    if like := merge.output.like:
+        chosen = encodings_like(opened(like, "--like file"), base)
+        merge = replace(merge, output=replace(merge.output, like=None, encoding=chosen))
     contributions, target = _by_parameter(matches), _target(merge, layout)
     files, dropped = lay_out(base, contributions, target, layout, merge.output)
     return Plan(

@@ -124,21 +124,27 @@ class Written:
     """How a merge is written. ``path``: None names the output after the inputs, in the working folder.
 
     ``layout``: ``single-file`` or ``diffusers``, None for the base's; ``encoding``: how numbers are stored, a dtype or
-    another name of ``tensors.encodings``, None for each tensor's own dtype; ``max_shard_bytes``: split files above it;
+    another name of ``tensors.encodings``, of some parameters by their names, None as the base has them; ``like``: the
+    file in whose encodings they are, instead. ``max_shard_bytes``: split files above it;
     ``rounding_seed``: None rounds to nearest; ``mend_position_ids``: those of text encoders are 0, 1, 2 … again.
     """
 
     path: Path | None = None
     layout: str | None = None
-    encoding: str | None = None
+    encoding: str | Mapping[str, str] | None = None
     max_shard_bytes: int | None = None
     drop_ema: bool = False
     rounding_seed: int | None = None
     mend_position_ids: bool = False
+    like: Source | None = None
 
     def __post_init__(self) -> None:
-        if self.encoding not in (None, UNQUANTISED, *encodings()):
-            raise OptionError(f"encoding {self.encoding!r}: unknown", f"choose one of {', '.join(encodings())}")
+        known = UNQUANTISED, *encodings()
+        names = [self.encoding] if isinstance(self.encoding, str) else [*(self.encoding or {}).values()]
+        if unknown := [name for name in names if name not in known]:
+            raise OptionError(f"encoding {unknown[0]!r}: unknown", f"choose one of {', '.join(known)}")
+        if self.like and self.encoding:
+            raise OptionError("--like, and an encoding beside it: only one can be", "omit one of them")
         if self.layout not in (None, SINGLE_FILE, DIFFUSERS, COMPONENT):
             raise OptionError(f"layout {self.layout!r}: unknown", f"choose {SINGLE_FILE} or {DIFFUSERS}")
 
@@ -235,6 +241,8 @@ class Merge:
             raise ValueError("rounding_seed")
         names = {dtype.name: name for name, dtype in OUTPUT_DTYPES.items()}
         encoding = recorded.get("encoding", names[stored] if stored else None)
+        if isinstance(encoding, dict):
+            encoding = {str(name): str(value) for name, value in encoding.items()}
         try:
             return cls(
                 Source.from_dict(recorded["base"]),
@@ -258,7 +266,8 @@ class Merge:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready. Where the output lies and how it is cut into shards is left out: its tensors are the same."""
         output = self.output
-        dtype = OUTPUT_DTYPES.get(output.encoding or "")
+        dtype = OUTPUT_DTYPES.get(output.encoding) if isinstance(output.encoding, str) else None
+        encoding = output.encoding if isinstance(output.encoding, str) else dict(output.encoding or {})
         return {
             "type": "lcmmerge",
             "base": self.base.to_dict(),
@@ -266,7 +275,7 @@ class Merge:
             "method": self.method,
             **({"parameters": dict(self.parameters)} if self.parameters else {}),
             "dtype": dtype.name if dtype else None,
-            **({"encoding": output.encoding} if output.encoding and not dtype else {}),
+            **({"encoding": encoding} if encoding and not dtype else {}),
             "layout": output.layout,
             "drop_ema": output.drop_ema,
             "allow_unmatched": self.allow_unmatched,
@@ -325,8 +334,9 @@ class Merge:
         made_from = [term.made_from for term in others if term.made_from]
         options |= {"--tuned-from": made_from[0].reference if made_from else None}
         options |= {"--made-from": lcm.made_from.reference if lcm and lcm.made_from else None}
-        encoding = self.output.encoding
+        encoding = self.output.encoding if isinstance(self.output.encoding, str) else None
         option = "--dtype" if encoding in OUTPUT_DTYPES else "--encoding"
+        options |= {"--like": self.output.like.reference if self.output.like else None}
         options |= {"--layout": self.output.layout, option: encoding}
         options |= {"--method": self.method_text if self.method != ADD else None}
         options |= {"-o": str(self.output.path) if self.output.path else None}

@@ -203,7 +203,7 @@ def _dangling_faults(document: Document) -> Iterator[Fault]:
     """Names that no source has. The tree may be malformed elsewhere."""
     sources = _mapping(document.tree, "sources")
     fuse = _mapping(document.tree, "fuse")
-    keys = [key for key in ("base", "config_from", "parts_from") if key in fuse]
+    keys = [key for key in ("base", "config_from", "parts_from", "like") if key in fuse]
     named: list[tuple[Place, Any]] = [(("fuse", key), fuse[key]) for key in keys]
     for name, where, term in spread(_mapping(fuse, "terms")):
         place: Place = ("fuse", "terms", *where)

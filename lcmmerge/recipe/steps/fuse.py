@@ -141,6 +141,9 @@ class Fuse(Step):
     output: Name | None = Field(None, description="The output's name. Default: the recipe file's.")
     dtype: Literal[tuple(OUTPUT_DTYPES)] | None = Field(None, description="Default: each tensor's own.")  # type: ignore[valid-type]
     encoding: str | None = Field(None, description="How numbers are stored: a dtype, or what `--encoding` names.")
+    like: str | None = Field(
+        None, description="The source, a quantised file of the same base, in whose encodings tensors are stored."
+    )
     layout: Literal[SINGLE_FILE, DIFFUSERS] | None = Field(None, description="Default: the base's.")  # type: ignore[valid-type]
     method: Annotated[str, AfterValidator(as_method)] = Field(
         "add", description="How the terms are merged: add, or another with parameters, such as ties:density=0.3."
@@ -175,7 +178,7 @@ class Fuse(Step):
             roles[f"terms.{name}"] = term.source or name
             if term.tuned_from:
                 roles[f"terms.{name}.tuned_from"] = term.tuned_from
-        others = {"config_from": self.config_from, "parts_from": self.parts_from}
+        others = {"config_from": self.config_from, "parts_from": self.parts_from, "like": self.like}
         return roles | {role: name for role, name in others.items() if name}
 
     @property
@@ -260,6 +263,7 @@ def _build(
             fuse.drop_ema,
             fuse.rounding_seed,
             fuse.mend_position_ids,
+            _source(roles["like"]) if fuse.like else None,
         ),
         config_from=str(configs) if configs else None,
         prediction=fuse.prediction,

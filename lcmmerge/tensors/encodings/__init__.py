@@ -14,7 +14,7 @@ from lcmmerge.tensors.encodings.base import MAIN, Companion, Encoding, Parts
 from lcmmerge.tensors.encodings.plain import plain
 
 __all__ = [
-    "MAIN", "NONE", "UNQUANTISED", "Companion", "Encoding", "Parts", "encoding_of", "encodings", "name_of", "plain",
+    "MAIN", "NONE", "UNQUANTISED", "Companion", "Encoding", "Parts", "encodings", "name_of", "plain",
 ]  # fmt: skip
 
 UNQUANTISED = "none"
@@ -27,11 +27,6 @@ def encodings() -> dict[str, Encoding]:
     """Every encoding by name: the dtypes, then what is registered, in name order. No torch is loaded."""
     registered = {name: cast(Encoding, entry) for name, entry in entries(__name__, "ENCODING").items()}
     return {name: plain(dtype) for name, dtype in OUTPUT_DTYPES.items()} | registered
-
-
-def encoding_of(name: str) -> Encoding:
-    """One of them, or NONE by its name. Raises KeyError."""
-    return NONE if name == UNQUANTISED else encodings()[name]
 
 
 def name_of(encoding: Encoding) -> str:
