@@ -31,6 +31,7 @@ EXTRAS = {
     "export": Extra("ONNX and TensorRT-ready graphs, and drawing with them", (*DRAW, "onnx", "onnx_ir", "onnxruntime")),
     "metrics": Extra("LPIPS as an objective of a search", (*DRAW, "optuna", "torchmetrics")),
     "cluster": Extra("search on many machines (Ray)", (*DRAW, "optuna", "ray")),
+    "gguf": Extra("GGUF's K-quants and I-quants, read", ("gguf",)),
     "postgres": Extra("a search's study in PostgreSQL, for many workers", (*DRAW, "optuna", "psycopg")),
     "tensorrt-rtx": Extra(
         "NVIDIA's real parser and builder, also without a GPU", ("tensorrt_rtx_libs", "tensorrt_rtx_bindings")

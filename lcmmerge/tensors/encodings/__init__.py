@@ -1,6 +1,7 @@
 """How an output's numbers are stored: a module here that defines ``ENCODING`` is the encoding of its name.
 
-Each dtype of ``--dtype`` is one too. Third parties add theirs by an entry point in the group ``lcmmerge.encodings``.
+Each dtype of ``--dtype`` is one too, and each type that GGUF files are written in (``gguf:q8_0``). Third parties add
+theirs by an entry point in the group ``lcmmerge.encodings``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import cast
 from lcmmerge.registry import entries
 from lcmmerge.tensors.dtypes import DTYPES, OUTPUT_DTYPES
 from lcmmerge.tensors.encodings.base import MAIN, Companion, Encoding, Parts
+from lcmmerge.tensors.encodings.ggml import GGML
 from lcmmerge.tensors.encodings.plain import plain
 
 __all__ = [
@@ -24,9 +26,10 @@ NONE = replace(
 
 
 def encodings() -> dict[str, Encoding]:
-    """Every encoding by name: the dtypes, then what is registered, in name order. No torch is loaded."""
+    """Every encoding by name: the dtypes, GGUF's types, then what is registered, in name order. No torch is loaded."""
     registered = {name: cast(Encoding, entry) for name, entry in entries(__name__, "ENCODING").items()}
-    return {name: plain(dtype) for name, dtype in OUTPUT_DTYPES.items()} | registered
+    dtypes = {name: plain(dtype) for name, dtype in OUTPUT_DTYPES.items()}
+    return dtypes | {f"gguf:{name}": encoding for name, encoding in GGML.items()} | registered
 
 
 def name_of(encoding: Encoding) -> str:

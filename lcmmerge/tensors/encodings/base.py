@@ -95,7 +95,8 @@ class Encoding:
     (else it is NaN). ``granule``: rows that are encoded together; only a tensor's last ones may be fewer.
     ``takes(canonical name, shape)``: the parameters that are stored so; others keep their own dtype.
     ``metadata(stored names)``: what a file's header says of the tensors that are; ``form``: what ComfyUI's header, or
-    its ``comfy_quant`` beside a layer, says of each.
+    its ``comfy_quant`` beside a layer, says of each. ``container``: the format of the files that hold them,
+    ``safetensors`` or ``gguf``.
     """
 
     title: str
@@ -111,6 +112,7 @@ class Encoding:
     takes: Callable[[str, Shape], bool] = matrices
     metadata: Callable[[Sequence[str]], Mapping[str, str]] = no_metadata
     form: Mapping[str, object] = field(default_factory=dict, hash=False)
+    container: str = "safetensors"
 
     def row_bytes(self, columns: int) -> int:
         """What a row takes in the stored tensor; ``columns`` are a multiple of ``block``."""

@@ -89,25 +89,31 @@ def test_rows_depend_on_each_other_by_the_peak_alone(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", AS_THEY_ARE)
 def test_each_number_becomes_the_nearest(name, dtype):
-    """Of those that the same block, or where there are none the same row, has become."""
+    """Of those that the same block, or where there are none the same row, has become.
+
+    ggml rounds for a block's scale and least number before these are rounded to float16.
+    """
     encoding = encodings()[name]
     rows = matrix((24, 4096)).to(dtype) * torch.logspace(-4, 2, 24)[:, None]
     found = encoding.decode(stored(encoding, rows)).double()
     assert found.shape == rows.shape
     width = encoding.block if encoding.block > 1 else rows.shape[1]
+    later = encoding.container == "gguf" and encoding.block > 1
     for exact, given in zip(rows.double().reshape(-1, width), found.reshape(-1, width), strict=True):
         levels = given.unique()
         place = torch.searchsorted(levels, exact).clamp(1, max(len(levels) - 1, 1))
         beside = torch.stack([levels[place - 1], levels[place.clamp(max=len(levels) - 1)]])
         least = (beside - exact).abs().amin(0)
-        assert ((given - exact).abs() <= least + 1e-6 * given.abs()).all()
+        slack = 3 * 2**-10 * exact.abs().max() + 2**-17 if later else 1e-6 * given.abs()
+        assert ((given - exact).abs() <= least + slack).all()
 
 
 @pytest.mark.parametrize("name", AS_THEY_ARE)
 def test_stochastic_rounding_takes_a_neighbour_and_is_unbiased(name):
     encoding, value, count = encodings()[name], 0.3712345, 16384
     rows = torch.full((1, count), value)
-    rows[:, :: encoding.block if encoding.block > 1 else count] = 1.0  # the largest of its row or block
+    width = encoding.block if encoding.block > 1 else count
+    rows[:, ::width], rows[:, 1::width] = 1.0, 0.0  # the largest and the least of its row or block
     generator = torch.Generator().manual_seed(0)
     same = rows == value
     found = encoding.decode(stored(encoding, rows, generator)).double()[same]
