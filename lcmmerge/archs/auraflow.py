@@ -53,6 +53,7 @@ ARCHITECTURE = Architecture(
     title="AuraFlow",
     hub="fal/AuraFlow-v0.3",
     modelspec="auraflow-v1",  # SwarmUI's
+    gguf="aura",
     size=1024,
     implementation="https://huggingface.co/fal/AuraFlow-v0.3",
     parts=(

@@ -65,7 +65,8 @@ class Architecture:
     ``parts``: its components, the denoiser first; of several denoisers (``Component.expert``) a file may hold one or
     all. ``name`` is the registered one (the module's). ``hub`` is the repository whose configs, tokenizers and
     scheduler are its reference. ``modelspec``, ``version`` and ``size`` are as in Variant; ``variants`` are the models
-    for which they are others. ``implementation``: whose names single files have.
+    for which they are others. ``implementation``: whose names single files have. ``gguf``: the general.architecture by
+    which ComfyUI-GGUF and stable-diffusion.cpp know a GGUF file of it, empty where they know none.
     """
 
     title: str
@@ -78,6 +79,7 @@ class Architecture:
     size: int = 512
     implementation: str = "https://github.com/Stability-AI/generative-models"
     variants: tuple[Variant, ...] = ()
+    gguf: str = ""
 
     @property
     def denoiser(self) -> Component:

@@ -22,6 +22,7 @@ ARCHITECTURE = Architecture(
     title="Chroma",
     hub="lodestones/Chroma1-HD",
     modelspec="chroma",  # sd-scripts's
+    gguf="flux",
     version="chroma",  # sd-scripts'
     size=1024,
     implementation="https://huggingface.co/lodestones/Chroma",

@@ -64,6 +64,7 @@ ARCHITECTURE = Architecture(
     title="Cosmos-Predict 2 (Anima)",
     hub="nvidia/Cosmos-Predict2-2B-Text2Image",
     modelspec="nvidia-cosmos-predict2-t2i-2b",  # SwarmUI's
+    gguf="cosmos",
     version="anima",  # sd-scripts', of Anima
     size=1024,
     implementation="https://github.com/nvidia-cosmos/cosmos-predict2",

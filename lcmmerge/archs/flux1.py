@@ -79,6 +79,7 @@ ARCHITECTURE = Architecture(
     title="FLUX.1",
     hub="black-forest-labs/FLUX.1-dev",
     modelspec="flux-1-dev",  # sd-scripts's
+    gguf="flux",
     version="flux1",  # sd-scripts'
     size=1024,
     implementation="https://github.com/black-forest-labs/flux",

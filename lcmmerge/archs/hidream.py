@@ -33,6 +33,7 @@ ARCHITECTURE = Architecture(
     title="HiDream-I1",
     hub="HiDream-ai/HiDream-I1-Full",
     modelspec="hidream-i1",  # SwarmUI's
+    gguf="hidream",
     size=1024,
     parts=(
         Transformer(

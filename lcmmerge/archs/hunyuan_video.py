@@ -65,6 +65,7 @@ ARCHITECTURE = Architecture(
     title="HunyuanVideo",
     hub="hunyuanvideo-community/HunyuanVideo",
     modelspec="hunyuan-video",  # SwarmUI's
+    gguf="hyvid",
     version="hunyuan_video",  # musubi-tuner's
     size=720,
     implementation="https://github.com/Tencent-Hunyuan/HunyuanVideo",

@@ -46,6 +46,7 @@ ARCHITECTURE = Architecture(
     title="LTX-2",
     hub="Lightricks/LTX-2",
     modelspec="lightricks-ltx-video-2",  # SwarmUI's
+    gguf="ltxv",
     size=768,
     implementation="https://github.com/Lightricks/LTX-2",
     parts=(

@@ -42,6 +42,7 @@ ARCHITECTURE = Architecture(
     title="Lumina 2",
     hub="Alpha-VLLM/Lumina-Image-2.0",
     modelspec="lumina-2",  # sd-scripts's
+    gguf="lumina2",
     version="lumina2",  # sd-scripts'
     size=1024,
     implementation="https://github.com/Alpha-VLLM/Lumina-Image-2.0",

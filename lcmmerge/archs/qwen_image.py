@@ -42,6 +42,7 @@ ARCHITECTURE = Architecture(
     title="Qwen-Image",
     hub="Qwen/Qwen-Image",
     modelspec="qwen-image",  # SwarmUI's
+    gguf="qwen_image",
     version="qwen_image",  # musubi-tuner's
     size=1328,
     parts=(

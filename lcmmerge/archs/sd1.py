@@ -7,6 +7,7 @@ ARCHITECTURE = Architecture(
     title="Stable Diffusion 1",
     hub="stable-diffusion-v1-5/stable-diffusion-v1-5",
     modelspec="stable-diffusion-v1",
+    gguf="sd1",
     version="sd_v1",
     parts=(
         UNet(

@@ -56,6 +56,7 @@ ARCHITECTURE = Architecture(
     title="Stable Diffusion 3",
     hub="stabilityai/stable-diffusion-3.5-large",
     modelspec="stable-diffusion-v3.5-large",  # SwarmUI's
+    gguf="sd3",
     size=1024,
     implementation="https://github.com/Stability-AI/sd3.5",
     parts=(

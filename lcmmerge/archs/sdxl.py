@@ -42,6 +42,7 @@ ARCHITECTURE = Architecture(
     title="Stable Diffusion XL",
     hub="stabilityai/stable-diffusion-xl-base-1.0",
     modelspec="stable-diffusion-xl-v1-base",
+    gguf="sdxl",
     version="sdxl_base_v1-0",
     size=1024,
     parts=(UNET, VAE(), CLIP_L, CLIP_G),

@@ -89,6 +89,7 @@ ARCHITECTURE = Architecture(
     title="Wan",
     hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
     modelspec="wan2.1",  # musubi-tuner's
+    gguf="wan",
     version="wan",  # musubi-tuner's
     size=480,
     implementation="https://github.com/Wan-Video/Wan2.1",

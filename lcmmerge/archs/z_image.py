@@ -39,6 +39,7 @@ ARCHITECTURE = Architecture(
     title="Z-Image",
     hub="Tongyi-MAI/Z-Image",
     modelspec="z-image",  # SwarmUI's
+    gguf="lumina2",
     version="z_image",  # musubi-tuner's
     size=1024,
     implementation="https://github.com/Tongyi-MAI/Z-Image",

@@ -87,7 +87,7 @@ def plan_weights(merge: Plan, target: Path, dtypes: Mapping[str, DType]) -> Plan
 
 def _planned(name: str, piece: Piece, dtype: DType) -> PlannedTensor:
     piece = replace(piece, encoding=plain(dtype), transposed=False)
-    return PlannedTensor(TensorSpec(name, dtype, piece.operand.shape), (piece,))
+    return PlannedTensor(TensorSpec(name, dtype, piece.operand.shape), piece.operand.shape, (piece,))
 
 
 def header(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:

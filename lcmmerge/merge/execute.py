@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +27,11 @@ from lcmmerge.merge.pipeline import in_order, one_thread_each
 from lcmmerge.merge.plan import Plan
 from lcmmerge.tensors.blockio import PAGE, BlockWriter, Buffer, Files
 from lcmmerge.tensors.encodings import Parts
-from lcmmerge.tensors.layout import FileLayout, lay_out
+from lcmmerge.tensors.gguf import GGUFLayout
+from lcmmerge.tensors.layout import FileLayout
 from lcmmerge.tensors.source import unchanged
 
+Layout = FileLayout | GGUFLayout
 UNIT = 8 << 20  # bytes written at once
 
 
@@ -78,13 +80,13 @@ def execute(
     metadata: Metadata,
     settings: Settings,
     progress: Callable[[int], None],
-    open_writer: Callable[[Path, int], Writer] = BlockWriter,
+    open_writer: Callable[[Path, Layout], Writer] = lambda path, layout: BlockWriter(path, layout.size),
     *,
     whole_files: bool = False,
 ) -> Outcome:
     """Write the plan's files under ``folder``.
 
-    ``progress`` is called with the number of bytes that became final, ``open_writer`` with a file's path and size.
+    ``progress`` is called with the number of bytes that became final, ``open_writer`` with a file's path and layout.
     ``whole_files``: the outcome's hashes are of these, and not of the tensor bytes; ``metadata`` then must not tell it.
     Raises NumericError, OutputError, FormatError.
     """
@@ -108,7 +110,7 @@ class _Execution:
         metadata: Metadata,
         settings: Settings,
         progress: Callable[[int], None],
-        open_writer: Callable[[Path, int], Writer],
+        open_writer: Callable[[Path, Layout], Writer],
         stack: ExitStack,
         whole_files: bool,
     ) -> None:
@@ -116,11 +118,11 @@ class _Execution:
         twice = any(piece.encoding.peaked for file in plan.files for tensor in file.tensors for piece in tensor.pieces)
         self.inputs = stack.enter_context(Files(keep=settings.keep_inputs or twice))
         self.layouts = [
-            lay_out(file.specs, metadata(file, "0" * 64, final=False))
+            file.placed(metadata(file, "0" * 64, final=False))
             for file in plan.files
         ]
         self.writers = [
-            stack.enter_context(open_writer(folder / file.path, layout.size))
+            stack.enter_context(open_writer(folder / file.path, layout))
             for file, layout in zip(plan.files, self.layouts, strict=True)
         ]
         self.hashes = [
@@ -153,7 +155,7 @@ class _Execution:
     def _units(self) -> Iterator[Unit]:
         for number, (file, layout) in enumerate(zip(self.plan.files, self.layouts, strict=True)):
             unit = Unit(number, layout.data_start)
-            for item in self._parts(file):
+            for item in self._parts(file, dict(layout.padding), layout.data_start):
                 alone = isinstance(item, Tensor) or unit.companion is not None
                 if unit.work and (alone or unit.work + item.nbytes > UNIT):
                     yield self._with_buffer(unit)
@@ -167,8 +169,11 @@ class _Execution:
             if unit.work:
                 yield self._with_buffer(unit)
 
-    def _parts(self, file: PlannedFile) -> Iterator[Block | Tensor]:
-        """What the file holds, in its order: the blocks of each tensor, then its companions, which they fill."""
+    def _parts(self, file: PlannedFile, padding: Mapping[int, int], offset: int) -> Iterator[Block | Tensor]:
+        """What the file holds, in its order: the blocks of each tensor, then its companions, which they fill.
+
+        ``padding``: offset → how many zeros lie there; ``offset``: of the first tensor.
+        """
         for tensor in file.tensors:
             companions = tensor.allocate_companions()
             ready: dict[str, tuple[Work, Layer]] = {}  # of the tensor's parameters, whose rows may alternate
@@ -179,6 +184,10 @@ class _Execution:
                 row += piece.end - piece.begin
             yield from with_peak(blocks)
             yield from companions.values()
+            offset += tensor.nbytes
+            if offset in padding:
+                yield torch.zeros(padding[offset], dtype=torch.uint8)
+                offset += padding[offset]
 
     def _blocks(
         self, piece: Piece, ready: dict[str, tuple[Work, Layer]], companions: Parts, row: int
@@ -231,7 +240,7 @@ class _Execution:
             self.writers[unit.file].write(unit.buffer, unit.offset, unit.nbytes)
 
 
-def _write_header(writer: Writer, layout: FileLayout, metadata: dict[str, str]) -> None:
+def _write_header(writer: Writer, layout: Layout, metadata: dict[str, str]) -> None:
     buffer = Buffer(layout.data_start)
     buffer.memory[: layout.data_start] = layout.header(metadata)
     writer.write(buffer, 0, layout.data_start)

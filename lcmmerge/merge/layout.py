@@ -6,20 +6,26 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 
 from lcmmerge.archs import Model
-from lcmmerge.errors import FormatError
-from lcmmerge.merge.outputs import Draft, by_folder, drafts, weights_stem
+from lcmmerge.errors import FormatError, IncompatibleError, OptionError, OutputError
+from lcmmerge.merge.outputs import Draft, by_folder, denoiser_drafts, drafts, weights_stem
 from lcmmerge.merge.spec import Written
-from lcmmerge.refs.weights import SAFETENSORS
+from lcmmerge.refs.weights import DIFFUSERS, SAFETENSORS
 from lcmmerge.tensors import DTYPES, TensorInfo
 from lcmmerge.tensors.encodings import MAIN, NONE, UNQUANTISED, Encoding, Parts, encodings, plain
-from lcmmerge.tensors.layout import TensorSpec
+from lcmmerge.tensors.encodings.ggml import type_of
+from lcmmerge.tensors.gguf import ARCHITECTURE, GGMLType, GGUFLayout, GGUFSpec, lay_out_gguf
+from lcmmerge.tensors.layout import FileLayout, TensorSpec
+from lcmmerge.tensors.layout import lay_out as lay_out_safetensors
 from lcmmerge.tensors.quantised import layers_said
 from lcmmerge.terms.match import Contribution
 from lcmmerge.terms.operand import Operand
 
+GGUF = "gguf"
+SMALL = 1024  # elements
 Contributions = Mapping[str, tuple[Contribution, ...]]  # canonical parameter → what is added to it
 
 
@@ -54,10 +60,11 @@ class PlannedTensor:
     """A tensor of the output, the pieces that it is made of, and by suffix its encoding's ``companions``.
 
     In a file these lie behind it. ``copied``: the encoding of one whose stored bytes are copied, each tensor of them by
-    itself.
+    itself. ``shape``: of its numbers.
     """
 
     spec: TensorSpec
+    shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     companions: Mapping[str, TensorSpec] = field(default_factory=dict)
     copied: Encoding | None = None
@@ -73,8 +80,7 @@ class PlannedTensor:
 
     def allocate_companions(self) -> Parts:
         """For its pieces to fill, by suffix."""
-        encoding = self.pieces[0].encoding
-        return encoding.allocate_companions(encoding.shape_of(self.spec.shape))
+        return self.pieces[0].encoding.allocate_companions(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -87,11 +93,22 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """A file of the output. ``path`` is relative to the output's folder; a shard names its ``index``."""
+    """A file of the output. ``path`` is relative to the output's folder; a shard names its ``index``.
+
+    ``architecture``: of a GGUF file, what it is to say of itself.
+    """
 
     path: Path
     tensors: tuple[PlannedTensor, ...]
     index: Path | None = None
+    architecture: str = ""
+
+    def placed(self, metadata: Mapping[str, str]) -> FileLayout | GGUFLayout:
+        """Where its tensors lie in it. Raises OutputError for what GGUF cannot hold."""
+        if not self.architecture:
+            return lay_out_safetensors(self.specs, metadata)
+        specs = [GGUFSpec(tensor.spec.name, _ggml_type(tensor), tensor.shape) for tensor in self.tensors]
+        return lay_out_gguf(specs, metadata)
 
     @property
     def nbytes(self) -> int:
@@ -103,12 +120,20 @@ class PlannedFile:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the encodings of its tensors say in its header."""
+        """What its format and the encodings of its tensors say in its header."""
         names: dict[Encoding, list[str]] = {}
         for tensor in self.tensors:
             names.setdefault(tensor.encoding, []).append(tensor.spec.name)
         said = {key: text for encoding in names for key, text in encoding.metadata(names[encoding]).items()}
-        return said | layers_said({tensor.spec.name: tensor.encoding for tensor in self.tensors})
+        said |= layers_said({tensor.spec.name: tensor.encoding for tensor in self.tensors})
+        return said | ({ARCHITECTURE: self.architecture} if self.architecture else {})
+
+
+def _ggml_type(tensor: PlannedTensor) -> GGMLType:
+    kind = type_of(tensor.encoding)
+    if kind is None:
+        raise OutputError(f"{tensor.spec.name}: GGUF holds no {tensor.encoding.dtype.torch_name}", "write safetensors")
+    return kind
 
 
 def lay_out(
@@ -116,23 +141,51 @@ def lay_out(
 ) -> tuple[tuple[PlannedFile, ...], tuple[str, ...]]:
     """The files of a target in a layout, and the base's tensors that are in none of them.
 
-    Raises FormatError where the layout has no name for a part, or a companion's name is another tensor's.
+    Raises FormatError where the layout has no name for a part, or a companion's name is another tensor's, and
+    IncompatibleError where no program reads GGUF of such a model.
     """
+    if container_of(base, output) == GGUF:
+        return _lay_out_gguf(base, contributions, target, output)
     chosen, dropped = drafts(base, layout, drop_ema=output.drop_ema, mend_position_ids=output.mend_position_ids)
-    choice = partial(_choice, output.encoding, encodings() | {UNQUANTISED: NONE})
+    encoding = partial(_encoding, output.encoding, "", encodings() | {UNQUANTISED: NONE})
     files = tuple(
         file
         for folder, group in by_folder(chosen)
         for file in _shards(
             folder,
             target,
-            [tensor for draft in group for tensor in _planned(draft, contributions, *choice(draft))],
+            [tensor for draft in group for tensor in _planned(draft, contributions, encoding(draft))],
             output.max_shard_bytes or (_largest_shard(base, folder) if layout == base.layout else None),
         )
     )
     for file in files:
         _refuse_twins(file, base)
     return files, dropped
+
+
+def container_of(base: Model, output: Written) -> str:
+    """The format of the output's files: what its encodings ask for, else the base's."""
+    if output.encoding is None:
+        return base.source.container
+    names = [output.encoding] if isinstance(output.encoding, str) else output.encoding.values()
+    return GGUF if any(name.startswith(f"{GGUF}:") for name in names) else "safetensors"
+
+
+def _lay_out_gguf(
+    base: Model, contributions: Contributions, target: Path, output: Written
+) -> tuple[tuple[PlannedFile, ...], tuple[str, ...]]:
+    """The denoiser alone, by the names of a single file without what stands before them, as programs expect it."""
+    arch = base.arch
+    if not arch.gguf:
+        raise IncompatibleError(
+            f"{base.source.path}: no program is known that reads GGUF of {arch.title}", "choose another --encoding"
+        )
+    if output.layout == DIFFUSERS or output.max_shard_bytes:
+        raise OptionError("GGUF: is one file of the denoiser", "omit --layout diffusers and --max-shard-size")
+    chosen, dropped = denoiser_drafts(base)
+    encoding = partial(_encoding, output.encoding, GGUF, encodings() | {UNQUANTISED: NONE})
+    tensors = tuple(tensor for draft in chosen for tensor in _planned(draft, contributions, encoding(draft)))
+    return (PlannedFile(Path(target.name), tensors, architecture=arch.gguf),), dropped
 
 
 def _refuse_twins(file: PlannedFile, base: Model) -> None:
@@ -145,33 +198,45 @@ def _refuse_twins(file: PlannedFile, base: Model) -> None:
             )
 
 
-def _choice(
-    asked: str | Mapping[str, str] | None, known: Mapping[str, Encoding], draft: Draft
-) -> tuple[Encoding | None, bool]:
-    """The encoding that is asked for, None for the base's own, and whether for this very tensor."""
-    if isinstance(asked, str):
-        return known[asked], False
-    names = {(asked or {}).get(operand.name) for operand, _, _ in draft.parts}
-    name = names.pop() if len(names) == 1 else None
-    return known[name] if name else None, True
-
-
-def _planned(
-    draft: Draft, contributions: Contributions, wanted: Encoding | None, chosen: bool
-) -> Iterable[PlannedTensor]:
-    """An encoded tensor that stays as it is, is several. ``chosen``: also where ``wanted`` would not take it."""
+def _encoding(
+    asked: str | Mapping[str, str] | None, container: str, known: Mapping[str, Encoding], draft: Draft
+) -> Encoding:
+    """How a tensor is stored: as ``asked`` for all or by its name, where that takes it, else as the base has it."""
     operand = draft.parts[0][0]
-    encoding = plain(DTYPES["BF16"] if wanted == NONE and operand.is_quantised else operand.dtype)
-    if operand.dtype.floating and _encodes(wanted or operand.encoding, draft, chosen=chosen):
-        encoding = wanted or operand.encoding
+    if isinstance(asked, str):
+        wanted = known[asked]
+        taken = all(wanted.takes(operand.name, operand.shape) for operand, _, _ in draft.parts)
+    else:
+        names = {(asked or {}).get(operand.name) for operand, _, _ in draft.parts}
+        name = names.pop() if len(names) == 1 else None
+        wanted, taken = known[name] if name else operand.encoding, True
+    if operand.dtype.floating and taken and _fits(wanted, draft):
+        return wanted
+    undone = operand.is_quantised and (wanted == NONE or container == GGUF)
+    rest = plain(DTYPES["BF16"] if undone else operand.dtype)
+    return _in_gguf(rest, draft) if container == GGUF else rest
+
+
+def _in_gguf(own: Encoding, draft: Draft) -> Encoding:
+    """What ComfyUI-GGUF can load of a tensor that is in no blocks: in BF16 linears alone, large ones; else float32."""
+    linear = len(draft.shape) == 2 and draft.name.endswith(".weight") and prod(draft.shape) > SMALL
+    return own if linear or own.dtype.name != "BF16" else plain(DTYPES["F32"])
+
+
+def _planned(draft: Draft, contributions: Contributions, encoding: Encoding) -> Iterable[PlannedTensor]:
+    """An encoded tensor that stays as it is, is several. Raises IncompatibleError for what is only read."""
+    operand = draft.parts[0][0]
     if encoding == operand.info.encoded and _stays(draft, contributions):
         return _copied(draft, operand.info)
+    if encoding.read_only:
+        what = f"{operand.path}: {operand.info.name} is in {encoding.title}, which is only read"
+        raise IncompatibleError(what, "choose an --encoding, such as gguf:q8_0")
     pieces = tuple(
         Piece(operand, encoding, draft.transposed, contributions.get(operand.name, ()), begin, end)
         for operand, begin, end in draft.parts
     )
     specs = dict(encoding.specs(draft.name, draft.shape))
-    return [PlannedTensor(specs.pop(MAIN), pieces, specs)]
+    return [PlannedTensor(specs.pop(MAIN), draft.shape, pieces, specs)]
 
 
 def _stays(draft: Draft, contributions: Contributions) -> bool:
@@ -199,17 +264,17 @@ def _copied(draft: Draft, info: TensorInfo) -> Iterable[PlannedTensor]:
             like = replace(info, dtype=spec.dtype, shape=spec.shape, encoded=None)
             operand = Operand.of_bytes(spec.name, encoding.constant(suffix), like)
         piece = Piece(operand, plain(spec.dtype), False, (), 0, operand.rows)
-        yield PlannedTensor(spec, (piece,), copied=encoding if suffix == MAIN else plain(spec.dtype))
+        shape, told = (draft.shape, encoding) if suffix == MAIN else (spec.shape, plain(spec.dtype))
+        yield PlannedTensor(spec, shape, (piece,), copied=told)
 
 
-def _encodes(encoding: Encoding, draft: Draft, *, chosen: bool) -> bool:
-    """Whether a tensor is stored so: its layout allows it, and the encoding takes all that it is made of."""
+def _fits(encoding: Encoding, draft: Draft) -> bool:
+    """Whether a tensor can be stored so, in its layout."""
     if (encoding.block > 1 or encoding.companions) and draft.transposed:  # rows of the tensor are none of its operand
         return False
     if any((end - begin) % encoding.granule for _, begin, end in draft.parts[:-1]):
         return False
-    taken = chosen or all(encoding.takes(operand.name, operand.shape) for operand, _, _ in draft.parts)
-    return draft.converts and taken and encoding.fits(draft.shape)
+    return draft.converts and encoding.fits(draft.shape)
 
 
 def _largest_shard(base: Model, folder: str) -> int | None:

@@ -66,6 +66,25 @@ def drafts(
     return chosen, tuple(name for name in base.leftovers if name not in MARKS)
 
 
+def denoiser_drafts(base: Model) -> tuple[list[Draft], tuple[str, ...]]:
+    """The denoiser alone by a single file's names, without what stands before them there; and what is left out."""
+    denoisers = [part for part in base.arch.parts if part.stored == base.arch.denoiser.stored]
+    own = [name for name in base.parameters if name.startswith(tuple(f"{part.name}." for part in denoisers))]
+    begin = base.arch.denoiser.stored
+    begins = (begin,) if base.layout == SINGLE_FILE else (begin, f"{base.arch.denoiser.name}.")
+    chosen = [replace(draft, name=draft.name.removeprefix(begin)) for draft in _to_single_file(base, own)]
+    dropped = [name for name in base.parameters if name not in own]
+    for name, info in base.leftovers.items():
+        inner = next((name.removeprefix(each) for each in begins if name.startswith(each)), None)
+        if inner is None and base.layout == "component":
+            inner = name
+        if inner is None or is_ema(name):
+            dropped.append(name)
+        else:
+            chosen.append(Draft.of("", inner, Operand.of_tensor(info), converts=False))
+    return chosen, tuple(dropped)
+
+
 def _refuse_partial(base: Model, layout: str) -> None:
     """In another layout a model is for another program, which is to find all of it."""
     path, cure = base.source.path, "take them from another checkpoint with --parts-from, or omit --layout"

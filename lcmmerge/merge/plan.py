@@ -23,7 +23,7 @@ from lcmmerge.archs.positions import broken_positions
 from lcmmerge.archs.rows import order_of, ordered
 from lcmmerge.errors import NoEffectError
 from lcmmerge.merge.configs import check_configs
-from lcmmerge.merge.layout import PlannedFile, lay_out
+from lcmmerge.merge.layout import PlannedFile, container_of, lay_out
 from lcmmerge.merge.like import encodings_like
 from lcmmerge.merge.spec import LCM, STYLE, Merge, Source, Term, blocks_text
 from lcmmerge.refs import name_of
@@ -264,7 +264,8 @@ def plan(
     if like := merge.output.like:
         chosen = encodings_like(opened(like, "--like file"), base)
         merge = replace(merge, output=replace(merge.output, like=None, encoding=chosen))
-    contributions, target = _by_parameter(matches), _target(merge, layout)
+    contributions = _by_parameter(matches)
+    target = _target(merge, layout, f".{container_of(base, merge.output)}")
     files, dropped = lay_out(base, contributions, target, layout, merge.output)
     return Plan(
         merge,
@@ -319,11 +320,11 @@ def _file_of(kind: Accelerator | None, base: Model) -> str:
     return file_of(kind, base.arch)
 
 
-def _target(merge: Merge, layout: str) -> Path:
-    """The output as asked for, else ``base-style-lcm`` in this folder; a file's name ends in .safetensors."""
+def _target(merge: Merge, layout: str, suffix: str) -> Path:
+    """The output as asked for, else ``base-style-lcm`` in this folder; a file's name ends in its ``suffix``."""
     style = [term.source.reference for term in merge.terms if term.name == STYLE and term.source]
     name = joined(merge.base.reference, *style, LCM)
-    return merge.output.path or Path(name) if layout == DIFFUSERS else safetensors_name(merge.output.path, name)
+    return merge.output.path or Path(name) if layout == DIFFUSERS else safetensors_name(merge.output.path, name, suffix)
 
 
 def _check(term: TaskVector, matched: Matched, base: Model, *, allow_unmatched: bool) -> None:

@@ -6,7 +6,6 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +17,7 @@ from lcmmerge.archs.modelspec import HASH
 from lcmmerge.archs.prediction import MARKS
 from lcmmerge.errors import NotFoundError, VerificationError
 from lcmmerge.history import RECIPE, record_of
-from lcmmerge.merge.execute import execute
+from lcmmerge.merge.execute import Layout, execute
 from lcmmerge.merge.layout import PlannedFile, PlannedTensor
 from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan
@@ -26,8 +25,8 @@ from lcmmerge.merge.recorded import read_merge, replan
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DType, TensorInfo, TensorSource
 from lcmmerge.tensors.blockio import PAGE, Buffer, Files
-from lcmmerge.tensors.header import read_header
 from lcmmerge.tensors.layout import TensorSpec
+from lcmmerge.tensors.source import read_local
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,17 +161,17 @@ def verify(
     with Files() as inputs:
         findings = _Findings(inputs)
 
-        def open_writer(path: Path, size: int) -> _Comparer:
+        def open_writer(path: Path, layout: Layout) -> _Comparer:
             specs = {
                 name.removesuffix(tensor.spec.name) + spec.name: spec
                 for name, tensor in files[path].items()
                 for spec in tensor.specs
             }
-            sizes = [spec.nbytes for spec in specs.values()]
-            begins = list(accumulate(sizes, initial=size - sum(sizes)))[:-1]
-            return _Comparer([None if name in unlike else stored.get(name) for name in specs], begins, findings)
+            there = [None if name in unlike else stored.get(name) for name in specs]
+            return _Comparer(there, layout.offsets, findings)
 
-        planned = [PlannedFile(path, tuple(tensors.values())) for path, tensors in files.items()]
+        said = plan.files[0].architecture
+        planned = [PlannedFile(path, tuple(tensors.values()), architecture=said) for path, tensors in files.items()]
         outcome = execute(
             replace(plan, files=tuple(planned)),
             Path(),
@@ -182,7 +181,7 @@ def verify(
             open_writer,
         )
     different += [Different(name, value) for name, value in sorted(findings.largest.items())]
-    recorded = {path: read_header(path)[1].get(HASH) for path in files}
+    recorded = {path: read_local(path)[1].get(HASH) for path in files}
     stale = [
         path.name for path, sha256 in zip(files, outcome.sha256, strict=True) if recorded[path] != f"0x{sha256}"
     ]

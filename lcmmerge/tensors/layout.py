@@ -38,6 +38,7 @@ class FileLayout:
     offsets: tuple[int, ...]
     data_start: int
     size: int
+    padding: tuple[tuple[int, int], ...] = ()  # offset and length of what lies between tensors: nothing
 
     def header(self, metadata: Mapping[str, str]) -> bytes:
         """``data_start`` bytes. ``metadata`` must take as many bytes as that given to ``lay_out``."""

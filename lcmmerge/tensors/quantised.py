@@ -23,6 +23,7 @@ from lcmmerge.tensors.info import TensorInfo
 
 METADATA = "_quantization_metadata"
 LAYER = ".comfy_quant"
+LARGEST_FORM = 4096  # bytes of one
 OLD_MARK, OLD_SCALE = "scaled_fp8", ".scale_weight"
 INPUTS = (".input_scale", ".scale_input")  # of activations
 HARMLESS = ("full_precision_matrix_mult",)  # how a layer is computed, and not how it is stored
@@ -61,7 +62,7 @@ def _formats(tensors: Tensors, metadata: Mapping[str, str], path: Path) -> dict[
         said = _json(metadata[METADATA], path).get("layers", {})
     for name, info in tensors.items():
         if name.endswith(LAYER) and (module := name.removesuffix(LAYER)) not in said:
-            said[module] = _json(info.data(), path)
+            said[module] = _json(info.data() if info.nbytes <= LARGEST_FORM else b"", path)
         elif name.endswith(OLD_SCALE):
             said.setdefault(name.removesuffix(OLD_SCALE), {"format": "float8_e4m3fn"})
     return {module: _encoding(module, form, path) for module, form in said.items()}

@@ -8,9 +8,11 @@ from pathlib import Path
 from lcmmerge import refs
 from lcmmerge.errors import FormatError
 from lcmmerge.refs.weights import PICKLES, SCHEDULER, SIDECAR, has_suffix
+from lcmmerge.tensors.gguf import MAGIC, gguf_of
 from lcmmerge.tensors.header import header_of
 from lcmmerge.tensors.info import TensorInfo
-from lcmmerge.tensors.source import Content, TensorSource, open_source, read_local, read_source
+from lcmmerge.tensors.quantised import LARGEST_FORM, LAYER
+from lcmmerge.tensors.source import Content, TensorSource, infos_of_gguf, open_source, read_local, read_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,19 @@ def open_reference(
 
 
 def _read_remote(repository: refs.Repository, name: str, scalars: bool) -> Content:
-    file, path = repository.remote(name), repository.path(name)
-    entries, metadata = header_of(file.read, repository.files[name].size or 0, path)
+    file, path, size = repository.remote(name), repository.path(name), repository.files[name].size or 0
+    if file.read(0, len(MAGIC)) == MAGIC:
+        infos, metadata = infos_of_gguf(*gguf_of(file.read, size, path), path)
+        return [_remote(info, file) for info in infos], metadata
+    entries, metadata = header_of(file.read, size, path)
+    small = [entry for entry in entries if entry.name.endswith(LAYER) and entry.nbytes <= LARGEST_FORM]
     if scalars:
-        file.prefetch((entry.offset, entry.nbytes) for entry in entries if entry.nbytes == entry.dtype.itemsize)
-    return [
-        RemoteTensor(entry.name, entry.dtype, entry.shape, path, entry.offset, entry.nbytes, file=file)
-        for entry in entries
-    ], metadata
+        small += [entry for entry in entries if entry.nbytes == entry.dtype.itemsize]
+    file.prefetch((entry.offset, entry.nbytes) for entry in small)
+    infos = [TensorInfo(name, dtype, shape, path, offset, nbytes) for name, dtype, shape, offset, nbytes in entries]
+    return [_remote(info, file) for info in infos], metadata
+
+
+def _remote(info: TensorInfo, file: refs.RemoteFile) -> RemoteTensor:
+    place = info.path, info.offset, info.nbytes
+    return RemoteTensor(info.name, info.dtype, info.shape, *place, info.encoded, file=file)

@@ -21,7 +21,6 @@ SIGN_IN = "download it again, signed in or with the site's token"
 
 # First bytes → what such a file is, and what helps.
 FOREIGN = {
-    b"GGUF": ("GGUF", "take the safetensors of this model: GGUF's weights are quantised in most files"),
     b"ggml": ("GGML", "take the safetensors of this model"),
     b"\x89HDF": ("HDF5, as Keras writes it", "take the safetensors of this model"),
     b"7z\xbc\xaf": ("a 7z archive", UNPACK),

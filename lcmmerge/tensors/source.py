@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
 from lcmmerge.errors import FormatError, LcmMergeError
 from lcmmerge.refs import Awaited
 from lcmmerge.refs.weights import PICKLES, SINGLE_FILE, Choice, choose, has_suffix, is_index, local_tree
+from lcmmerge.tensors.dtypes import DTYPES
+from lcmmerge.tensors.encodings.ggml import GGML, READ_ONLY
+from lcmmerge.tensors.gguf import ARCHITECTURE, FILLER, MAGIC, GGUFEntry, Value, read_gguf
 from lcmmerge.tensors.header import read_header
 from lcmmerge.tensors.info import TensorInfo
-from lcmmerge.tensors.quantised import assembled
+from lcmmerge.tensors.quantised import METADATA, assembled
 from lcmmerge.tensors.signatures import ZIP, head_of, is_safetensors
 from lcmmerge.tensors.state import State, state_of
 
@@ -26,6 +30,7 @@ class TensorSource:
     ``component.stored name``. ``files`` are the weight files, ``metadata`` is the first file's, ``variant``
     the one that was asked for; ``awaited`` those of the files that are still on the Hub; ``sha256`` of the files whose
     hash is known already; ``states``: of those on this disk, from before their headers were read.
+    ``container``: ``gguf``, or ``safetensors``, as which pickles are written too.
     """
 
     path: Path
@@ -37,6 +42,7 @@ class TensorSource:
     awaited: Awaited | None = None
     sha256: Mapping[Path, str] = field(default_factory=dict)
     states: Mapping[Path, State] = field(default_factory=dict)
+    container: str = "safetensors"
 
     def __iter__(self) -> Iterator[TensorInfo]:
         return iter(self.tensors.values())
@@ -59,6 +65,8 @@ class TensorSource:
             self.awaited.fetch()
 
 
+# What metadata say of the file, and not of the model in it.
+OF_THE_FILE = (METADATA, FILLER, "general.", "comfy.gguf.")
 Content = tuple[Sequence[TensorInfo], dict[str, str]]  # of a file: its tensors in order, its metadata
 ReadFile = Callable[[Path], Content]
 
@@ -93,7 +101,9 @@ def read_source(
         if number == 0:
             metadata = file_metadata
     whole = MappingProxyType(assembled(tensors, metadata, path))
-    return TensorSource(path, choice.layout, whole, files, metadata, variant, states=states)
+    container = "gguf" if ARCHITECTURE in metadata else "safetensors"
+    metadata = {key: text for key, text in metadata.items() if not key.startswith(OF_THE_FILE)}
+    return TensorSource(path, choice.layout, whole, files, metadata, variant, states=states, container=container)
 
 
 def read_local(file: Path) -> Content:
@@ -104,6 +114,8 @@ def read_local(file: Path) -> Content:
     if file.is_fifo():  # opening it would wait for a writer
         raise FormatError(f"{file}: is a pipe, and weights are not read in order", "name a file")
     head = head_of(file)
+    if head.startswith(MAGIC):
+        return infos_of_gguf(*read_gguf(file), file)
     if head.startswith(ZIP) or (has_suffix(file.name, PICKLES) and not is_safetensors(head)):
         from lcmmerge.tensors.pickles import read_pickle
 
@@ -111,6 +123,22 @@ def read_local(file: Path) -> Content:
     entries, metadata = read_header(file)
     infos = [TensorInfo(name, dtype, shape, file, offset, nbytes) for name, dtype, shape, offset, nbytes in entries]
     return infos, metadata
+
+
+def infos_of_gguf(entries: Iterable[GGUFEntry], metadata: Mapping[str, Value], path: Path) -> Content:
+    """The tensors of a GGUF file: in a dtype, or in blocks of ggml's. Raises FormatError."""
+    infos = []
+    for name, kind, shape, offset, nbytes in entries:
+        encoding = (GGML | READ_ONLY).get(kind.lower())
+        if kind in DTYPES:
+            infos.append(TensorInfo(name, DTYPES[kind], shape, path, offset, nbytes))
+        elif encoding is None or prod(shape[1:]) % encoding.block:
+            what = f"{path}: {name!r} is in {kind}, in rows of {prod(shape[1:]):,} numbers, which is not read"
+            raise FormatError(what, "take another file of this model")
+        else:
+            infos.append(TensorInfo(name, DTYPES["BF16"], shape, path, offset, nbytes, encoding))
+    texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
+    return infos, {ARCHITECTURE: "", **texts}
 
 
 @contextmanager

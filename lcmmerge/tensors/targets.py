@@ -12,6 +12,7 @@ from pathlib import Path, PosixPath
 from lcmmerge.errors import OutputError
 from lcmmerge.refs.weights import PICKLES, SAFETENSORS, has_suffix
 
+GGUF = ".gguf"
 ELSEWHERE = "choose another name with -o"
 
 
@@ -30,20 +31,23 @@ def joined(*references: str) -> str:
     return "-".join(Path(reference).stem for reference in references)
 
 
-def safetensors_name(target: Path | None, name: str) -> Path:
+def safetensors_name(target: Path | None, name: str, suffix: str = SAFETENSORS[0]) -> Path:
     """The file to write: with the suffix, where it has none, and called ``name`` in a folder that is there.
 
-    Raises OutputError for a pickle's suffix, and for a folder that is not there.
+    Raises OutputError for a pickle's suffix, for that of another format, and for a folder that is not there.
     """
     if isinstance(target, Unmade):
         raise OutputError(f"{target}/: no such folder", "create it first, or omit the slash: it is then a file's name")
     if target is None or target.is_dir():
         target = (target or Path()) / name
-    elif has_suffix(target.name, SAFETENSORS):
-        return target
+    elif has_suffix(target.name, SAFETENSORS, (GGUF,)):
+        if has_suffix(target.name, (GGUF,)) == (suffix == GGUF):
+            return target
+        cure = "name it so" if suffix == GGUF else "name it .safetensors, or choose an --encoding such as gguf:q8_0"
+        raise OutputError(f"{target}: what is written is {suffix}", cure)
     elif has_suffix(target.name, PICKLES):
         raise OutputError(f"{target}: {target.suffix} files can hold code and are not written", "name it .safetensors")
-    return target.with_name(target.name + SAFETENSORS[0])
+    return target.with_name(target.name + suffix)
 
 
 def check_target(

@@ -112,6 +112,7 @@ class Encoding:
     takes: Callable[[str, Shape], bool] = matrices
     metadata: Callable[[Sequence[str]], Mapping[str, str]] = no_metadata
     form: Mapping[str, object] = field(default_factory=dict, hash=False)
+    read_only: bool = False
     container: str = "safetensors"
 
     def row_bytes(self, columns: int) -> int:

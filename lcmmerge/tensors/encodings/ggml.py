@@ -13,12 +13,11 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
-from lcmmerge.errors import LcmMergeError
 from lcmmerge.extras import check_installed
 from lcmmerge.tensors.dtypes import DTYPES
 from lcmmerge.tensors.encodings.base import MAIN, Encoding, Parts, linears, matrices
 from lcmmerge.tensors.encodings.plain import plain
-from lcmmerge.tensors.gguf import TYPES
+from lcmmerge.tensors.gguf import TYPES, GGMLType
 
 if TYPE_CHECKING:
     import torch
@@ -145,8 +144,8 @@ def _as(dtype: torch.dtype, stored: Tensor) -> Tensor:
     return stored.clone(memory_format=torch.contiguous_format).view(dtype)
 
 
-def refuse(name: str, rows: Tensor, parts: Parts, generator: Generator | None, peak: float) -> None:
-    raise LcmMergeError(f"GGUF's {name} is read, not written", f"choose one of {', '.join(GGML)}")
+def refuse(rows: Tensor, parts: Parts, generator: Generator | None, peak: float) -> None:
+    raise NotImplementedError
 
 
 def decode_by_library(name: str, parts: Parts) -> Tensor:
@@ -188,7 +187,13 @@ GGML = {
     "q4_0": _bits("Q4_0", 4, shifted=False),
 }
 READ_ONLY = {
-    name.lower(): _blocks(name, partial(refuse, name), partial(decode_by_library, name), inf)
+    name.lower(): replace(_blocks(name, refuse, partial(decode_by_library, name), inf), read_only=True)
     for name, kind in TYPES.items()
     if kind.block > 1 and name.lower() not in GGML and name not in UNREAD
 }
+
+
+def type_of(encoding: Encoding) -> GGMLType | None:
+    """The type of GGUF that an encoding is, or a dtype; None where GGUF has none."""
+    own = next((name for name, each in (GGML | READ_ONLY).items() if each == encoding), None)
+    return TYPES.get((own or encoding.dtype.name).upper()) if own or encoding == plain(encoding.dtype) else None
