@@ -22,7 +22,6 @@ CASES = {
     "bucket": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "web page", "signed in"),
     "answer": (b'{"error":"Unauthorized"}', "site's error or a config ('{\"error\":\"Unauthorized\"}')", "signed in"),
     "text": (b"Entry not found", "a text ('Entry not found')", "again"),
-    "gguf": (b"GGUF" + (3).to_bytes(4, "little") + bytes(600), "GGUF", "safetensors"),
     "onnx": (GRAPH.SerializeToString(), "an ONNX graph", "checkpoint"),
     "archive": (b"7z\xbc\xaf\x27\x1c" + bytes(600), "a 7z archive", "unpack"),
     "tar": (bytes(1) + b"w" * 256 + b"ustar" + bytes(600), "a tar archive", "unpack"),

@@ -20,15 +20,19 @@ TAKEN = {
     "flux3": (48, set()),
     "hidream": (90, {"block.adaLN_modulation.1", "block.ff_i.gate"}),
     "hunyuan_video": (34, {"norm.linear", "norm1.linear", "norm1_context.linear"}),
+    "hunyuan_video15": (24, {"norm1.linear", "norm1_context.linear"}),
     "ideogram4": (14, {"adaln_modulation"}),
     "krea2": (16, set()),
     "ltx2": (56, {f"{name}.to_gate_logits" for name in ATTENTIONS}),
     "lumina2": (14, {"norm1.linear"}),
+    "minimax_h3": (14, set()),
     "qwen_image": (24, {"img_mod.1", "txt_mod.1"}),
     "qwen_image21": (14, set()),
     "sana": (16, set()),
     "sd3": (41, {"norm1.linear", "norm1_context.linear"}),
     "wan": (24, set()),
+    "wan_animate": (24, set()),
+    "wan_vace": (53, set()),
     "z_image": (14, {"adaLN_modulation.0"}),
 }
 BLOCK = re.compile(r"(?:\w*blocks|layers)(?:\.[a-z_]+)?\.\d+\.(.+)\.weight")
@@ -43,8 +47,6 @@ def test_the_blocks_linears_but_for_norms_and_modulations(name):
     left = {found[1] for key in shapes.keys() - taken if (found := BLOCK.fullmatch(key))}
     assert (len(taken), left) == TAKEN[name]
     assert all(BLOCK.fullmatch(key) for key in taken)
-
-
 
 
 @pytest.mark.parametrize(
