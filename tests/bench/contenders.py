@@ -108,5 +108,42 @@ CONTENDERS = {
         kinds=("unet",),
     ),
 }
+# How large a file in an encoding is beside the base's 16 bits a number.
+SHARES = {"fp8_scaled": 0.5, "int8_convrot": 0.5, "mxfp8": 0.52, "nvfp4": 0.28, "gguf:q8_0": 0.53, "gguf:q4_0": 0.28}
+CONVERT = {"fp8_scaled": (), "int8_convrot": ("--int8", "--scaling_mode", "row", "--convrot")}
+
+
+def quantising(encoding: str) -> dict[str, Contender]:
+    """A merge into an encoding, and what quantises alone, without any merge."""
+    output = "out.gguf" if encoding.startswith("gguf:") else "out.safetensors"
+
+    def fuse(folder: Path, output: Path) -> list[str]:
+        return [*lcmmerge(folder, output), "--encoding", encoding]
+
+    def read_and_write(folder: Path, output: Path) -> list[str]:
+        base, _, _ = files(folder)
+        size = str(int(Path(base).stat().st_size * SHARES[encoding]))
+        script = 'cat "$1" > /dev/null && head -c "$3" "$1" > "$2" && sync "$2"'
+        return ["sh", "-c", script, "sh", base, str(output), size]
+
+    def quantise(folder: Path, output: Path) -> list[str]:
+        return [sys.executable, str(PEERS / "quantise.py"), encoding, files(folder)[0], str(output)]
+
+    def convert(folder: Path, output: Path) -> list[str]:
+        command = [str(Path(sys.executable).with_name("convert_to_quant")), "-i", files(folder)[0], "-o", str(output)]
+        return [*command, "--comfy_quant", "--simple", "--low-memory", "--device", "cpu", *CONVERT[encoding]]
+
+    library = "gguf" if output == "out.gguf" else "comfy-kitchen"
+    found = {
+        "cp": Contender("read and write", read_and_write, "the base, and as much as the output", output, merges=False),
+        "lcmmerge": Contender("lcmmerge fuse", fuse, "the merge, and the encoding", output, merges=False),
+        "library": Contender(library, quantise, "quantising alone", output, merges=False, packages=(library, "torch")),
+    }  # fmt: skip
+    if encoding in CONVERT:
+        note, packages = "quantising alone, its simple way", ("convert-to-quant",)
+        found["convert"] = Contender("convert_to_quant", convert, note, output, merges=False, packages=packages)
+    return found
+
+
 YARDSTICKS = ("cp", "gemms")
 PEER_NAMES = tuple(name for name in CONTENDERS if name not in (*YARDSTICKS, "lcmmerge"))

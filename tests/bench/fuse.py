@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from contenders import CONTENDERS, LAMBDAS, PEER_NAMES, YARDSTICKS
+from contenders import CONTENDERS, LAMBDAS, PEER_NAMES, SHARES, YARDSTICKS, Contender, quantising
 from machine import describe, version_of
 from measure import ENV, CommandFailedError, measure, settle
 from report import Runs, render, summarize
@@ -48,12 +48,12 @@ def run_once(runs: Runs, folder: Path, number: int) -> None:
 
 
 def outputs(folder: Path) -> list[Path]:
-    return [folder / name for name in sorted({contender.output for contender in CONTENDERS.values()} - {""})]
+    return [folder / name for name in ("out", "out.gguf", "out.safetensors")]
 
 
-def run_all(names: list[str], folder: Path, repeats: int) -> dict[str, Runs]:
-    table = {name: Runs(CONTENDERS[name]) for name in names}
-    run_once(Runs(CONTENDERS["cp"]), folder, 0)
+def run_all(contenders: dict[str, Contender], folder: Path, repeats: int) -> dict[str, Runs]:
+    table = {name: Runs(contender) for name, contender in contenders.items()}
+    run_once(Runs(contenders["cp"]), folder, 0)
     for number in range(repeats):
         for name, runs in table.items():
             if runs.failure:
@@ -82,22 +82,31 @@ def chosen(peers: str, kind: str) -> list[str]:
 @click.command(help="Run lcmmerge fuse, the yardsticks and the peers in turns, and print a table.")
 @click.option("--size", type=click.Choice(list(SIZES)), default="sdxl", show_default=True)
 @click.option("--peers", default="all", show_default=True, help=f"all, none, or some of {','.join(PEER_NAMES)}.")
+@click.option("--encoding", type=click.Choice(list(SHARES)), help="Into it, beside what quantises alone.")
 @click.option("--repeats", default=3, show_default=True, help="Rounds.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the results here.")
 @click.option("--workdir", type=click.Path(path_type=Path), help="Keeps the files [default: temporary].")
-def main(size: str, peers: str, repeats: int, json_path: Path | None, workdir: Path | None) -> None:
-    names = chosen(peers, "transformer" if isinstance(SIZES[size], TransformerSize) else "unet")
+def main(
+    size: str, peers: str, encoding: str | None, repeats: int, json_path: Path | None, workdir: Path | None
+) -> None:
+    if encoding:
+        contenders = quantising(encoding)
+        contenders = {name: each for name, each in contenders.items() if all(map(version_of, each.packages))}
+    else:
+        names = chosen(peers, "transformer" if isinstance(SIZES[size], TransformerSize) else "unet")
+        contenders = {name: CONTENDERS[name] for name in names}
     workdir = workdir or Path(tempfile.gettempdir()) / "lcmmerge-bench"
     subprocess.run([sys.executable, HERE / "models.py", "--size", size, "--workdir", workdir], env=ENV, check=True)
-    table = run_all(names, workdir / size, repeats)
+    table = run_all(contenders, workdir / size, repeats)
     rows = {name: summarize(runs, table) for name, runs in table.items()}
-    packages = {package for name in names for package in CONTENDERS[name].packages}
+    packages = {package for contender in contenders.values() for package in contender.packages}
     machine = describe(workdir, packages)
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(render(size, rows))
     console.print(json.dumps(machine, ensure_ascii=False), highlight=False, soft_wrap=True)
     if json_path:
-        result = {"size": size, "lambdas": LAMBDAS, "repeats": repeats, "machine": machine, "contenders": rows}
+        asked = {"size": size, "encoding": encoding, "lambdas": LAMBDAS, "repeats": repeats}
+        result = asked | {"machine": machine, "contenders": rows}
         json_path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
