@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from families import families, sized, state_of
+from families import CASES, class_of, families, single_file, sized, state_of
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -101,3 +101,24 @@ def split(*, numbered: bool) -> Factors:
             name = inner if not numbered else f"{module}.{i}" if len(slots) > 1 else module
             found[name] = (slot.view.take(up) if len(slots) > 1 else up, down)
     return found
+
+
+WIDE = {"attention_head_dim": 128, "num_attention_heads": 2, "axes_dims_rope": (32, 48, 48), "num_layers": 1,
+        "num_single_layers": 1}  # fmt: skip
+REACHED = ("transformer_blocks.0.attn.to_k", "single_transformer_blocks.0.proj_mlp", "proj_out")
+
+
+def wide(folder: Path, scale: float = 0.05) -> tuple[Path, Path]:
+    """A single file whose linears have 256 columns, which quantised formats take, and a LoRA of a few of them."""
+    generator = torch.Generator().manual_seed(0)
+    state = class_of("flux1")(**CASES["flux1"].tiny | WIDE).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    base = {f"transformer.{name}": 0.1 * torch.randn(shape, generator=generator).bfloat16()
+            for name, shape in shapes.items()}  # fmt: skip
+    lora = {}
+    for name in REACHED:
+        out, into = shapes[f"{name}.weight"]
+        lora[f"transformer.{name}.lora_B.weight"] = scale * torch.randn(out, 4, generator=generator)
+        lora[f"transformer.{name}.lora_A.weight"] = scale * torch.randn(4, into, generator=generator)
+    save_file(lora, folder / "lora.safetensors")
+    return single_file(folder / "base.safetensors", "flux1", base), folder / "lora.safetensors"

@@ -14,11 +14,14 @@ import torch
 from experts import lora_of_wan, two_experts
 from exporting import cache_home, exported
 from families import single_file, state_of
+from flux import wide
 from forked import commands
 from fusing import Files
 from pico import lcm_lora, pico, style_lora
 from PIL import Image
 from safetensors.torch import save_file
+
+from lcmmerge import inspect
 
 pytestmark = pytest.mark.e2e
 
@@ -130,6 +133,17 @@ def test_diffusion_transformers(lcmmerge: Callable[..., str], tmp_path: Path) ->
     block = next(block for block in blocks("sh") if "flux-turbo" in block)
     lcmmerge(tmp_path, *block.replace("\\\n", "").splitlines())
     assert (tmp_path / "wan22-fast" / "transformer_2").is_dir()
+
+
+def test_the_file_that_people_run(lcmmerge: Callable[..., str], tmp_path: Path) -> None:
+    base, lora = wide(tmp_path)
+    base.rename(tmp_path / "flux1.safetensors")
+    for name in ("flux-style", "flux-turbo"):
+        (tmp_path / f"{name}.safetensors").write_bytes(lora.read_bytes())
+    lcmmerge(tmp_path, *next(block for block in blocks("sh") if "--like" in block).splitlines())
+    stored = [inspect(tmp_path / name).whole.dtypes for name in ("flux-fp8.safetensors", "like.safetensors")]
+    assert stored[0] == stored[1]
+    assert stored[0]["fp8_scaled"] == inspect(tmp_path / "flux-q8.gguf").whole.dtypes["gguf:q8_0"]
 
 
 def test_drawing_searching_and_distilling(lcmmerge: Callable[..., str], studio: Path) -> None:

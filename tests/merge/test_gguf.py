@@ -8,11 +8,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from families import CASES, class_of, single_file
+from flux import REACHED, wide
 from fusing import fuse
 from gguf.quants import dequantize
 from merging import merge_of
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lcmmerge.errors import FormatError, IncompatibleError, OptionError, OutputError
@@ -27,28 +27,13 @@ BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 STEPS = {"q8_0": 1 / 127, "q5_1": 1 / 15, "q5_0": 1 / 15, "q4_1": 1 / 7, "q4_0": 1 / 7}  # of a block's largest number
 PREFIX = "model.diffusion_model."
 QKV = "double_blocks.0.img_attn.qkv.weight"
-MODULE = "transformer_blocks.0.attn.to_k"
 
 
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory) -> tuple[Path, Path]:
     """A FLUX.1 with linears of 256 columns in bfloat16, and a LoRA of some of them."""
     folder = tmp_path_factory.mktemp("gguf")
-    settings = CASES["flux1"].tiny | {
-        "attention_head_dim": 128, "num_attention_heads": 2, "axes_dims_rope": (32, 48, 48), "num_layers": 1,
-        "num_single_layers": 1,
-    }  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    shapes = {name: tuple(tensor.shape) for name, tensor in class_of("flux1")(**settings).state_dict().items()}
-    state = {f"transformer.{name}": 0.1 * torch.randn(shape, generator=generator).bfloat16()
-             for name, shape in shapes.items()}  # fmt: skip
-    lora = {}
-    for name in (MODULE, "single_transformer_blocks.0.proj_mlp", "proj_out"):
-        out, into = shapes[f"{name}.weight"]
-        lora[f"transformer.{name}.lora_B.weight"] = 0.2 * torch.randn(out, 4, generator=generator)
-        lora[f"transformer.{name}.lora_A.weight"] = 0.2 * torch.randn(4, into, generator=generator)
-    save_file(lora, folder / "lora.safetensors")
-    return single_file(folder / "base.safetensors", "flux1", state), folder / "lora.safetensors"
+    return wide(folder, 0.2)
 
 
 def theirs(path: Path) -> dict[str, Tensor]:
@@ -129,7 +114,7 @@ def test_a_merge_into_gguf_stays_gguf(flux, tmp_path):
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed == {QKV, "single_blocks.0.linear1.weight", "final_layer.linear.weight"}
     tensors = load_file(lora)
-    delta = tensors[f"transformer.{MODULE}.lora_B.weight"] @ tensors[f"transformer.{MODULE}.lora_A.weight"]
+    delta = tensors[f"transformer.{REACHED[0]}.lora_B.weight"] @ tensors[f"transformer.{REACHED[0]}.lora_A.weight"]
     exact = before[QKV].clone()
     exact[256:512] += delta
     assert (after[QKV] - exact).norm() < 0.01 * exact.norm()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CASES, class_of, single_file
+from flux import REACHED, wide
 from fusing import fuse
 from merging import merge_of
 from safetensors.torch import load_file, save_file
@@ -24,7 +24,6 @@ from lcmmerge.tensors.encodings import MAIN, encodings
 
 FORMATS = ("fp8_scaled", "int8_convrot", "mxfp8", "nvfp4")
 PREFIX = "model.diffusion_model."
-MODULE = "transformer_blocks.0.attn.to_k"
 SPLIT = PREFIX + "double_blocks.0.img_attn.qkv"  # which holds it in a single file
 OTHER = PREFIX + "double_blocks.0.txt_attn.qkv"
 
@@ -47,21 +46,7 @@ class Inputs:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Inputs:
     folder = tmp_path_factory.mktemp("quantised")
-    settings = CASES["flux1"].tiny | {
-        "attention_head_dim": 128, "num_attention_heads": 2, "axes_dims_rope": (32, 48, 48), "num_layers": 1,
-        "num_single_layers": 1,
-    }  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    shapes = {name: tuple(tensor.shape) for name, tensor in class_of("flux1")(**settings).state_dict().items()}
-    state = {f"transformer.{name}": 0.1 * torch.randn(shape, generator=generator).bfloat16()
-             for name, shape in shapes.items()}  # fmt: skip
-    lora = {}
-    for name in (MODULE, "single_transformer_blocks.0.proj_mlp", "proj_out"):
-        out, into = shapes[f"{name}.weight"]
-        lora[f"transformer.{name}.lora_B.weight"] = 0.05 * torch.randn(out, 4, generator=generator)
-        lora[f"transformer.{name}.lora_A.weight"] = 0.05 * torch.randn(4, into, generator=generator)
-    save_file(lora, folder / "lora.safetensors")
-    return Inputs(folder, single_file(folder / "base.safetensors", "flux1", state), folder / "lora.safetensors")
+    return Inputs(folder, *wide(folder))
 
 
 def decoded(path: Path, module: str, name: str) -> Tensor:
@@ -104,7 +89,7 @@ def test_what_no_term_reaches_stays_byte_for_byte_and_the_rest_is_rounded_once_m
         same = raw(tensor).equal(raw(after[key]))
         assert same != (key.startswith(reached) and key.endswith(".weight")) or "scale" in key, key
     lora = load_file(inputs.lora)
-    delta = lora[f"transformer.{MODULE}.lora_B.weight"] @ lora[f"transformer.{MODULE}.lora_A.weight"]
+    delta = lora[f"transformer.{REACHED[0]}.lora_B.weight"] @ lora[f"transformer.{REACHED[0]}.lora_A.weight"]
     exact = decoded(base, SPLIT, name)
     exact[256:512] += delta
     error = (decoded(target, SPLIT, name) - exact).norm() / exact.norm()
@@ -158,7 +143,7 @@ def test_a_difference_of_a_quantised_checkpoint(inputs, tmp_path):
     tuned = inputs.quantised("int8_convrot")
     merge = merge_of(inputs.base, tmp_path / "merged.safetensors", tuned, (1.0, 0.0))
     found = plan(merge)
-    assert found.contributions[f"transformer.{MODULE}.weight"]
+    assert found.contributions[f"transformer.{REACHED[0]}.weight"]
     fuse(inputs.base, tmp_path / "merged.safetensors", tuned, strengths=(1.0, 0.0), dtype="fp32")
     merged = load_file(tmp_path / "merged.safetensors")[f"{SPLIT}.weight"]
     assert torch.allclose(merged, decoded(tuned, SPLIT, "int8_convrot"), atol=1e-6)
