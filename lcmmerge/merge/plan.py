@@ -134,6 +134,9 @@ class Plan:
                 f"{name} is not 0, 1, 2 …, and stays so: older programs then read words at other places; "
                 "--mend-position-ids writes it anew" for name in broken_positions(self.base)
             ]
+        written = {piece.operand.name for file in self.files for tensor in file.tensors for piece in tensor.pieces}
+        if lost := sorted({name.partition(".")[0] for name in self.contributions.keys() - written if self.files}):
+            found.append(f"what the terms change in {' and '.join(lost)} is not in the output, which lacks that")
         every = [item for items in self.contributions.values() for item in items]
         for index, term in enumerate(self.terms):
             found += limits(term, (item for item in every if item.term == index))
