@@ -90,7 +90,7 @@ def test_a_lambda_that_overflows_is_refused_and_the_next_cell_is_whole(files):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_what_an_encoding_keeps_is_what_is_drawn(dtype, files):
     steps = Encoding(
-        "steps of 1/64", DTYPES["I8"], lambda rows, parts, generator: parts[MAIN].copy_((rows * 64).round()),
+        "steps of 1/64", DTYPES["I8"], lambda rows, parts, generator, peak: parts[MAIN].copy_((rows * 64).round()),
         lambda parts: parts[MAIN].float() / 64,
     )  # fmt: skip
     inputs = files("sd1")
