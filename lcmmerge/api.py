@@ -20,10 +20,10 @@ from lcmmerge.merge import spec
 from lcmmerge.output import Warnings
 
 if TYPE_CHECKING:
+    from lcmmerge.bake.report import Report
     from lcmmerge.export.bundle import Exported
     from lcmmerge.inspection import Inspection
     from lcmmerge.merge.plan import Plan
-    from lcmmerge.merge.report import Report
     from lcmmerge.search.result import Result
 
 Reference = str | os.PathLike[str]
@@ -107,8 +107,8 @@ class Merge(spec.Merge):
         >>> [(row.term, row.strength) for row in merge.write("neon-lcm").rows]
         [('style', 0.8), ('lcm', 1.0)]
         """
-        from lcmmerge.merge.fuse import fuse
-        from lcmmerge.merge.outcome import Settings
+        from lcmmerge.bake.fuse import fuse
+        from lcmmerge.bake.outcome import Settings
         from lcmmerge.tensors.targets import target_of
 
         place = None if path is None else target_of(path)

@@ -14,11 +14,11 @@ from filelock import FileLock
 from fusing import Files
 from merging import merge_of
 
+from lcmmerge.bake.outcome import Settings
 from lcmmerge.export import parity
 from lcmmerge.export.bundle import Exported, export
 from lcmmerge.export.relambda import relambda
 from lcmmerge.export.request import ExportRequest, prepare
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.spec import Merge
 from lcmmerge.output import Output
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lcmmerge.archs import identify
-from lcmmerge.merge import fuse as merge
-from lcmmerge.merge.outcome import Settings
+from lcmmerge.bake import fuse as merge
+from lcmmerge.bake.outcome import Settings
+from lcmmerge.bake.report import Report
 from lcmmerge.merge.plan import plan
-from lcmmerge.merge.report import Report
 from lcmmerge.tensors import open_source
 
 

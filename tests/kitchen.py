@@ -14,7 +14,7 @@ from fusing import fuse, metadata
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lcmmerge.merge.verify import verify
+from lcmmerge.bake.verify import verify
 from lcmmerge.tensors import open_source
 from lcmmerge.tensors.encodings import MAIN, encodings
 

@@ -14,11 +14,11 @@ from merging import merge_of
 from pico import canonical_state
 from torch import Tensor
 
+from lcmmerge.bake.tensors import merged
 from lcmmerge.draw.load import Pipeline, load_pipeline
 from lcmmerge.errors import LcmMergeError
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.plan import plan as plan_merge
-from lcmmerge.merge.tensors import merged
 from lcmmerge.output import Output
 from lcmmerge.search.blocks import Asked, block_axes
 from lcmmerge.search.field import Field

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lcmmerge.bake.outcome import MOST_WORKERS
 from lcmmerge.draw.jobs import MOST_IMAGES, MOST_STEPS
-from lcmmerge.merge.outcome import MOST_WORKERS
 from lcmmerge.output import Output, parse_size, ratio
 from lcmmerge.tensors.dtypes import LARGEST, OUTPUT_DTYPES
 

@@ -98,9 +98,9 @@ def export(
     """
     check_installed("export")
     quiet_libraries()
+    from lcmmerge.bake.outcome import Settings
     from lcmmerge.export.bundle import export
     from lcmmerge.export.request import ExportRequest, prepare
-    from lcmmerge.merge.outcome import Settings
     from lcmmerge.merge.spec import Written
 
     given = (*lcm, *accelerator)

@@ -27,9 +27,9 @@ from lcmmerge.cli.options import (
 from lcmmerge.output import Output, ratio, share, size
 
 if TYPE_CHECKING:
-    from lcmmerge.merge.outcome import Measured
+    from lcmmerge.bake.outcome import Measured
+    from lcmmerge.bake.report import Report
     from lcmmerge.merge.plan import Plan
-    from lcmmerge.merge.report import Report
 
 COARSE = 0.99  # correlation of what the output changed with what it was to change
 SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype keeps little of a term
@@ -118,9 +118,9 @@ def fuse(
     \b
       lcmmerge fuse inpainting.safetensors tuned.safetensors --tuned-from base.safetensors --lambda 1 0
     """
-    from lcmmerge.merge.fuse import check_output, fuse
-    from lcmmerge.merge.loss import check_kept, estimated
-    from lcmmerge.merge.outcome import Settings
+    from lcmmerge.bake.fuse import check_output, fuse
+    from lcmmerge.bake.loss import check_kept, estimated
+    from lcmmerge.bake.outcome import Settings
     from lcmmerge.merge.plan import plan
     from lcmmerge.merge.spec import Source, Written, stored_as
 

@@ -33,8 +33,8 @@ def relambda(
       lcmmerge relambda export --lambda 0.6 1.0
       lcmmerge relambda export --term papercut 0.7 --source loras
     """
+    from lcmmerge.bake.outcome import Settings
     from lcmmerge.export.relambda import relambda
-    from lcmmerge.merge.outcome import Settings
 
     strengths = dict(terms)
     if lambdas:

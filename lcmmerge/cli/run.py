@@ -43,7 +43,7 @@ def run(
       lcmmerge run recipes/sdxl-papercut.yaml -o papercut --dry-run
       lcmmerge run recipes/sdxl-papercut.yaml -o papercut --set lambda.style=0.7
     """
-    from lcmmerge.merge.outcome import Settings
+    from lcmmerge.bake.outcome import Settings
     from lcmmerge.recipe import runner
     from lcmmerge.recipe.loader import load
     from lcmmerge.recipe.steps.publish import repository, upload

@@ -156,7 +156,7 @@ def _factors(pairs: Sequence[tuple[str, Mapping[str, Range]]]) -> Mapping[str, M
 
 def _check(merge: Merge, bake: Path | None, recipe: Path | None, force: bool) -> None:
     """Refuse before the search what could not be written after it."""
-    from lcmmerge.merge.fuse import check_output
+    from lcmmerge.bake.fuse import check_output
     from lcmmerge.merge.plan import plan
     from lcmmerge.tensors.targets import check_target
 
@@ -167,7 +167,7 @@ def _check(merge: Merge, bake: Path | None, recipe: Path | None, force: bool) ->
 
 
 def _keep(result: Result, bake: Path | None, recipe: Path | None, force: bool, output: Output) -> None:
-    from lcmmerge.merge.fuse import fuse
+    from lcmmerge.bake.fuse import fuse
     from lcmmerge.merge.plan import plan
     from lcmmerge.tensors.staging import replace_with
 

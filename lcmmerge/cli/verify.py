@@ -31,9 +31,9 @@ def verify(file: str, sources: tuple[str, ...], lock: Path | None, device: str, 
       lcmmerge verify merged.safetensors --source ~/models
       lcmmerge verify papercut --lock recipes/sdxl-papercut.yaml.lock
     """
-    from lcmmerge.merge.outcome import Settings
-    from lcmmerge.merge.verify import Verified, verify_sources
-    from lcmmerge.merge.verify import verify as run
+    from lcmmerge.bake.outcome import Settings
+    from lcmmerge.bake.verify import Verified, verify_sources
+    from lcmmerge.bake.verify import verify as run
     from lcmmerge.recipe.verify import is_run, verify_run
     from lcmmerge.tensors.remote import open_reference
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from lcmmerge.bake.tensors import merged
 from lcmmerge.draw.drawable import check_drawable
 from lcmmerge.draw.load import Pipeline, load_pipeline
 from lcmmerge.merge import provenance
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.plan import plan as plan_merge
 from lcmmerge.merge.spec import Merge
-from lcmmerge.merge.tensors import merged
 
 
 def plan_live(merge: Merge, *, force: bool = False) -> Plan:

@@ -18,11 +18,11 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from lcmmerge.archs import Model, identify
+from lcmmerge.bake.tensors import Read, stored
 from lcmmerge.draw.drawable import check_drawable
 from lcmmerge.draw.presets import own_scheduler
 from lcmmerge.errors import FormatError, LcmMergeError, NotFoundError, ShapeMismatchError
 from lcmmerge.merge.configs import CURE
-from lcmmerge.merge.tensors import Read, stored
 from lcmmerge.refs.weights import MODEL_INDEX, local_tree, read_json
 from lcmmerge.tensors.remote import open_reference
 

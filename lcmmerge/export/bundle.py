@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lcmmerge.accelerators import SCHEDULERS, Sampling, Span
+from lcmmerge.bake.execute import execute
+from lcmmerge.bake.fuse import check_output
+from lcmmerge.bake.report import ReportRow, rows
 from lcmmerge.export import manifest as manifests
 from lcmmerge.export.manifest import ExportManifest
 from lcmmerge.export.names import write_renamed
@@ -22,11 +25,8 @@ from lcmmerge.graphs.link import check_link, link
 from lcmmerge.graphs.profiles import as_dict, whole_shapes
 from lcmmerge.history import RECIPE
 from lcmmerge.merge.configs import OPTIONAL, scheduler_config, set_scheduler
-from lcmmerge.merge.execute import execute
-from lcmmerge.merge.fuse import check_output
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.provenance import metadata
-from lcmmerge.merge.report import ReportRow, rows
 from lcmmerge.output import Output
 from lcmmerge.refs import name_of
 from lcmmerge.refs.files import inside, parse_object

@@ -14,6 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lcmmerge.bake.execute import execute
+from lcmmerge.bake.outcome import Settings
+from lcmmerge.bake.report import ReportRow, rows
+from lcmmerge.bake.tensors import merged
 from lcmmerge.errors import FormatError, IncompatibleError, LcmMergeError, VerificationError
 from lcmmerge.export import manifest as manifests
 from lcmmerge.export.manifest import ExportManifest, read_manifest
@@ -21,13 +25,9 @@ from lcmmerge.export.targets import named
 from lcmmerge.export.weights import described, header, plan_weights, source_of
 from lcmmerge.extras import check_installed
 from lcmmerge.graphs.link import check_link
-from lcmmerge.merge.execute import execute
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.recorded import replan
-from lcmmerge.merge.report import ReportRow, rows
 from lcmmerge.merge.spec import Merge
-from lcmmerge.merge.tensors import merged
 from lcmmerge.output import Output
 from lcmmerge.refs.files import inside, open_regular
 from lcmmerge.tensors import open_source

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lcmmerge.archs import Model
+from lcmmerge.bake.outcome import Settings
 from lcmmerge.draw import drawable
 from lcmmerge.draw.presets import Preset, choose
 from lcmmerge.export.names import check_names
@@ -17,7 +18,6 @@ from lcmmerge.graphs.cache import once, parameters
 from lcmmerge.graphs.components import PipelinePart, components_of
 from lcmmerge.graphs.profiles import Facts, Profile, profiles
 from lcmmerge.history import RECIPE
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.plan import plan as plan_merge
 from lcmmerge.merge.spec import Merge

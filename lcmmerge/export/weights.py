@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lcmmerge.archs import Model
+from lcmmerge.bake.outcome import Outcome
 from lcmmerge.errors import ShapeMismatchError
 from lcmmerge.merge.configs import CURE
 from lcmmerge.merge.layout import Piece, PlannedFile, PlannedTensor, lay_out
-from lcmmerge.merge.outcome import Outcome
 from lcmmerge.merge.outputs import weights_stem
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.spec import Written
@@ -91,7 +91,7 @@ def _planned(name: str, piece: Piece, dtype: DType) -> PlannedTensor:
 
 
 def header(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:
-    """``merge.execute``'s Metadata: the same for every file."""
+    """``bake.execute``'s Metadata: the same for every file."""
     return HEADER
 
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from lcmmerge import history
 from lcmmerge.adapters import Dense, Dependent, Factored
 from lcmmerge.archs import Model, modelspec
+from lcmmerge.bake.arithmetic import factored_square, read_roles
 from lcmmerge.errors import IncompatibleError, NoEffectError, NumericError
 from lcmmerge.lora import lorafile
 from lcmmerge.lora.alignment import AlignedParameter, Share, WeightedAdapter, align, common_architectures
 from lcmmerge.lora.lorafile import LoraLayer, LoraOrigin, Made
 from lcmmerge.lora.lowrank import product_spectrum, spectrum, squared_norm
-from lcmmerge.merge.arithmetic import factored_square, read_roles
 from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType
 from lcmmerge.tensors.digest import sha256_of

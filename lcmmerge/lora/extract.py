@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from lcmmerge.archs import Model, kohya_name, modelspec, module_of
+from lcmmerge.bake.arithmetic import precision
 from lcmmerge.errors import IncompatibleError, NumericError, UnmatchedKeysError
 from lcmmerge.lora import lorafile
 from lcmmerge.lora.lorafile import LoraLayer, LoraOrigin, Made
 from lcmmerge.lora.lowrank import spectrum, squared_norm
-from lcmmerge.merge.arithmetic import precision
 from lcmmerge.refs import name_of
 from lcmmerge.tensors import DTYPES, DType, TensorSource
 from lcmmerge.tensors.digest import hashing

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lcmmerge.archs import Architecture, Variant, modelspec
+from lcmmerge.bake.outcome import Settings
+from lcmmerge.bake.pipeline import in_order, one_thread_each
 from lcmmerge.errors import NoEffectError, NumericError
 from lcmmerge.history import RECIPE, canonical_json
-from lcmmerge.merge.outcome import Settings
-from lcmmerge.merge.pipeline import in_order, one_thread_each
 from lcmmerge.refs.weights import DENOISERS, DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import DType, TensorSource
 from lcmmerge.tensors.layout import TensorSpec

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lcmmerge.bake.fuse import HEADROOM
+from lcmmerge.bake.outcome import Settings
 from lcmmerge.errors import OutputError
 from lcmmerge.extras import check_installed
-from lcmmerge.merge.fuse import HEADROOM
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.provenance import refuse_fused
 from lcmmerge.output import Output
 from lcmmerge.recipe.loader import Loaded

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lcmmerge.merge import arithmetic
-from lcmmerge.merge.arithmetic import Work
+from lcmmerge.bake import arithmetic
+from lcmmerge.bake.arithmetic import Work
+from lcmmerge.bake.outcome import Measured
 from lcmmerge.merge.layout import Piece
-from lcmmerge.merge.outcome import Measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lcmmerge.bake import arithmetic
 from lcmmerge.draw.load import Pipeline, canonical
-from lcmmerge.merge import arithmetic
 from lcmmerge.merge.layout import Piece
 from lcmmerge.merge.plan import Plan
 from lcmmerge.search.blocks import BlockAxis, factors_of, pieces, terms_of

@@ -14,10 +14,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from lcmmerge import refs
 from lcmmerge.accelerators import OFFICIAL
 from lcmmerge.archs import Model
+from lcmmerge.bake.tensors import stored
 from lcmmerge.draw.drawable import configs_of
 from lcmmerge.draw.load import assembled, load_components
 from lcmmerge.history import RECIPE, record_of
-from lcmmerge.merge.tensors import stored
 from lcmmerge.tensors import TensorSource
 from lcmmerge.tensors.digest import sha256_of
 from lcmmerge.train.conditioning import TextEncoders

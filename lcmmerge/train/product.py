@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from lcmmerge.archs import Model, kohya_name, modelspec
+from lcmmerge.bake.tensors import Read, stored
 from lcmmerge.errors import NoEffectError
 from lcmmerge.history import RECIPE, canonical_json
 from lcmmerge.lora import lorafile
 from lcmmerge.lora.lorafile import LoraOrigin
 from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.outputs import weights_stem
-from lcmmerge.merge.tensors import Read, stored
 from lcmmerge.refs.files import read_object
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DTYPES, DType

@@ -44,12 +44,12 @@ class Stages:
 def unet(model: str, configs: str, dtype: str, out: str, cache: str) -> Found:
     from merging import merge_of
 
+    from lcmmerge.bake.execute import execute
     from lcmmerge.export.bundle import GRAPHS
     from lcmmerge.export.request import ExportRequest, prepare
     from lcmmerge.export.weights import header
     from lcmmerge.graphs.cache import cached
     from lcmmerge.graphs.link import check_link, link
-    from lcmmerge.merge.execute import execute
     from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
 
     stages, target = Stages(), Path(out)

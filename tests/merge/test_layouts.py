@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiers import of_each
 from transformers import CLIPTextModel
 
+from lcmmerge.bake.verify import verify
 from lcmmerge.errors import IncompatibleError, NotFoundError, OutputError, ShapeMismatchError, VerificationError
-from lcmmerge.merge.verify import verify
 from lcmmerge.tensors import open_source
 
 ARCHITECTURES = ("sd1", "sd2", "sdxl", "ssd1b")

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from lcmmerge.archs import identify
 from lcmmerge.archs.completed import completed
+from lcmmerge.bake.verify import verify
 from lcmmerge.errors import IncompatibleError, NotFoundError, ShapeMismatchError, VerificationError
 from lcmmerge.history import RECIPE
 from lcmmerge.inspection import inspect
 from lcmmerge.merge.plan import plan
-from lcmmerge.merge.verify import verify
 from lcmmerge.tensors import open_source
 
 LAYER = "cond_stage_model.transformer.text_model.encoder.layers.11."

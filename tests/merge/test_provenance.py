@@ -11,9 +11,9 @@ from fusing import fuse, load, metadata
 from pico import pico
 from safetensors.torch import load_file, save_file
 
+from lcmmerge.bake.outcome import Settings
 from lcmmerge.errors import AlreadyFusedError
 from lcmmerge.history import older
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.tensors import open_source
 
 

@@ -13,6 +13,8 @@ from fusing import Files, edited, fuse, metadata
 from recipefile import contents, due, recipe, run
 from safetensors.torch import load_file, save_file
 
+from lcmmerge.bake import fuse as merge
+from lcmmerge.bake.verify import verify
 from lcmmerge.errors import (
     AlreadyFusedError,
     FormatError,
@@ -22,8 +24,6 @@ from lcmmerge.errors import (
     QualityError,
     RecipeError,
 )
-from lcmmerge.merge import fuse as merge
-from lcmmerge.merge.verify import verify
 from lcmmerge.recipe import runner
 from lcmmerge.recipe.loader import load
 from lcmmerge.recipe.lock import lock_text, read_lock

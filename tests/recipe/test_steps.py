@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lcmmerge.bake.outcome import Settings
 from lcmmerge.extras import EXTRAS
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.recipe.schema import Recipe
 from lcmmerge.recipe.steps import Build, Step, steps
 from lcmmerge.refs.files import is_inside

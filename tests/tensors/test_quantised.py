@@ -14,11 +14,11 @@ from merging import merge_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lcmmerge.bake.loss import estimated
+from lcmmerge.bake.verify import verify
 from lcmmerge.errors import FormatError, QualityError
 from lcmmerge.inspection import inspect
-from lcmmerge.merge.loss import estimated
 from lcmmerge.merge.plan import plan
-from lcmmerge.merge.verify import verify
 from lcmmerge.tensors import open_source
 from lcmmerge.tensors.encodings import MAIN, encodings
 

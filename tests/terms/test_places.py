@@ -19,10 +19,10 @@ from lcmmerge.archs import Architecture
 from lcmmerge.archs.tables import Row
 from lcmmerge.archs.transformer import BlockList, Transformer
 from lcmmerge.archs.views import SWAPPED, View, part
+from lcmmerge.bake.fuse import fuse
+from lcmmerge.bake.outcome import Settings
 from lcmmerge.lora.alignment import term_of
 from lcmmerge.lora.combine import CombineSettings, combine
-from lcmmerge.merge.fuse import fuse
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import plan
 from lcmmerge.tensors import open_source
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from lcmmerge import history
+from lcmmerge.bake.outcome import Settings
 from lcmmerge.draw.jobs import MOST_IMAGES, MOST_STEPS
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan
 from lcmmerge.output import Output
 from lcmmerge.recipe.manifest import RunManifest

@@ -13,10 +13,10 @@ from lcmmerge.accelerators import Accelerator, usual_strength
 from lcmmerge.archs import Model, identify
 from lcmmerge.archs.prediction import CHOICES
 from lcmmerge.archs.rows import ORDERS
+from lcmmerge.bake.fuse import fuse
+from lcmmerge.bake.outcome import Settings
 from lcmmerge.errors import OptionError, RecipeError
-from lcmmerge.merge.fuse import fuse
 from lcmmerge.merge.methods import parse
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import plan
 from lcmmerge.merge.spec import ADD, Merge, Source, Term, Written, stored_as
 from lcmmerge.output import parse_size

@@ -12,10 +12,10 @@ from merging import merge_of
 from searching import ADAPTERS, write
 from torch import Tensor
 
+from lcmmerge.bake.tensors import merged
+from lcmmerge.bake.verify import verify
 from lcmmerge.merge.methods import complete, method, methods, parse, spelled
 from lcmmerge.merge.plan import plan
-from lcmmerge.merge.tensors import merged
-from lcmmerge.merge.verify import verify
 from lcmmerge.search.changes import Change
 from lcmmerge.tensors import open_source
 

@@ -9,7 +9,7 @@ import torch
 from comfy_kitchen.tensor.int8_utils import _build_hadamard
 from kitchen import SHAPES, assert_same_bytes, fused_layers, normal, ours, theirs
 
-from lcmmerge.merge import block
+from lcmmerge.bake import block
 from lcmmerge.tensors.encodings import MAIN, encodings
 from lcmmerge.tensors.encodings.int8_convrot import GROUP, rotate
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from kitchen import MAGNITUDES, SHAPES, assert_same_bytes, fused_layers, normal, ours, theirs
 
-from lcmmerge.merge import block
+from lcmmerge.bake import block
 from lcmmerge.tensors.encodings import MAIN, encodings
 
 NAME = "nvfp4"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lcmmerge.archs import Model
-from lcmmerge.merge.block import Block, Computer, blocks_of, with_peak
+from lcmmerge.bake.block import Block, Computer, blocks_of, with_peak
+from lcmmerge.bake.outcome import Layer
+from lcmmerge.bake.pipeline import one_thread_each
 from lcmmerge.merge.layout import Piece
-from lcmmerge.merge.outcome import Layer
-from lcmmerge.merge.pipeline import one_thread_each
 from lcmmerge.merge.plan import Plan
 from lcmmerge.tensors.blockio import Files
 from lcmmerge.tensors.encodings import MAIN, Parts

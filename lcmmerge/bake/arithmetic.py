@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from lcmmerge.adapters import Dense, Dependent, Factored, Patch, Update
+from lcmmerge.bake.outcome import Measured
 from lcmmerge.errors import NumericError
 from lcmmerge.merge.layout import Piece
-from lcmmerge.merge.outcome import Measured
 from lcmmerge.tensors.encodings import Parts
 from lcmmerge.terms.match import Contribution, Difference
 from lcmmerge.terms.operand import Operand

@@ -10,11 +10,11 @@ from threading import Condition
 import torch
 from torch import Tensor
 
-from lcmmerge.merge import arithmetic
-from lcmmerge.merge.arithmetic import TermDelta, Work
+from lcmmerge.bake import arithmetic
+from lcmmerge.bake.arithmetic import TermDelta, Work
+from lcmmerge.bake.outcome import Layer, Measured
 from lcmmerge.merge.layout import Piece
 from lcmmerge.merge.methods import methods
-from lcmmerge.merge.outcome import Layer, Measured
 from lcmmerge.merge.spec import Merge
 from lcmmerge.tensors import DType, TensorInfo
 from lcmmerge.tensors.blockio import Buffer, Files

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from lcmmerge.bake.outcome import Outcome, Settings
+from lcmmerge.bake.report import Report, rows
 from lcmmerge.merge import provenance
 from lcmmerge.merge.configs import copy_configs, set_scheduler
 from lcmmerge.merge.layout import PlannedFile
-from lcmmerge.merge.outcome import Outcome, Settings
 from lcmmerge.merge.plan import Plan
-from lcmmerge.merge.report import Report, rows
 from lcmmerge.output import Output
 from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import DIFFUSERS
@@ -40,7 +40,7 @@ def fuse(
     check_output(plan, force=force)
     plan.fetch()
     if not accept_loss:
-        from lcmmerge.merge.loss import check_kept, estimated
+        from lcmmerge.bake.loss import check_kept, estimated
 
         check_kept(plan, estimated(plan))
     with Staging(plan.target, force=force) as staging:
@@ -109,7 +109,7 @@ def _write(plan: Plan, folder: Path, settings: Settings, progress: Callable[[int
         def metadata(file: PlannedFile, sha256: str, *, final: bool) -> dict[str, str]:
             return provenance.metadata(plan, hashes() if final else known, sha256) | file.metadata | predicts
 
-        from lcmmerge.merge.execute import execute
+        from lcmmerge.bake.execute import execute
 
         outcome = execute(plan, folder, metadata, settings, progress)
     _write_indices(plan, folder)

@@ -6,7 +6,7 @@ from adapterfile import write
 from fusing import fuse, load, raw
 from pico import pico
 
-from lcmmerge.merge.outcome import Settings
+from lcmmerge.bake.outcome import Settings
 
 QUERY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 OUT = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"

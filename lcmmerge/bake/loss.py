@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lcmmerge.bake.outcome import Layer, Measured
+from lcmmerge.bake.report import total
 from lcmmerge.errors import QualityError
 from lcmmerge.merge.layout import Piece, PlannedTensor
-from lcmmerge.merge.outcome import Layer, Measured
 from lcmmerge.merge.plan import Plan
-from lcmmerge.merge.report import total
 from lcmmerge.output import share
 
 LEAST = 0.9  # of the change
@@ -28,7 +28,7 @@ def estimated(plan: Plan) -> Measured | None:
     chosen = _touched(plan)
     if not chosen:
         return None
-    from lcmmerge.merge.block import Computer, blocks_of, with_peak
+    from lcmmerge.bake.block import Computer, blocks_of, with_peak
     from lcmmerge.tensors.blockio import Files
 
     layers = []

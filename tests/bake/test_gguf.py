@@ -15,11 +15,11 @@ from merging import merge_of
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lcmmerge.bake.verify import verify
 from lcmmerge.errors import FormatError, IncompatibleError, OptionError, OutputError
 from lcmmerge.inspection import inspect
 from lcmmerge.merge.plan import plan
 from lcmmerge.merge.spec import Merge
-from lcmmerge.merge.verify import verify
 from lcmmerge.tensors import open_source
 from lcmmerge.tensors.encodings import encodings
 
@@ -73,7 +73,7 @@ def test_what_the_gguf_package_reads_is_the_merge(name, flux, tmp_path):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_it_verifies_and_is_inspected_and_repeats(threads, flux, tmp_path):
-    from lcmmerge.merge.outcome import Settings
+    from lcmmerge.bake.outcome import Settings
 
     base, lora = flux
     path = tmp_path / "merged.gguf"

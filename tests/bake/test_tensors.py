@@ -8,8 +8,8 @@ from merging import merge_of
 from pico import pico
 
 from lcmmerge.archs import identify
+from lcmmerge.bake.tensors import merged, stored
 from lcmmerge.merge.plan import plan as plan_merge
-from lcmmerge.merge.tensors import merged, stored
 from lcmmerge.tensors import open_source
 
 QUERY = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"

@@ -9,8 +9,8 @@ from pico import pico
 from safetensors.torch import load_file, save_file
 from tiers import of_each
 
+from lcmmerge.bake.outcome import Settings
 from lcmmerge.errors import IncompatibleError, NoEffectError, NumericError, OptionError
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.tensors.encodings.plain import stochastic
 
 LAMBDAS = (0.8, 1.0)

@@ -13,14 +13,14 @@ from fusing import Files, fuse, load, metadata
 from merging import merge_of
 from safetensors.torch import load_file, save_file
 
+from lcmmerge.bake import block, execute
+from lcmmerge.bake.outcome import Settings
+from lcmmerge.bake.tensors import merged
+from lcmmerge.bake.verify import verify
 from lcmmerge.errors import FormatError, NumericError, OptionError
 from lcmmerge.inspection import inspect
-from lcmmerge.merge import block, execute
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import plan
 from lcmmerge.merge.spec import Merge, Written, stored_as
-from lcmmerge.merge.tensors import merged
-from lcmmerge.merge.verify import verify
 from lcmmerge.tensors import DTYPES, open_source
 from lcmmerge.tensors.encodings import MAIN, Companion, Encoding
 

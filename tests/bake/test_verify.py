@@ -16,10 +16,10 @@ from fusing import Files, edited, fuse, load, metadata
 from pico import lcm_lora, pico
 from safetensors.torch import load_file, save_file
 
+from lcmmerge.bake.outcome import Settings
+from lcmmerge.bake.verify import Verified, verify
 from lcmmerge.cli import cli
 from lcmmerge.errors import FormatError, NotFoundError, VerificationError
-from lcmmerge.merge.outcome import Settings
-from lcmmerge.merge.verify import Verified, verify
 from lcmmerge.tensors import open_source
 
 TENSOR = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"

@@ -15,11 +15,11 @@ import torch
 
 from lcmmerge.archs.modelspec import HASH
 from lcmmerge.archs.prediction import MARKS
+from lcmmerge.bake.execute import Layout, execute
+from lcmmerge.bake.outcome import Settings
 from lcmmerge.errors import NotFoundError, VerificationError
 from lcmmerge.history import RECIPE, record_of
-from lcmmerge.merge.execute import Layout, execute
 from lcmmerge.merge.layout import PlannedFile, PlannedTensor
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.recorded import read_merge, replan
 from lcmmerge.refs.weights import DIFFUSERS

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pico import pico
 from safetensors.torch import load_file, save_file
 
-from lcmmerge.merge.outcome import Settings
+from lcmmerge.bake.outcome import Settings
 from lcmmerge.tensors import DTYPES
 from lcmmerge.tensors.blockio import BlockWriter, Buffer, Files
 from lcmmerge.tensors.layout import TensorSpec, lay_out

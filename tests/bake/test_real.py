@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lcmmerge.archs import architectures
 from lcmmerge.archs.views import part
+from lcmmerge.bake.tensors import merged
 from lcmmerge.merge.plan import plan
 from lcmmerge.merge.spec import Merge, Source, Term
-from lcmmerge.merge.tensors import merged
 from lcmmerge.terms.match import Adapted
 
 FOLDER = os.environ.get("LCMMERGE_REAL", "")

@@ -18,12 +18,12 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from lcmmerge.bake.arithmetic import Work
+from lcmmerge.bake.block import Block, Computer, blocks_of, with_peak
+from lcmmerge.bake.outcome import Layer, Measured, Outcome, Settings
+from lcmmerge.bake.pipeline import in_order, one_thread_each
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.merge.arithmetic import Work
-from lcmmerge.merge.block import Block, Computer, blocks_of, with_peak
 from lcmmerge.merge.layout import Piece, PlannedFile
-from lcmmerge.merge.outcome import Layer, Measured, Outcome, Settings
-from lcmmerge.merge.pipeline import in_order, one_thread_each
 from lcmmerge.merge.plan import Plan
 from lcmmerge.tensors.blockio import PAGE, BlockWriter, Buffer, Files
 from lcmmerge.tensors.encodings import Parts

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from math import inf, isfinite, nan, sqrt
 from typing import Any
 
+from lcmmerge.bake.outcome import Layer, Measured
 from lcmmerge.errors import NoEffectError
-from lcmmerge.merge.outcome import Layer, Measured
 from lcmmerge.merge.plan import Plan
 
 
