@@ -56,7 +56,7 @@ class TrainingSettings:
         if self.optimizer == "adamw":
             return torch.optim.AdamW(parameters, **arguments)
         try:
-            from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+            from bitsandbytes.optim import AdamW8bit
         except ImportError:
             raise LcmMergeError(
                 "8-bit AdamW needs bitsandbytes, which is not installed", "pip install bitsandbytes, or take adamw"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -181,8 +181,8 @@ def test_ctrl_c_saves_the_step_in_hand(tmp_path: Path) -> None:
     assert_same(unbroken.networks, resumed.networks)
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_eight_bit_states_need_a_package(tmp_path: Path) -> None:
+def test_eight_bit_states_need_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # as where it is not installed
     with pytest.raises(LcmMergeError, match="bitsandbytes"):
         trainer(tmp_path, replace(QUICK, optimizer="adamw-8bit")).train()
 
