@@ -60,8 +60,8 @@ SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype k
 @click.option(
     "--encoding", type=NameType(encodings), metavar="NAME",
     help="How numbers are stored: a dtype, as with --dtype; fp8_scaled, int8_convrot, mxfp8 or nvfp4, as ComfyUI reads "
-    "them, of the large linears in the denoiser's blocks; none, to undo such; or what a package adds.  "
-    "[default: as in BASE]",
+    "them, of the large linears in the denoiser's blocks; none, to undo such and bitsandbytes'; or what a package "
+    "adds.  [default: as in BASE]",
 )
 @click.option(
     "--like", type=REFERENCE, metavar="REF",

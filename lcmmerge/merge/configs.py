@@ -15,6 +15,7 @@ from lcmmerge.refs.files import inside
 from lcmmerge.refs.tokenizers import complete
 from lcmmerge.refs.weights import MODEL_INDEX, SCHEDULER, local_tree, read_json, small_files
 
+QUANTISATION, BITSANDBYTES = "quantization_config", "bitsandbytes"
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 # Of these parts, which have no weights, one file at least.
 NEEDED = {"scheduler": ("scheduler_config.json",)} | dict.fromkeys(
@@ -69,7 +70,7 @@ def copy_configs(
 
     A CLIP tokenizer gets the files that older programs read, too. What else lies in the folder ``configs``, such as an
     export's manifest, is not the target's. An optional component without weights (the safety checker) is struck from
-    ``model_index.json``, as diffusers does.
+    ``model_index.json``, as diffusers does. That weights are bitsandbytes', which no target's are, is struck too.
 
     Raises NotFoundError for a part that the index names and that has no file, FormatError for a link out of the folder.
     """
@@ -79,6 +80,8 @@ def copy_configs(
     shutil.copyfile(inside(configs, MODEL_INDEX, cached=True), target / MODEL_INDEX)
     if lent:
         _lend(*lent, target, index)
+    for part in components:
+        _strike_quantisation(target / part / "config.json")
     for part, names in NEEDED.items():
         promised = part in index and index[part] != [None, None]
         if promised and not any((target / part / name).is_file() for name in names):
@@ -126,6 +129,14 @@ def _copy(configs: Path, parts: Set[str], target: Path) -> None:
         if Path(file).parent.name in parts:
             (target / file).parent.mkdir(exist_ok=True)
             shutil.copyfile(inside(configs, file, cached=True), target / file)
+
+
+def _strike_quantisation(path: Path) -> None:
+    """Older configs say of 4 or 8 bits only, and those are bitsandbytes'."""
+    config = read_json(local_tree(path.parent), path.name) if path.is_file() else {}
+    told = config.get(QUANTISATION)
+    if isinstance(told, dict) and told.get("quant_method", BITSANDBYTES) == BITSANDBYTES:
+        _write_json(path, {key: value for key, value in config.items() if key != QUANTISATION})
 
 
 def set_scheduler(folder: Path, sampling: Sampling) -> None:

@@ -203,6 +203,9 @@ def _encoding(
 ) -> Encoding:
     """How a tensor is stored: as ``asked`` for all or by its name, where that takes it, else as the base has it."""
     operand = draft.parts[0][0]
+    if asked is None and not operand.encoding.stays:
+        what = f"{operand.path}: {operand.info.name} is in {operand.encoding.title}, which is only read"
+        raise IncompatibleError(what, f"fuse it with --encoding {UNQUANTISED}, or another")
     if isinstance(asked, str):
         wanted = known[asked]
         taken = all(wanted.takes(operand.name, operand.shape) for operand, _, _ in draft.parts)
@@ -210,7 +213,7 @@ def _encoding(
         names = {(asked or {}).get(operand.name) for operand, _, _ in draft.parts}
         name = names.pop() if len(names) == 1 else None
         wanted, taken = known[name] if name else operand.encoding, True
-    if operand.dtype.floating and taken and _fits(wanted, draft):
+    if operand.dtype.floating and taken and wanted.stays and _fits(wanted, draft):
         return wanted
     undone = operand.is_quantised and (wanted == NONE or container == GGUF)
     rest = plain(DTYPES["BF16"] if undone else operand.dtype)

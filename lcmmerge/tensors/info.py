@@ -78,7 +78,8 @@ class TensorInfo:
 
         if self.encoded:
             main, *companions = (info.read() for info in self.stored)
-            parts = {MAIN: main.reshape(len(main), -1), **dict(zip(self.companions, companions, strict=True))}
+            beside = self.encoded.unpacked(dict(zip(self.companions, companions, strict=True)), self.shape)
+            parts = {MAIN: main.reshape(len(main), -1), **beside}
             return self.encoded.decode(parts).reshape(self.shape)
         if not self.nbytes:
             return torch.empty(self.shape, dtype=self.dtype.torch)

@@ -1,9 +1,10 @@
 """Quantised tensors in safetensors files: each with what belongs to it, as one tensor of the numbers it stands for.
 
-Two dialects, both ComfyUI's. The newer one says of each layer how it is stored, in a tensor ``comfy_quant`` beside it
-or in the header's ``_quantization_metadata``. The older one is of scaled fp8 alone: a tensor ``scaled_fp8`` marks the
+Two dialects are ComfyUI's. The newer one says of each layer how it is stored, in a tensor ``comfy_quant`` beside it or
+in the header's ``_quantization_metadata``. The older one is of scaled fp8 alone: a tensor ``scaled_fp8`` marks the
 file, and beside a weight lies ``scale_weight``. What a layer's input is scaled by (``input_scale``, ``scale_input``) is
-no part of the weight.
+no part of the weight. The third is bitsandbytes', as diffusers and transformers write it: ``SCB`` beside a weight in
+int8, and ``weight.quant_state.bitsandbytes__nf4`` and more beside one in 4 bits.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from typing import Any
 
 from lcmmerge.errors import FormatError
 from lcmmerge.tensors.dtypes import DTYPES
-from lcmmerge.tensors.encodings import Encoding, Parts, encodings
-from lcmmerge.tensors.encodings.base import MAIN
+from lcmmerge.tensors.encodings import Encoding, Parts, bnb, encodings
+from lcmmerge.tensors.encodings.base import MAIN, Shape
 from lcmmerge.tensors.info import TensorInfo
 
 METADATA = "_quantization_metadata"
 LAYER = ".comfy_quant"
 LARGEST_FORM = 4096  # bytes of one
 OLD_MARK, OLD_SCALE = "scaled_fp8", ".scale_weight"
+ROW_SCALE = f".{bnb.ROW_SCALE}"
 INPUTS = (".input_scale", ".scale_input")  # of activations
 HARMLESS = ("full_precision_matrix_mult",)  # how a layer is computed, and not how it is stored
 CURE = "take the checkpoint from before it was quantised"
@@ -36,7 +38,8 @@ def assembled(tensors: Tensors, metadata: Mapping[str, str], path: Path) -> Tens
 
     Raises FormatError: an unknown format, companions that are missing or of another shape.
     """
-    formats = _formats(tensors, metadata, path)
+    states = _states(tensors, path)
+    formats = _formats(tensors, metadata, path) | {module: encoding for module, (encoding, _) in states.items()}
     if not formats:
         return tensors
     used: set[str] = set()
@@ -46,7 +49,7 @@ def assembled(tensors: Tensors, metadata: Mapping[str, str], path: Path) -> Tens
         if info is None:
             raise FormatError(f"{path}: {module} is said to be quantised, and has no weight", "download it again")
         companions = _companions(info, encoding, module, tensors)
-        shape = encoding.shape_of(info.shape)
+        shape = states[module][1] if module in states else encoding.shape_of(info.shape)
         _check(info, encoding, shape, companions)
         whole[info.name] = replace(info, dtype=DTYPES["BF16"], shape=shape, encoded=encoding, companions=companions)
         used |= {each.name for each in companions.values()}
@@ -65,7 +68,37 @@ def _formats(tensors: Tensors, metadata: Mapping[str, str], path: Path) -> dict[
             said[module] = _json(info.data() if info.nbytes <= LARGEST_FORM else b"", path)
         elif name.endswith(OLD_SCALE):
             said.setdefault(name.removesuffix(OLD_SCALE), {"format": "float8_e4m3fn"})
-    return {module: _encoding(module, form, path) for module, form in said.items()}
+    return {module: _encoding(module, form, path) for module, form in said.items()} | _by_rows(tensors, path)
+
+
+def _by_rows(tensors: Tensors, path: Path) -> dict[str, Encoding]:
+    """bitsandbytes' modules in int8."""
+    modules = [name.removesuffix(ROW_SCALE) for name in tensors if name.endswith(ROW_SCALE)]
+    for module in modules:
+        told = tensors.get(f"{module}.{bnb.ROW_FORMAT}")
+        if told and (told.nbytes != 1 or told.data() != bnb.BY_ROWS):
+            raise FormatError(f"{path}: {module} is in an order of its numbers that is not known", CURE)
+    return dict.fromkeys(modules, bnb.INT8)
+
+
+def _states(tensors: Tensors, path: Path) -> dict[str, tuple[Encoding, Shape]]:
+    """bitsandbytes' modules in 4 bits: encoding and shape."""
+    found = {}
+    for name, info in tensors.items():
+        module, state, kind = name.partition(f".{bnb.STATE}")
+        if state:
+            content = info.data() if info.nbytes <= LARGEST_FORM else b""
+            form = _json(content, path)
+            try:
+                found[module] = bnb.four_bit(kind, form, content)
+            except ValueError:
+                raise _unknown(module, form, path) from None
+    return found
+
+
+def tells(name: str) -> bool:
+    """Whether a tensor of that name says how another is stored."""
+    return name.endswith((LAYER, f".{bnb.ROW_FORMAT}")) or f".{bnb.STATE}" in name
 
 
 def layers_said(encodings: Mapping[str, Encoding]) -> dict[str, str]:
@@ -90,8 +123,12 @@ def _encoding(module: str, form: object, path: Path) -> Encoding:
         for encoding in encodings().values():
             if encoding.form and dict(encoding.form) == plain:
                 return encoding
+    raise _unknown(module, form, path)
+
+
+def _unknown(module: str, form: object, path: Path) -> FormatError:
     shown = json.dumps(form)[:80]
-    raise FormatError(f"{path}: {module} is quantised in a way that is not known: {shown}", CURE)
+    return FormatError(f"{path}: {module} is quantised in a way that is not known: {shown}", CURE)
 
 
 def _companions(info: TensorInfo, encoding: Encoding, module: str, tensors: Tensors) -> dict[str, TensorInfo]:
@@ -120,15 +157,17 @@ def _check(info: TensorInfo, encoding: Encoding, shape: tuple[int, ...], compani
 
 
 def companions_of(info: TensorInfo) -> Parts:
-    """The companions of an encoded tensor, read. Raises FormatError for a scale that is NaN, infinite or 0."""
+    """The companions of an encoded tensor, unpacked. Raises FormatError for a scale that is NaN, infinite or 0."""
     specs = info.encoding.specs(info.name, info.shape)
+    zeros = {item.suffix: item.zeros for item in info.encoding.companions}
     parts = {}
     for suffix, there in info.companions.items():
         tensor = parts[suffix] = there.read().reshape(specs[suffix].shape)
         numbers = tensor.float() if tensor.is_floating_point() else None
         if numbers is None:
             continue
-        if not bool(numbers.isfinite().all()) or (there.dtype.itemsize == 4 and not bool(numbers.all())):
+        zero = there.dtype.itemsize == 4 and not zeros[suffix] and not bool(numbers.all())
+        if zero or not bool(numbers.isfinite().all()):
             what = f"{there.path}: {there.name} holds a scale that is 0, NaN or infinite"
             raise FormatError(what, "the file is damaged: download it again")
-    return parts
+    return info.encoding.unpacked(parts, info.shape)

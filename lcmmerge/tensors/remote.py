@@ -11,7 +11,7 @@ from lcmmerge.refs.weights import PICKLES, SCHEDULER, SIDECAR, has_suffix
 from lcmmerge.tensors.gguf import MAGIC, gguf_of
 from lcmmerge.tensors.header import header_of
 from lcmmerge.tensors.info import TensorInfo
-from lcmmerge.tensors.quantised import LARGEST_FORM, LAYER
+from lcmmerge.tensors.quantised import LARGEST_FORM, tells
 from lcmmerge.tensors.source import Content, TensorSource, infos_of_gguf, open_source, read_local, read_source
 
 
@@ -70,7 +70,7 @@ def _read_remote(repository: refs.Repository, name: str, scalars: bool) -> Conte
         infos, metadata = infos_of_gguf(*gguf_of(file.read, size, path), path)
         return [_remote(info, file) for info in infos], metadata
     entries, metadata = header_of(file.read, size, path)
-    small = [entry for entry in entries if entry.name.endswith(LAYER) and entry.nbytes <= LARGEST_FORM]
+    small = [entry for entry in entries if tells(entry.name) and entry.nbytes <= LARGEST_FORM]
     if scalars:
         small += [entry for entry in entries if entry.nbytes == entry.dtype.itemsize]
     file.prefetch((entry.offset, entry.nbytes) for entry in small)

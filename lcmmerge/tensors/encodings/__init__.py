@@ -33,5 +33,5 @@ def encodings() -> dict[str, Encoding]:
 
 
 def name_of(encoding: Encoding) -> str:
-    """What it is registered by."""
-    return next(name for name, each in encodings().items() if each == encoding)
+    """What it is registered by, or read as."""
+    return encoding.read_only or next(name for name, each in encodings().items() if each == encoding)

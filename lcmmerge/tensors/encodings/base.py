@@ -55,6 +55,15 @@ def _matrix(shape: Shape) -> tuple[int, int]:
     return (shape[0] if shape else 1), prod(shape[1:])
 
 
+def refuse(rows: Tensor, parts: Parts, generator: Generator | None, peak: float) -> None:
+    """``encode`` of what is only read."""
+    raise NotImplementedError
+
+
+def as_they_are(parts: Parts, rows: int, columns: int) -> Parts:
+    return parts
+
+
 def no_metadata(names: Sequence[str]) -> Mapping[str, str]:
     return MappingProxyType({})
 
@@ -64,8 +73,9 @@ class Companion:
     """A tensor that is stored beside an encoded one, such as its scales.
 
     ``suffix``: beside ``X.weight`` lies ``X.suffix``. ``shape``: of the encoded matrix's rows and columns; it begins
-    with the rows, made whole ``granules`` of the encoding, unless it is ``shared`` by all of them. ``constant``: its
-    bytes, where they are the same for every tensor; it is shared then.
+    with the rows, made whole ``granules`` of the encoding, at the latest when it is unpacked, unless it is ``shared``
+    by all of them. ``constant``: its bytes, where they are the same for every tensor; it is shared then. ``zeros``:
+    whether it may hold some.
     """
 
     suffix: str
@@ -73,6 +83,7 @@ class Companion:
     shape: Callable[[int, int], Shape]
     shared: bool = False
     constant: bytes | None = None
+    zeros: bool = False
 
     def beside(self, name: str) -> str:
         """Its name beside the tensor of that name."""
@@ -96,7 +107,8 @@ class Encoding:
     ``takes(canonical name, shape)``: the parameters that are stored so; others keep their own dtype.
     ``metadata(stored names)``: what a file's header says of the tensors that are; ``form``: what ComfyUI's header, or
     its ``comfy_quant`` beside a layer, says of each. ``container``: the format of the files that hold them,
-    ``safetensors`` or ``gguf``.
+    ``safetensors`` or ``gguf``. ``read_only``: the name of one that is not written; what no term touches ``stays`` in
+    it, or else must be decoded. ``unpack(companions, rows, columns)``: what ``decode`` takes, of a whole matrix's.
     """
 
     title: str
@@ -112,7 +124,9 @@ class Encoding:
     takes: Callable[[str, Shape], bool] = matrices
     metadata: Callable[[Sequence[str]], Mapping[str, str]] = no_metadata
     form: Mapping[str, object] = field(default_factory=dict, hash=False)
-    read_only: bool = False
+    read_only: str = ""
+    stays: bool = True
+    unpack: Callable[[Parts, int, int], Parts] = as_they_are
     container: str = "safetensors"
 
     def row_bytes(self, columns: int) -> int:
@@ -167,6 +181,10 @@ class Encoding:
             if item.constant is not None:
                 part.view(torch.uint8).copy_(torch.frombuffer(bytearray(item.constant), dtype=torch.uint8))
         return parts
+
+    def unpacked(self, parts: Parts, shape: Shape) -> Parts:
+        """Companions of a tensor of that shape as ``decode`` takes them, of some rows once they are ``cut``."""
+        return self.unpack(parts, *_matrix(shape))
 
     def constant(self, suffix: str) -> bytes:
         """The bytes of a companion that are the same for every tensor."""

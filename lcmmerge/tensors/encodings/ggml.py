@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lcmmerge.extras import check_installed
 from lcmmerge.tensors.dtypes import DTYPES
-from lcmmerge.tensors.encodings.base import MAIN, Encoding, Parts, linears, matrices
+from lcmmerge.tensors.encodings.base import MAIN, Encoding, Parts, linears, matrices, refuse
 from lcmmerge.tensors.encodings.plain import plain
 from lcmmerge.tensors.gguf import TYPES, GGMLType
 
@@ -144,10 +144,6 @@ def _as(dtype: torch.dtype, stored: Tensor) -> Tensor:
     return stored.clone(memory_format=torch.contiguous_format).view(dtype)
 
 
-def refuse(rows: Tensor, parts: Parts, generator: Generator | None, peak: float) -> None:
-    raise NotImplementedError
-
-
 def decode_by_library(name: str, parts: Parts) -> Tensor:
     """By the gguf package. Raises LcmMergeError where it is not installed."""
     check_installed("gguf")
@@ -187,7 +183,9 @@ GGML = {
     "q4_0": _bits("Q4_0", 4, shifted=False),
 }
 READ_ONLY = {
-    name.lower(): replace(_blocks(name, refuse, partial(decode_by_library, name), inf), read_only=True)
+    name.lower(): replace(
+        _blocks(name, refuse, partial(decode_by_library, name), inf), read_only=f"gguf:{name.lower()}"
+    )
     for name, kind in TYPES.items()
     if kind.block > 1 and name.lower() not in GGML and name not in UNREAD
 }

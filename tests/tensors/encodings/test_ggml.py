@@ -118,6 +118,8 @@ def test_what_is_only_read_is_decoded_by_the_package(name):
     assert decoded.shape == (3, 2 * kind.block) and decoded.any()
     assert decoded.numpy().tobytes() == numbers.tobytes()
     assert encoding.read_only
+    with pytest.raises(NotImplementedError):
+        encoding.encode(decoded, encoding.allocate(tuple(decoded.shape)), None, torch.nan)
 
 
 def test_every_type_that_the_package_decodes_is_read():
