@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcmmerge.errors import LcmMergeError
-from lcmmerge.tensors.encodings import MAIN, encodings
+from lcmmerge.tensors.encodings import MAIN, encodings, name_of
 from lcmmerge.tensors.encodings.ggml import GGML, READ_ONLY
 from lcmmerge.tensors.gguf import TYPES
 
@@ -111,6 +111,7 @@ def test_stochastic_rounding_is_unbiased_about_the_scale_that_is_stored(name):
 @pytest.mark.parametrize("name", READ_ONLY)
 def test_what_is_only_read_is_decoded_by_the_package(name):
     kind, encoding = TYPES[name.upper()], READ_ONLY[name]
+    assert name_of(encoding) == f"gguf:{name}"
     assert (encoding.block, encoding.block_bytes) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
     stored = np.random.default_rng(0).integers(0, 60, (3, 2 * kind.block_bytes), np.uint8)  # no NaN among the scales
     numbers = gguf.dequantize(stored, gguf.GGMLQuantizationType[name.upper()])
