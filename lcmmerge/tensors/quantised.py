@@ -33,13 +33,14 @@ CURE = "take the checkpoint from before it was quantised"
 Tensors = Mapping[str, TensorInfo]
 
 
-def assembled(tensors: Tensors, metadata: Mapping[str, str], path: Path) -> Tensors:
+def assembled(tensors: Tensors, layers: Mapping[str, object], path: Path) -> Tensors:
     """The tensors of a file or folder, the quantised ones with their companions in them.
 
-    Raises FormatError: an unknown format, companions that are missing or of another shape.
+    ``layers``: what headers say of them. Raises FormatError: an unknown format, companions that are missing or of
+    another shape.
     """
     states = _states(tensors, path)
-    formats = _formats(tensors, metadata, path) | {module: encoding for module, (encoding, _) in states.items()}
+    formats = _formats(tensors, layers, path) | {module: encoding for module, (encoding, _) in states.items()}
     if not formats:
         return tensors
     used: set[str] = set()
@@ -58,11 +59,17 @@ def assembled(tensors: Tensors, metadata: Mapping[str, str], path: Path) -> Tens
     return {name: whole.get(name, info) for name, info in left.items()}
 
 
-def _formats(tensors: Tensors, metadata: Mapping[str, str], path: Path) -> dict[str, Encoding]:
+def layers_in(metadata: Mapping[str, str], path: Path) -> dict[str, object]:
+    """Module → how it is stored, as a file's header says it, nothing where it does not. Raises FormatError."""
+    layers = _json(metadata[METADATA], path).get("layers", {}) if METADATA in metadata else {}
+    if not isinstance(layers, dict):
+        raise _no_json(path)
+    return layers
+
+
+def _formats(tensors: Tensors, layers: Mapping[str, object], path: Path) -> dict[str, Encoding]:
     """Module → its encoding."""
-    said: dict[str, Any] = {}
-    if METADATA in metadata:
-        said = _json(metadata[METADATA], path).get("layers", {})
+    said = dict(layers)
     for name, info in tensors.items():
         if name.endswith(LAYER) and (module := name.removesuffix(LAYER)) not in said:
             said[module] = _json(info.data() if info.nbytes <= LARGEST_FORM else b"", path)
@@ -113,8 +120,12 @@ def _json(text: str | bytes, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise FormatError(f"{path}: what it says of its quantised layers is not JSON", "download it again")
+        raise _no_json(path)
     return found
+
+
+def _no_json(path: Path) -> FormatError:
+    return FormatError(f"{path}: what it says of its quantised layers is not JSON", "download it again")
 
 
 def _encoding(module: str, form: object, path: Path) -> Encoding:
@@ -157,11 +168,17 @@ def _check(info: TensorInfo, encoding: Encoding, shape: tuple[int, ...], compani
 
 
 def companions_of(info: TensorInfo) -> Parts:
-    """The companions of an encoded tensor, unpacked. Raises FormatError for a scale that is NaN, infinite or 0."""
+    """The companions of an encoded tensor, unpacked, but for those that are the same for every tensor.
+
+    Raises FormatError for a scale that is NaN, infinite or 0.
+    """
     specs = info.encoding.specs(info.name, info.shape)
     zeros = {item.suffix: item.zeros for item in info.encoding.companions}
+    varying = {item.suffix for item in info.encoding.companions if item.constant is None}
     parts = {}
     for suffix, there in info.companions.items():
+        if suffix not in varying:
+            continue
         tensor = parts[suffix] = there.read().reshape(specs[suffix].shape)
         numbers = tensor.float() if tensor.is_floating_point() else None
         if numbers is None:

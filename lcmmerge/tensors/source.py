@@ -17,7 +17,7 @@ from lcmmerge.tensors.encodings.ggml import GGML, READ_ONLY
 from lcmmerge.tensors.gguf import ARCHITECTURE, FILLER, MAGIC, GGUFEntry, Value, read_gguf
 from lcmmerge.tensors.header import read_header
 from lcmmerge.tensors.info import TensorInfo
-from lcmmerge.tensors.quantised import METADATA, assembled
+from lcmmerge.tensors.quantised import METADATA, assembled, layers_in
 from lcmmerge.tensors.signatures import ZIP, head_of, is_safetensors
 from lcmmerge.tensors.state import State, state_of
 
@@ -89,6 +89,7 @@ def read_source(
     """The files of ``folder`` that were chosen for ``path``. Raises NotFoundError, FormatError."""
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
+    layers: dict[str, object] = {}
     files = tuple(folder / file for _, file in choice.weights)
     states = {file: state_of(file) for file in files if file.is_file()}
     for number, (prefix, file) in enumerate(choice.weights):
@@ -98,9 +99,10 @@ def read_source(
             if name in tensors:
                 raise FormatError(f"{folder / file}: {name!r} is also in {tensors[name].path}", "keep one of the two")
             tensors[name] = replace(info, name=name)
+        layers |= {prefix + module: form for module, form in layers_in(file_metadata, folder / file).items()}
         if number == 0:
             metadata = file_metadata
-    whole = MappingProxyType(assembled(tensors, metadata, path))
+    whole = MappingProxyType(assembled(tensors, layers, path))
     container = "gguf" if ARCHITECTURE in metadata else "safetensors"
     metadata = {key: text for key, text in metadata.items() if not key.startswith(OF_THE_FILE)}
     return TensorSource(path, choice.layout, whole, files, metadata, variant, states=states, container=container)

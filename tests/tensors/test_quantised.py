@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from flux import REACHED, wide
-from fusing import fuse
+from fusing import canonical, fuse, metadata
 from merging import merge_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +23,8 @@ from lcmmerge.tensors import open_source
 from lcmmerge.tensors.encodings import MAIN, encodings
 
 FORMATS = ("fp8_scaled", "int8_convrot", "mxfp8", "nvfp4")
+INDEX = '{"_class_name": "Pipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}'
+WEIGHTS = "diffusion_pytorch_model"
 PREFIX = "model.diffusion_model."
 SPLIT = PREFIX + "double_blocks.0.img_attn.qkv"  # which holds it in a single file
 OTHER = PREFIX + "double_blocks.0.txt_attn.qkv"
@@ -131,6 +133,39 @@ def test_the_header_alone_may_tell_the_formats(inputs, tmp_path):
     save_file(kept, tmp_path / "headed.safetensors", said)
     found = open_source(tmp_path / "headed.safetensors")[f"{SPLIT}.weight"]
     assert torch.equal(found.read(), open_source(inputs.quantised("int8_convrot"))[f"{SPLIT}.weight"].read())
+
+
+def test_what_a_layer_says_may_be_of_any_length(inputs, tmp_path):
+    """ComfyUI's own is not filled up with spaces."""
+    tensors = load_file(inputs.quantised("fp8_scaled"))
+    for key in [key for key in tensors if key.endswith(".comfy_quant")]:
+        tensors[key] = torch.tensor(list(bytes(tensors[key].tolist()).strip()), dtype=torch.uint8)
+    assert tensors[f"{SPLIT}.comfy_quant"].numel() % 4
+    save_file(tensors, tmp_path / "base.safetensors")
+    fuse(tmp_path / "base.safetensors", tmp_path / "found.safetensors", inputs.lora, accept_loss=True)
+    fuse(inputs.quantised("fp8_scaled"), tmp_path / "wanted.safetensors", inputs.lora, accept_loss=True)
+    found, wanted = load_file(tmp_path / "found.safetensors"), load_file(tmp_path / "wanted.safetensors")
+    assert found.keys() == wanted.keys()
+    assert all(raw(found[key]).equal(raw(wanted[key])) for key in wanted)
+
+
+def test_a_folder_s_shards_tell_their_own_layers(inputs, tmp_path):
+    """Even by each header alone."""
+    model = tmp_path / "base" / "transformer"
+    model.mkdir(parents=True)
+    inner = {name.removeprefix("transformer."): tensor for name, tensor in canonical(inputs.base).items()}
+    save_file({name: tensor.contiguous() for name, tensor in inner.items()}, model / f"{WEIGHTS}.safetensors")
+    (model.parent / "model_index.json").write_text(INDEX)
+    fuse(model.parent, tmp_path / "fp8", inputs.lora, dtype="fp8_scaled", shard=400_000)
+    shards = sorted((tmp_path / "fp8" / "transformer").glob("*.safetensors"))
+    for shard in shards:
+        said = metadata(shard)
+        kept = {key: tensor for key, tensor in load_file(shard).items() if not key.endswith(".comfy_quant")}
+        save_file(kept, shard, said)
+    source = open_source(tmp_path / "fp8")
+    encoded = [info for info in source.tensors.values() if info.encoded]
+    assert len({info.path for info in encoded}) > 1
+    assert len(encoded) == sum("weight_scale" in key for shard in shards for key in load_file(shard))
 
 
 def test_what_activations_are_scaled_by_is_no_part_of_the_weights(inputs, tmp_path):
