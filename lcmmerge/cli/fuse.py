@@ -183,6 +183,8 @@ def _show_plan(plan: Plan, kept: Measured | None, output: Output) -> None:
         [(file.path, len(file.tensors), size(file.nbytes)) for file in plan.files],
         numbers=2,
     )
+    stored = ", ".join(f"{count} in {encoding}" for encoding, count in plan.encodings.items())
+    output.text(f"Tensors: {stored}.")
     if kept:
         output.text(f"The base is quantised: about {share(kept.gain)} of the change would be kept.")
     if plan.download:

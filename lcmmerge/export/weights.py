@@ -22,7 +22,7 @@ from lcmmerge.merge.plan import Plan
 from lcmmerge.merge.spec import Written
 from lcmmerge.refs.weights import DIFFUSERS
 from lcmmerge.tensors import DType
-from lcmmerge.tensors.encodings import plain
+from lcmmerge.tensors.encodings import UNQUANTISED, plain
 from lcmmerge.tensors.layout import TensorSpec
 
 VAE_PARTS: Mapping[str, tuple[str, ...]] = {
@@ -65,7 +65,8 @@ def plan_weights(merge: Plan, target: Path, dtypes: Mapping[str, DType]) -> Plan
     Only what a module has a parameter for is written: no EMA copies, no ``position_ids``. Raises FormatError where a
     part of the U-Net has no name in diffusers' layout.
     """
-    laid, dropped = lay_out(merge.base, merge.contributions, target, DIFFUSERS, Written(drop_ema=True))
+    output = Written(drop_ema=True, encoding=UNQUANTISED)
+    laid, dropped = lay_out(merge.base, merge.contributions, target, DIFFUSERS, output)
     pieces = {piece.operand.name: piece for file in laid for tensor in file.tensors for piece in tensor.pieces}
     # A full LCM's `cond_proj` is no parameter of the architecture's, and is one of its U-Net's.
     denoiser = f"{merge.base.arch.denoiser.name}."

@@ -10,10 +10,10 @@ from math import prod
 from pathlib import Path
 
 from lcmmerge.archs import Model
-from lcmmerge.errors import FormatError, IncompatibleError, OptionError, OutputError
+from lcmmerge.errors import FormatError, IncompatibleError, OutputError
 from lcmmerge.merge.outputs import Draft, by_folder, denoiser_drafts, drafts, weights_stem
 from lcmmerge.merge.spec import Written
-from lcmmerge.refs.weights import DIFFUSERS, SAFETENSORS
+from lcmmerge.refs.weights import SAFETENSORS
 from lcmmerge.tensors import DTYPES, TensorInfo
 from lcmmerge.tensors.encodings import MAIN, NONE, UNQUANTISED, Encoding, Parts, encodings, plain
 from lcmmerge.tensors.encodings.ggml import type_of
@@ -78,6 +78,11 @@ class PlannedTensor:
         """What the file's header is to say of it."""
         return self.copied or self.pieces[0].encoding
 
+    @property
+    def is_companion(self) -> bool:
+        """Of another tensor, whose bytes are copied too."""
+        return self.copied == plain(self.spec.dtype)
+
     def allocate_companions(self) -> Parts:
         """For its pieces to fill, by suffix."""
         return self.pieces[0].encoding.allocate_companions(self.shape)
@@ -137,15 +142,21 @@ def _ggml_type(tensor: PlannedTensor) -> GGMLType:
 
 
 def lay_out(
-    base: Model, contributions: Contributions, target: Path, layout: str, output: Written
+    base: Model,
+    contributions: Contributions,
+    target: Path,
+    layout: str,
+    output: Written,
+    *,
+    allow_unmatched: bool = False,
 ) -> tuple[tuple[PlannedFile, ...], tuple[str, ...]]:
     """The files of a target in a layout, and the base's tensors that are in none of them.
 
     Raises FormatError where the layout has no name for a part, or a companion's name is another tensor's, and
-    IncompatibleError where no program reads GGUF of such a model.
+    IncompatibleError where no program reads GGUF of such a model, or terms change what it does not hold.
     """
     if container_of(base, output) == GGUF:
-        return _lay_out_gguf(base, contributions, target, output)
+        return _lay_out_gguf(base, contributions, target, output, allow_unmatched=allow_unmatched)
     chosen, dropped = drafts(base, layout, drop_ema=output.drop_ema, mend_position_ids=output.mend_position_ids)
     encoding = partial(_encoding, output.encoding, "", encodings() | {UNQUANTISED: NONE})
     files = tuple(
@@ -172,7 +183,7 @@ def container_of(base: Model, output: Written) -> str:
 
 
 def _lay_out_gguf(
-    base: Model, contributions: Contributions, target: Path, output: Written
+    base: Model, contributions: Contributions, target: Path, output: Written, *, allow_unmatched: bool
 ) -> tuple[tuple[PlannedFile, ...], tuple[str, ...]]:
     """The denoiser alone, by the names of a single file without what stands before them, as programs expect it."""
     arch = base.arch
@@ -180,9 +191,11 @@ def _lay_out_gguf(
         raise IncompatibleError(
             f"{base.source.path}: no program is known that reads GGUF of {arch.title}", "choose another --encoding"
         )
-    if output.layout == DIFFUSERS or output.max_shard_bytes:
-        raise OptionError("GGUF: is one file of the denoiser", "omit --layout diffusers and --max-shard-size")
     chosen, dropped = denoiser_drafts(base)
+    lost = [name for name in contributions if name in dropped]
+    if lost and not allow_unmatched:
+        what = f"{base.source.path}: GGUF is of the denoiser alone, and terms change {len(lost)} other parameters"
+        raise IncompatibleError(f"{what}: {lost[0]}, …", "leave them out with --allow-unmatched, or write safetensors")
     encoding = partial(_encoding, output.encoding, GGUF, encodings() | {UNQUANTISED: NONE})
     tensors = tuple(tensor for draft in chosen for tensor in _planned(draft, contributions, encoding(draft)))
     return (PlannedFile(Path(target.name), tensors, architecture=arch.gguf),), dropped
@@ -258,10 +271,11 @@ def _stays(draft: Draft, contributions: Contributions) -> bool:
 
 
 def _copied(draft: Draft, info: TensorInfo) -> Iterable[PlannedTensor]:
-    """Byte for byte, by the names that the encoding gives; what older files lack is the same for every tensor."""
+    """Byte for byte, by the names that the encoding gives; what is the same for every tensor is written as we do."""
     encoding, stored = info.encoding, dict(zip((MAIN, *info.companions), info.stored, strict=True))
+    constant = {item.suffix for item in encoding.companions if item.constant is not None}
     for suffix, spec in encoding.specs(draft.name, draft.shape).items():
-        if suffix in stored:
+        if suffix not in constant:
             operand = Operand.of_tensor(replace(stored[suffix], shape=spec.shape))
         else:
             like = replace(info, dtype=spec.dtype, shape=spec.shape, encoded=None)

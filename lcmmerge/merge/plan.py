@@ -21,14 +21,16 @@ from lcmmerge.archs.blocks import BlockWeights, parse_block_weights
 from lcmmerge.archs.completed import completed, counted, lent
 from lcmmerge.archs.positions import broken_positions
 from lcmmerge.archs.rows import order_of, ordered
-from lcmmerge.errors import NoEffectError
+from lcmmerge.errors import NoEffectError, OptionError
 from lcmmerge.merge.configs import check_configs
-from lcmmerge.merge.layout import PlannedFile, container_of, lay_out
+from lcmmerge.merge.layout import GGUF, PlannedFile, container_of, lay_out
 from lcmmerge.merge.like import encodings_like
-from lcmmerge.merge.spec import LCM, STYLE, Merge, Source, Term, blocks_text
+from lcmmerge.merge.spec import LCM, STYLE, Merge, Source, Term, Written, blocks_text
 from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import TensorSource
+from lcmmerge.tensors.encodings import Encoding, plain
+from lcmmerge.tensors.encodings import name_of as name_of_encoding
 from lcmmerge.tensors.remote import open_reference
 from lcmmerge.tensors.targets import joined, safetensors_name
 from lcmmerge.terms.match import (
@@ -92,6 +94,13 @@ class Plan:
     def obligations(self) -> tuple[str, ...]:
         """What the licences of the base and of accelerators ask of whoever uses or shares the result, each once."""
         return obligations(self.base, filter(None, self.kinds))
+
+    @property
+    def encodings(self) -> dict[str, int]:
+        """Encoding, or dtype → how many tensors are stored in it, without what lies beside them."""
+        tensors = [tensor for file in self.files for tensor in file.tensors if not tensor.is_companion]
+        stored = Counter(tensor.encoding for tensor in tensors)
+        return {_stored_in(encoding): count for encoding, count in stored.most_common()}
 
     @property
     def result(self) -> Path:
@@ -198,6 +207,7 @@ class Plan:
                 {"path": str(file.path), "tensors": len(file.specs), "bytes": file.nbytes} for file in self.files
             ],
             **({"parts_from": {"file": name_of(lender.source.path), "parameters": self.lent}} if lender else {}),
+            "encodings": self.encodings,
             "dropped": list(self.dropped),
             "doubts": list(self.doubts),
             "sampling": self.accelerator.sampling.as_dict() if self.accelerator else None,
@@ -232,7 +242,10 @@ def plan(
     base = ordered(base, merge.qkv_rows)
     lender = identify(opened(merge.parts_from, PARTS)) if merge.parts_from else None
     base = completed(base, lender) if lender else base
-    layout = merge.output.layout or (SINGLE_FILE if lender and base.layout == "component" else base.layout)
+    if like := merge.output.like:
+        chosen = encodings_like(opened(like, "--like file"), base)
+        merge = replace(merge, output=replace(merge.output, like=None, encoding=chosen))
+    layout = _layout(merge.output, base, lender)
     configs = lent_configs = None
     if layout == DIFFUSERS != base.layout and not weights_only:
         configs = refs.configs(_configs_of(merge, base, lender))
@@ -264,12 +277,11 @@ def plan(
     matches = [match(index, vector, base) for index, vector in enumerate(vectors)]
     for vector, matched in zip(vectors, matches, strict=True):
         _check(vector, matched, base, allow_unmatched=merge.allow_unmatched)
-    if like := merge.output.like:
-        chosen = encodings_like(opened(like, "--like file"), base)
-        merge = replace(merge, output=replace(merge.output, like=None, encoding=chosen))
     contributions = _by_parameter(matches)
     target = _target(merge, layout, f".{container_of(base, merge.output)}")
-    files, dropped = lay_out(base, contributions, target, layout, merge.output)
+    files, dropped = lay_out(
+        base, contributions, target, layout, merge.output, allow_unmatched=merge.allow_unmatched
+    )
     return Plan(
         merge,
         base,
@@ -286,6 +298,19 @@ def plan(
         lender=lender,
         lent_configs=lent_configs,
     )
+
+
+def _stored_in(encoding: Encoding) -> str:
+    return encoding.dtype.name if encoding == plain(encoding.dtype) else name_of_encoding(encoding)
+
+
+def _layout(output: Written, base: Model, lender: Model | None) -> str:
+    """As asked for, else the base's; GGUF is one file. Raises OptionError."""
+    if container_of(base, output) == GGUF:
+        if output.layout == DIFFUSERS or output.max_shard_bytes:
+            raise OptionError("GGUF: is one file of the denoiser", "omit --layout diffusers and --max-shard-size")
+        return SINGLE_FILE
+    return output.layout or (SINGLE_FILE if lender and base.layout == "component" else base.layout)
 
 
 def _of_experts(term: Term, base: Model) -> Iterable[Term]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import gguf
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flux import REACHED, wide
-from fusing import fuse
+from fusing import canonical, fuse
 from gguf.quants import dequantize
 from merging import merge_of
 from safetensors.torch import load_file
@@ -26,6 +27,7 @@ from lcmmerge.tensors.encodings import encodings
 BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 STEPS = {"q8_0": 1 / 127, "q5_1": 1 / 15, "q5_0": 1 / 15, "q4_1": 1 / 7, "q4_0": 1 / 7}  # of a block's largest number
 PREFIX = "model.diffusion_model."
+INDEX = '{"_class_name": "Pipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}'
 QKV = "double_blocks.0.img_attn.qkv.weight"
 
 
@@ -146,6 +148,7 @@ def test_a_k_quant_is_read_and_not_written(flux, tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     expected = torch.from_numpy(dequantize(numbers, gguf.GGMLQuantizationType.Q4_K))
+    assert inspect(open_source(tmp_path / "k.gguf")).whole.dtypes["gguf:q4_k"] == 1
     assert torch.equal(open_source(tmp_path / "k.gguf")[QKV].read(), expected)
     with pytest.raises(IncompatibleError, match="only read"):
         fuse(tmp_path / "k.gguf", tmp_path / "merged.gguf", lora)
@@ -174,6 +177,48 @@ def test_what_cannot_be_gguf_is_refused(flux, tmp_path, monkeypatch):
     with pytest.raises(OptionError, match="one file"):
         fuse(base, tmp_path / "merged.gguf", lora, dtype="gguf:q8_0", shard=60_000)
     assert plan(merge_of(base, tmp_path / "merged", lora, (1.0, 0.0), encoding="gguf:q8_0")).target.suffix == ".gguf"
+
+
+def test_a_folder_gives_one_file(flux, tmp_path):
+    base, lora = flux
+    folder = tmp_path / "base"
+    (folder / "transformer").mkdir(parents=True)
+    inner = {name.removeprefix("transformer."): tensor.contiguous() for name, tensor in canonical(base).items()}
+    save_file(inner, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    (folder / "model_index.json").write_text(INDEX)
+    fused(folder, lora, tmp_path / "of-folder.gguf")
+    fused(base, lora, tmp_path / "of-file.gguf")
+    found, wanted = theirs(tmp_path / "of-folder.gguf"), theirs(tmp_path / "of-file.gguf")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    with pytest.raises(OptionError, match="one file"):
+        fuse(folder, tmp_path / "merged", lora, dtype="gguf:q8_0", layout="diffusers")
+
+
+def test_what_a_term_changes_beside_the_denoiser_is_not_lost_silently(files, tmp_path):
+    sd1 = files("sd1")
+    with pytest.raises(IncompatibleError, match="72 other parameters"):
+        fuse(sd1.base(), tmp_path / "merged.gguf", sd1.style, dtype="gguf:q8_0")
+    assert not list(tmp_path.iterdir())
+    report = fuse(sd1.base(), tmp_path / "merged.gguf", sd1.style, dtype="gguf:q8_0", allow_unmatched=True)
+    assert [row.component for row in report.rows] == ["unet"]
+
+
+def test_a_second_merge_of_the_same_has_a_shorter_history(flux, tmp_path):
+    base, lora = flux
+    fused(base, lora, tmp_path / "once.gguf")
+    fuse(tmp_path / "once.gguf", tmp_path / "twice.gguf", lora, force=True, accept_loss=True)
+    assert theirs(tmp_path / "twice.gguf").keys() == theirs(tmp_path / "once.gguf").keys()
+
+
+def test_the_plan_tells_what_is_stored_how(flux, tmp_path):
+    base, lora = flux
+    planned = plan(merge_of(base, tmp_path / "merged.gguf", lora, (1.0, 0.0), encoding="gguf:q8_0"))
+    fuse(base, tmp_path / "merged.gguf", lora, strengths=(1.0, 0.0), dtype="gguf:q8_0")
+    counts = Counter(types(tmp_path / "merged.gguf").values())
+    assert planned.as_dict()["encodings"] == {"F32": counts["F32"], "BF16": counts["BF16"], "gguf:q8_0": counts["Q8_0"]}
+    again = plan(merge_of(tmp_path / "merged.gguf", tmp_path / "again.gguf", lora, (0.0, 0.0)))
+    assert again.encodings == planned.encodings
 
 
 @pytest.mark.parametrize("cut", [3, 40, 5000, -1])
