@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from hostile_quantised import quantised
 from pico import lcm_lora, pico, style_lora
 from pictures import folder_of
 from safetensors.torch import load_file
@@ -107,6 +108,10 @@ def _ckpt(world: World, path: Path) -> None:
     torch.save({"state_dict": load_file(world.item("base.safetensors"))}, path)
 
 
+def _quantised(world: World, path: Path) -> None:
+    path.write_bytes(quantised(load_file(world.item("base.safetensors"))))
+
+
 def _recipe(world: World, path: Path, text: str = RECIPE, above: str = "") -> None:
     path.write_text(text.format(above))
 
@@ -141,6 +146,8 @@ MAKERS: dict[str, Callable[[World, Path], None]] = {
     "export": _by(f"export {FUSE} --accelerator lcm --config-from base --no-fused --cache cache", "base", *SOURCES),
     "cache": lambda world, path: shutil.copytree(world.item("export"), world.root / "unused") and None,
     "lora.safetensors": _by(f"distill base {TRAIN} --steps 4", "base", "data"),
+    "base.gguf": _by(f"fuse {FUSE} --lambda 0 0 --encoding gguf:f16 --threads 1", *SOURCES),
+    "quantised.safetensors": _quantised,
     "lora.training": lambda world, path: world.item("lora.safetensors") and None,
     "study": _by("search base style.safetensors --lcm lcm.safetensors --accelerator lcm --grid lcm=0.5,1 "
                  "--prompts prompts.txt --steps 1 --count 1 --size 64x64 --guidance 1 --device cpu", "base",
@@ -180,6 +187,7 @@ ENCODED = {
     "encoded/lcmmerge-encoded.json": "json",
     **dict.fromkeys(("encoded/blank.safetensors", "encoded/00000.safetensors"), "safetensors"),
 }
+OTHERS = {"base.gguf": "gguf", "quantised.safetensors": "quantised"}
 WORK = ("out/lora.training*",)
 COMMANDS = (
     Command("run", ("run", "recipe.yaml", "-o", "out/run", "--threads", "1"), WHOLE | {"recipe.yaml": "recipe.yaml"},
@@ -251,6 +259,11 @@ COMMANDS = (
     Command("verify", ("verify", "run"), WHOLE | {"run": "run"},
             {"run/run.json": "json", "run/recipe.yaml.lock": "json", "run/recipe/recipe.safetensors": "safetensors"},
             writes=False),
+    *(Command("inspect", ("inspect", name), {name: name}, {name: kind}, writes=False) for name, kind in OTHERS.items()),
+    *(Command("fuse", ("fuse", name, "style.safetensors", "--lambda", "1", "0", "--allow-unmatched", "--accept-loss",
+              "-o", "out/f", "--threads", "1", *more), {name: name, "style.safetensors": "style.safetensors"},
+              {name: kind}, again=("--force",), writes=not more)
+      for name, kind in OTHERS.items() for more in ((), ("--dry-run",))),
     Command("accelerators", ("accelerators",), writes=False),
     Command("completion", ("completion", "bash"), writes=False),
     Command("--help", ("--help",), writes=False),

@@ -8,17 +8,21 @@ from random import Random
 
 from damage import ANY, Mutation
 from hostile_databases import DATABASES
+from hostile_gguf import GGUF
 from hostile_graphs import GRAPHS
 from hostile_pickles import PICKLES
 from hostile_pictures import PICTURES
+from hostile_quantised import QUANTISED
 from hostile_tensors import JSON, TENSORS
 from hostile_text import TEXT, YAML
 
 KINDS: Mapping[str, Mapping[str, Mutation]] = {
+    "gguf": GGUF,
     "json": JSON,
     "onnx": GRAPHS,
     "pickle": PICKLES,
     "png": PICTURES,
+    "quantised": TENSORS | QUANTISED,
     "safetensors": TENSORS,
     "sqlite": DATABASES,
     "text": TEXT,
