@@ -11,13 +11,15 @@ from typing import Any
 
 import forked
 import pytest
+import torch
 import yaml
+from families import single_file, state_of
 from forked import command, commands
 from fusing import Files, edited
 from hollow import hollow_lora, hollow_model
 from hub import Hub
 from recipefile import contents
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.e2e
 
@@ -45,7 +47,29 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         hub.add("ByteDance/Hyper-SD", {"Hyper-SDXL-8steps-lora.safetensors": sdxl.lcm})
         hub.add("TheLastBen/Papercut_SDXL", {"papercut.safetensors": sdxl.style}, license="creativeml-openrail-m")
         hub.add("goofyai/3d_render_style_xl", {"3d_render_style_xl.safetensors": sdxl.style}, license="apache-2.0")
+        state = {name: tensor.bfloat16() for name, tensor in state_of("z_image").items()}
+        base = single_file(tmp_path_factory.mktemp("z_image") / "z_image_bf16.safetensors", "z_image", state)
+        hub.add("Comfy-Org/z_image", {"split_files/diffusion_models/z_image_bf16.safetensors": base})
+        for repo, name in (
+            ("tarn59/pixel_art_style_lora_z_image_turbo", "pixel_art_style_z_image_turbo"),
+            ("alibaba-pai/Z-Image-Fun-Lora-Distill", "Z-Image-Fun-Lora-Distill-8-Steps-2603"),
+        ):
+            hub.add(repo, {f"{name}.safetensors": _z_image_lora(base.with_name(f"{name}.safetensors"))})
         yield hub
+
+
+def _z_image_lora(path: Path) -> Path:
+    """Of the feed-forwards, by the single file's names; no two are the same."""
+    generator = torch.Generator().manual_seed(len(path.stem))
+    tensors = {}
+    for name, tensor in state_of("z_image").items():
+        if ".feed_forward." in name:
+            module = name.replace("transformer.", "diffusion_model.").removesuffix(".weight")
+            out, into = tensor.shape
+            tensors[f"{module}.lora_B.weight"] = torch.randn(out, 2, generator=generator)
+            tensors[f"{module}.lora_A.weight"] = torch.randn(2, into, generator=generator)
+    save_file(tensors, path)
+    return path
 
 
 def _folder(folder: Path) -> dict[str, Path]:
@@ -107,7 +131,9 @@ def test_the_shipped_recipes(lcmmerge: Lcmmerge, tmp_path: Path) -> None:
     schedulers = {
         name: json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
         for name, folder in outputs.items()
+        if name != "z-image-fp8"  # which is one file
     }
+    assert (outputs["z-image-fp8"] / "z-image-fp8.safetensors").exists()
     assert schedulers["sdxl-tcd"] == "TCDScheduler"
     assert schedulers["sdxl-hyper"] == "DDIMScheduler"
     assert {name for name, scheduler in schedulers.items() if scheduler != "LCMScheduler"} == {"sdxl-tcd", "sdxl-hyper"}
