@@ -29,8 +29,9 @@ from lcmmerge.merge.spec import LCM, STYLE, Merge, Source, Term, Written, blocks
 from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import TensorSource
-from lcmmerge.tensors.encodings import Encoding, plain
+from lcmmerge.tensors.encodings import NONE, Encoding, encodings, plain
 from lcmmerge.tensors.encodings import name_of as name_of_encoding
+from lcmmerge.tensors.encodings.base import linears
 from lcmmerge.tensors.remote import open_reference
 from lcmmerge.tensors.targets import joined, safetensors_name
 from lcmmerge.terms.match import (
@@ -143,9 +144,12 @@ class Plan:
                 f"{name} is not 0, 1, 2 …, and stays so: older programs then read words at other places; "
                 "--mend-position-ids writes it anew" for name in broken_positions(self.base)
             ]
-        written = {piece.operand.name for file in self.files for tensor in file.tensors for piece in tensor.pieces}
-        if lost := sorted({name.partition(".")[0] for name in self.contributions.keys() - written if self.files}):
-            found.append(f"what the terms change in {' and '.join(lost)} is not in the output, which lacks that")
+        scaled = [name for name in self.encodings if name in encodings() and encodings()[name].companions]
+        if scaled and self.layout == DIFFUSERS:
+            found.append(f"diffusers does not read {', '.join(scaled)}: it takes the numbers without their scales")
+        wanted = self.merge.output.encoding
+        if isinstance(wanted, str) and encodings().get(wanted, NONE).takes is linears and wanted not in self.encodings:
+            found.append(f"nothing is stored in {wanted}: no linear of the denoiser's blocks is large enough, or fits")
         every = [item for items in self.contributions.values() for item in items]
         for index, term in enumerate(self.terms):
             found += limits(term, (item for item in every if item.term == index))
