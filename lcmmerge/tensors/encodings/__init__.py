@@ -12,7 +12,7 @@ from typing import cast
 from lcmmerge.registry import entries
 from lcmmerge.tensors.dtypes import DTYPES, OUTPUT_DTYPES
 from lcmmerge.tensors.encodings.base import MAIN, Companion, Encoding, Parts
-from lcmmerge.tensors.encodings.ggml import GGML, READ_ONLY
+from lcmmerge.tensors.encodings.ggml import GGML
 from lcmmerge.tensors.encodings.plain import plain
 
 __all__ = [
