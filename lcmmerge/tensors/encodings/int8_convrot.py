@@ -28,7 +28,7 @@ def rotate(rows: Tensor) -> Tensor:
     """
     import torch
 
-    values = rows.reshape(-1, GROUP).T.contiguous()  # [place in the group, groups]
+    values = rows.reshape(-1, GROUP).T.clone(memory_format=torch.contiguous_format)  # [place in the group, groups]
     halves = torch.empty_like(values)
     for step in (64, 16, 4, 1):
         a, b, c, d = values.view(-1, 4, step, values.shape[1]).unbind(1)

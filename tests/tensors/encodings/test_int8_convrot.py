@@ -56,6 +56,14 @@ def test_the_rotation_is_the_product_and_its_own_inverse():
     torch.testing.assert_close(rotate(rotate(rows)), rows)
 
 
+@pytest.mark.parametrize("rows", [torch.randn(1, GROUP), torch.randn(GROUP, 64).T])
+def test_the_rotation_leaves_what_it_is_given(rows):
+    """Where the transpose of the groups lies as the rows do."""
+    before = rows.clone()
+    rotate(rows)
+    assert torch.equal(rows, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_each_rotated_number_becomes_the_nearest(dtype):
     rows = normal((24, 2 * GROUP)).to(dtype) * torch.logspace(-4, 2, 24)[:, None]
