@@ -84,6 +84,7 @@ class Merge(spec.Merge):
         drop_ema: bool = False,
         mend_position_ids: bool = False,
         rounding_seed: int | None = None,
+        error_aware: bool = False,
         accept_loss: bool = False,
         force: bool = False,
         device: str = "cpu",
@@ -94,12 +95,12 @@ class Merge(spec.Merge):
 
         ``path``: None names it after the inputs, in the working folder. ``layout``, ``dtype``: the base's own where
         none is given. ``encoding``: how numbers are stored; a dtype is one way. ``like``: a quantised file of the same
-        base, in whose encodings tensors are stored. ``max_shard_size``: split files above
-        it, in bytes. ``mend_position_ids``: write those of text encoders as 0, 1, 2 … ``rounding_seed``: of stochastic
-        rounding, None rounds to nearest. ``accept_loss``: also where a quantised base would keep less than 90 % of the
-        change. ``threads``: 0 is one per core, at most four. ``hash_base``: record the base's sha256 too. The report
-        has of each term ‖Δ‖/‖θ‖ and what rounding kept, and the sha256 of each file. Raises what ``plan`` does,
-        OutputError, NumericError, AlreadyFusedError, QualityError.
+        base, in whose encodings tensors are stored. ``max_shard_size``: split files above it, in bytes.
+        ``mend_position_ids``: write those of text encoders as 0, 1, 2 … ``rounding_seed``: of stochastic rounding, None
+        rounds to nearest. ``error_aware``: rounds by the scales that lose least. ``accept_loss``: also where a
+        quantised base would keep less than 90 % of the change. ``threads``: 0 is one per core, at most four.
+        ``hash_base``: record the base's sha256 too. The report has of each term ‖Δ‖/‖θ‖ and what rounding kept, and the
+        sha256 of each file. Raises what ``plan`` does, OutputError, NumericError, AlreadyFusedError, QualityError.
 
         >>> from lcmmerge import Merge, Source, Term
         >>> lcm = Term("lcm", Source("zoo:digits/lcm.safetensors"), accelerator="lcm")
@@ -115,7 +116,7 @@ class Merge(spec.Merge):
         stored = spec.stored_as(dtype, encoding)
         output = spec.Written(
             place, layout, stored, max_shard_size, drop_ema, rounding_seed, mend_position_ids,
-            None if like is None else spec.Source.of(like),
+            None if like is None else spec.Source.of(like), error_aware,
         )  # fmt: skip
         planned = replace(self, output=output).plan()
         _warn((*planned.doubts, *planned.scheduler_doubts, *planned.obligations))

@@ -19,7 +19,7 @@ from lcmmerge.adapters import Dense, Dependent, Factored, Patch, Update
 from lcmmerge.bake.outcome import Measured
 from lcmmerge.errors import NumericError
 from lcmmerge.merge.layout import Piece
-from lcmmerge.tensors.encodings import Parts
+from lcmmerge.tensors.encodings import Parts, aware
 from lcmmerge.terms.match import Contribution, Difference
 from lcmmerge.terms.operand import Operand
 
@@ -181,13 +181,20 @@ def rows_of(update: Update, rows: slice, columns: int, pristine: Tensor | None) 
     return change.reshape(-1, columns)
 
 
-def round_into(parts: Parts, weights: Tensor, piece: Piece, row: int, seed: int | None, peak: float = nan) -> None:
+def round_into(
+    parts: Parts, weights: Tensor, piece: Piece, row: int, seed: int | None, peak: float = nan, *,
+    error_aware: bool = False,
+) -> None:  # fmt: skip
     """Encode ``weights`` [rows, columns] into ``parts``, rounding once, to nearest (ties to even) or stochastically.
 
-    ``peak``: what the encoding asks for. Raises NumericError for NaN, Inf, and what the encoding cannot hold.
+    ``peak``: what the encoding asks for. ``error_aware``: by the scales that lose least, where it has some to choose.
+    Raises NumericError for NaN, Inf, and what the encoding cannot hold.
     """
-    generator = None if seed is None else _generator(seed, piece.operand.name, row)
-    piece.encoding.encode(weights, parts, generator, peak)
+    if error_aware and piece.encoding.scales:
+        aware.encode(piece.encoding, weights, parts, peak)
+    else:
+        generator = None if seed is None else _generator(seed, piece.operand.name, row)
+        piece.encoding.encode(weights, parts, generator, peak)
     norm, largest = square(weights), piece.encoding.largest
     # A block whose norm is below the dtype's largest number can hold nothing above it.
     if math.sqrt(norm) < largest:

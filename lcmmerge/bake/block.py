@@ -120,6 +120,7 @@ class Computer:
 
     def __init__(self, inputs: Files, merge: Merge, device: str, rounding_seed: int | None) -> None:
         self._inputs, self._device, self._seed = inputs, device, rounding_seed
+        self._error_aware = merge.output.error_aware
         self._method, self._parameters = methods()[merge.method], merge.parameters
         self._stored, self._spare = Buffer(0), Buffer(0)
         self._floats = torch.empty(0)
@@ -149,14 +150,22 @@ class Computer:
         weights, before = self._merged(block, measured)
         parts = {MAIN: target.view(len(weights), -1), **block.companions}
         peak = block.peak.wait() if block.peak else nan
-        arithmetic.round_into(parts, weights, piece, block.begin, self._seed, peak)
+        arithmetic.round_into(parts, weights, piece, block.begin, self._seed, peak, error_aware=self._error_aware)
         if piece.contributions:
             sample = slice(0, len(before))
             written = encoding.decode(encoding.cut(parts, sample))
             arithmetic.measure_rounding(
                 measured, before, weights[sample], written, self._deltas_on(before, block)
             )
+            if self._error_aware:
+                measured.nearest_error = self._nearest_error(weights[sample], piece, peak)
         return measured
+
+    def _nearest_error(self, weights: Tensor, piece: Piece, peak: float) -> float:
+        """‖round(θ′) − θ′‖² of a sample, were it rounded to nearest."""
+        parts = piece.encoding.allocate(tuple(weights.shape), weights.device)
+        piece.encoding.encode(weights, parts, None, peak)
+        return arithmetic.square(piece.encoding.decode(parts).to(weights.dtype) - weights)
 
     def look(self, block: Block) -> None:
         """Tell the block's peak what is the largest magnitude in it. Raises NumericError, FormatError."""

@@ -34,20 +34,22 @@ class Measured:
     """What one block shows: ‖θ‖², the terms' ‖λΔ‖² where only the block tells, and of a sample what rounding made.
 
     ``change``: ‖θ′ − θ‖²; ``made``: ‖round(θ′) − θ‖²; ``kept``: the inner product of the two; ``error``: ‖round(θ′) −
-    θ′‖². ``terms``: term → ‖λΔ‖², and the inner product of λΔ with that error.
+    θ′‖², and ``nearest_error`` what that would be rounded to nearest, where it is error-aware. ``terms``: term → ‖λΔ‖²,
+    and the inner product of λΔ with that error.
     """
 
     base_square: float = 0.0
     squares: dict[int, float] = field(default_factory=dict)
     sampled: int = 0
     error: float = 0.0
+    nearest_error: float = 0.0
     change: float = 0.0
     made: float = 0.0
     kept: float = 0.0
     terms: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def add(self, other: Measured) -> None:
-        for name in ("base_square", "sampled", "error", "change", "made", "kept"):
+        for name in ("base_square", "sampled", "error", "nearest_error", "change", "made", "kept"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for term, square in other.squares.items():
             self.squares[term] = self.squares.get(term, 0.0) + square
@@ -65,6 +67,11 @@ class Measured:
         """Of θ′ − θ with what the output changed: 1 where nothing was lost to rounding. NaN where nothing changed."""
         lengths = sqrt(self.change * self.made)
         return self.kept / lengths if lengths else nan
+
+    @property
+    def gained(self) -> float:
+        """By how much error-aware rounding made ‖round(θ′) − θ′‖ smaller: 0.1 is a tenth. NaN without it."""
+        return 1 - sqrt(self.error / self.nearest_error) if self.nearest_error else nan
 
     def share(self, term: int) -> float:
         """How much of a term's λΔ is in the output, as ``gain`` is of their sum. NaN where that was not looked at."""

@@ -74,6 +74,7 @@ class Report:
             "rounding": {
                 "gain": _finite(rounding.gain),
                 "correlation": _finite(rounding.correlation),
+                **({"gained": rounding.gained} if rounding.nearest_error else {}),
                 "worst": [
                     {"name": layer.name, "gain": made.gain, "correlation": _finite(made.correlation)}
                     for layer in self.worst()

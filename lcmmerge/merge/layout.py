@@ -174,6 +174,16 @@ def lay_out(
     return files, dropped
 
 
+def check_scales(files: Iterable[PlannedFile]) -> None:
+    """Raises OptionError where error-aware rounding would find no scale to choose."""
+    if not any(piece.encoding.scales for file in files for tensor in file.tensors for piece in tensor.pieces):
+        named = [name for name, encoding in encodings().items() if encoding.scales]
+        raise OptionError(
+            "error-aware rounding: nothing would be stored with scales to choose",
+            f"choose one of these for --encoding: {', '.join(named)}",
+        )
+
+
 def container_of(base: Model, output: Written) -> str:
     """The format of the output's files: what its encodings ask for, else the base's."""
     if output.encoding is None:

@@ -23,7 +23,7 @@ from lcmmerge.archs.positions import broken_positions
 from lcmmerge.archs.rows import order_of, ordered
 from lcmmerge.errors import NoEffectError, OptionError
 from lcmmerge.merge.configs import check_configs
-from lcmmerge.merge.layout import GGUF, PlannedFile, container_of, lay_out
+from lcmmerge.merge.layout import GGUF, PlannedFile, check_scales, container_of, lay_out
 from lcmmerge.merge.like import encodings_like
 from lcmmerge.merge.spec import LCM, STYLE, Merge, Source, Term, Written, blocks_text
 from lcmmerge.refs import name_of
@@ -286,6 +286,8 @@ def plan(
     files, dropped = lay_out(
         base, contributions, target, layout, merge.output, allow_unmatched=merge.allow_unmatched
     )
+    if merge.output.error_aware:
+        check_scales(files)
     return Plan(
         merge,
         base,

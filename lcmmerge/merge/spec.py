@@ -20,7 +20,7 @@ from lcmmerge.archs.rows import ORDERS
 from lcmmerge.errors import OptionError
 from lcmmerge.merge.methods import complete, methods, spelled
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
-from lcmmerge.tensors.dtypes import LARGEST, OUTPUT_DTYPES
+from lcmmerge.tensors.dtypes import ERROR_AWARE, LARGEST, OUTPUT_DTYPES, STOCHASTIC
 from lcmmerge.tensors.encodings import UNQUANTISED, encodings
 
 STYLE, LCM = "style", "lcm"  # what the command line calls its terms
@@ -126,7 +126,8 @@ class Written:
     ``layout``: ``single-file`` or ``diffusers``, None for the base's; ``encoding``: how numbers are stored, a dtype or
     another name of ``tensors.encodings``, of some parameters by their names, None as the base has them; ``like``: the
     file in whose encodings they are, instead. ``max_shard_bytes``: split files above it;
-    ``rounding_seed``: None rounds to nearest; ``mend_position_ids``: those of text encoders are 0, 1, 2 … again.
+    ``rounding_seed``: of stochastic rounding, None rounds to nearest; ``error_aware``: by the scales that lose least;
+    ``mend_position_ids``: those of text encoders are 0, 1, 2 … again.
     """
 
     path: Path | None = None
@@ -137,6 +138,7 @@ class Written:
     rounding_seed: int | None = None
     mend_position_ids: bool = False
     like: Source | None = None
+    error_aware: bool = False
 
     def __post_init__(self) -> None:
         known = UNQUANTISED, *encodings()
@@ -145,6 +147,8 @@ class Written:
             raise OptionError(f"encoding {unknown[0]!r}: unknown", f"choose one of {', '.join(known)}")
         if self.like and self.encoding:
             raise OptionError("--like, and an encoding beside it: only one can be", "omit one of them")
+        if self.error_aware and self.rounding_seed is not None:
+            raise OptionError("rounding: error-aware, and stochastic: only one can be", "omit one of them")
         if self.layout not in (None, SINGLE_FILE, DIFFUSERS, COMPONENT):
             raise OptionError(f"layout {self.layout!r}: unknown", f"choose {SINGLE_FILE} or {DIFFUSERS}")
 
@@ -236,9 +240,11 @@ class Merge:
     @classmethod
     def from_dict(cls, recorded: Mapping[str, Any]) -> Self:
         """What ``to_dict`` wrote, also that of lcmmerge 0.1. Raises ValueError, KeyError, TypeError, AttributeError."""
-        stored, seed = recorded["dtype"], recorded["rounding_seed"]
+        stored, seed, rounding = recorded["dtype"], recorded["rounding_seed"], recorded.get("rounding")
         if not isinstance(seed, int | None):
             raise ValueError("rounding_seed")
+        if rounding not in (None, ERROR_AWARE):
+            raise ValueError("rounding")
         names = {dtype.name: name for name, dtype in OUTPUT_DTYPES.items()}
         encoding = recorded.get("encoding", names[stored] if stored else None)
         if isinstance(encoding, dict):
@@ -250,7 +256,7 @@ class Merge:
                 recorded.get("method", ADD),
                 Written(
                     None, recorded["layout"], encoding, drop_ema=bool(recorded["drop_ema"]), rounding_seed=seed,
-                    mend_position_ids=bool(recorded.get("mend_position_ids")),
+                    mend_position_ids=bool(recorded.get("mend_position_ids")), error_aware=rounding is not None,
                 ),
                 recorded.get("config_from"),
                 bool(recorded["allow_unmatched"]),
@@ -280,6 +286,7 @@ class Merge:
             "drop_ema": output.drop_ema,
             "allow_unmatched": self.allow_unmatched,
             "rounding_seed": output.rounding_seed,
+            **({"rounding": ERROR_AWARE} if output.error_aware else {}),
             **({"config_from": self.config_from} if self.config_from else {}),
             **({"prediction": self.prediction} if self.prediction else {}),
             **({"parts_from": self.parts_from.to_dict()} if self.parts_from else {}),
@@ -338,6 +345,10 @@ class Merge:
         option = "--dtype" if encoding in OUTPUT_DTYPES else "--encoding"
         options |= {"--like": self.output.like.reference if self.output.like else None}
         options |= {"--layout": self.output.layout, option: encoding}
+        if self.output.error_aware:
+            options |= {"--rounding": ERROR_AWARE}
+        elif self.output.rounding_seed is not None:
+            options |= {"--rounding": STOCHASTIC, "--seed": str(self.output.rounding_seed)}
         options |= {"--method": self.method_text if self.method != ADD else None}
         options |= {"-o": str(self.output.path) if self.output.path else None}
         words += [word for name, value in options.items() if value for word in (name, value)]

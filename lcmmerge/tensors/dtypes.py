@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+NEAREST, STOCHASTIC, ERROR_AWARE = ROUNDINGS = "nearest", "stochastic", "error-aware"  # what --rounding may be
 LARGEST = 3.4028234663852886e38  # of float32, in which merges are computed
 
 

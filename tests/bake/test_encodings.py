@@ -203,6 +203,14 @@ def test_the_merge_is_recorded_and_read_again(sd1, tmp_path):
     assert inspect(open_source(path)).recipe == recorded
 
 
+@pytest.mark.parametrize("name", TOYS)
+def test_error_aware_rounding_is_refused_by_an_encoding_without_it(name, sd1, tmp_path, cli):
+    asked = ("--encoding", name, "--rounding", "error-aware", "-o", tmp_path / "merged.safetensors")
+    done = cli("fuse", sd1.base(), "--lcm", sd1.lcm, *asked)
+    done.assert_fault(2, "error-aware")
+    assert "gguf:q4_0" in done.err
+
+
 @pytest.mark.parametrize("name", [*TOYS, "fp8_e4m3fn"])
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
 def test_nan_and_inf_are_refused(name, number, sd1, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from torch import Tensor
 from lcmmerge.bake.verify import verify
 from lcmmerge.errors import FormatError, IncompatibleError, OptionError, OutputError
 from lcmmerge.inspection import inspect
+from lcmmerge.merge import block
+from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import plan
 from lcmmerge.merge.spec import Merge
+from lcmmerge.bake.tensors import merged
 from lcmmerge.tensors import open_source
 from lcmmerge.tensors.encodings import encodings
 
@@ -75,8 +79,6 @@ def test_what_the_gguf_package_reads_is_the_merge(name, flux, tmp_path):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_it_verifies_and_is_inspected_and_repeats(threads, flux, tmp_path):
-    from lcmmerge.bake.outcome import Settings
-
     base, lora = flux
     path = tmp_path / "merged.gguf"
     fuse(base, path, lora, dtype="gguf:q4_0", settings=Settings(threads))
@@ -94,6 +96,85 @@ def test_it_verifies_and_is_inspected_and_repeats(threads, flux, tmp_path):
 def fused(base: Path, lora: Path, target: Path) -> Path:
     fuse(base, target, lora, dtype="gguf:q4_0")
     return target
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_error_aware_rounding_is_closer_block_by_block(name, flux, tmp_path):
+    base, lora = flux
+    fuse(base, tmp_path / "exact.safetensors", lora, strengths=(1.0, 0.0), dtype="fp32")
+    exact = {key.removeprefix(PREFIX): tensor for key, tensor in load_file(tmp_path / "exact.safetensors").items()}
+    errors, reports = {}, {}
+    for aware in (False, True):
+        path = tmp_path / f"{aware}.gguf"
+        reports[aware] = fuse(base, path, lora, strengths=(1.0, 0.0), dtype=f"gguf:{name}", error_aware=aware)
+        found = theirs(path)
+        errors[aware] = {key: (found[key] - exact[key]).double().square() for key in exact}
+    encoded = {key for key, kind in types(tmp_path / "True.gguf").items() if kind == name.upper()}
+    assert len(encoded) == 10
+    for key in exact:
+        before, after = errors[False][key], errors[True][key]
+        if key in encoded:
+            before, after = before.view(-1, 32).sum(1), after.view(-1, 32).sum(1)
+            assert after.sum() < before.sum(), key
+        assert (after <= before * (1 + 1e-5)).all(), key
+    touched = errors[True][QKV].sum() + errors[True]["single_blocks.0.linear1.weight"].sum()
+    least = errors[False][QKV].sum() + errors[False]["single_blocks.0.linear1.weight"].sum()
+    rounding = reports[True].as_dict()["rounding"]
+    assert rounding["gained"] == pytest.approx(1 - float(touched / least) ** 0.5, abs=0.01)
+    assert "gained" not in reports[False].as_dict()["rounding"]
+
+
+def test_error_aware_rounding_verifies_and_repeats(flux, tmp_path, monkeypatch):
+    base, lora = flux
+    for threads in (1, 3):
+        fuse(base, tmp_path / f"{threads}.gguf", lora, dtype="gguf:q4_0", error_aware=True, settings=Settings(threads))
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "3.gguf").read_bytes()
+    source = open_source(tmp_path / "1.gguf")
+    result = verify(source, [str(base.parent)])
+    assert (result.different, result.stale) == ((), ())
+    recorded = inspect(source).recipe
+    assert (recorded["rounding"], recorded["rounding_seed"]) == ("error-aware", None)
+    merge = Merge.from_dict(recorded)
+    assert merge.output.error_aware
+    assert "--rounding error-aware" in merge.command()
+    assert not Merge.from_dict({key: value for key, value in recorded.items() if key != "rounding"}).output.error_aware
+    with pytest.raises(ValueError, match="rounding"):
+        Merge.from_dict(recorded | {"rounding": "up"})
+    copies = []
+    for elements in (block.ELEMENTS, 1 << 12):  # a product's bits depend on how many rows there are: without a term
+        monkeypatch.setattr(block, "ELEMENTS", elements)
+        monkeypatch.setattr(block, "MIN_ROWS", 4)
+        path = tmp_path / f"{elements}.gguf"
+        fuse(base, path, lora, strengths=(0.0, 0.0), dtype="gguf:q4_0", error_aware=True)
+        copies.append(path.read_bytes())
+    assert copies[0] == copies[1]
+
+
+def test_live_weights_are_those_of_error_aware_rounding(flux, tmp_path):
+    base, lora = flux
+    output = {"strengths": (1.0, 0.0), "encoding": "gguf:q4_0", "error_aware": True}
+    fuse(base, tmp_path / "merged.gguf", lora, dtype="gguf:q4_0", strengths=(1.0, 0.0), error_aware=True)
+    stored = theirs(tmp_path / "merged.gguf")["single_blocks.0.linear2.weight"]
+    with merged(plan(merge_of(base, None, lora, **output))) as read:
+        assert torch.equal(read("transformer.single_transformer_blocks.0.proj_out.weight").float(), stored)
+
+
+def test_the_command_says_what_error_aware_rounding_gained(flux, tmp_path, cli):
+    base, lora = flux
+    options = ("--lambda", 1, 0, "--encoding", "gguf:q4_0", "--rounding", "error-aware", "-o", tmp_path / "merged.gguf")
+    done = cli("fuse", base, lora, *options)
+    assert done.code == 0
+    assert re.search(r"The error of rounding is [3-9]\.\d % less than to nearest\.", done.out)
+
+
+@pytest.mark.parametrize("encoding", [None, "bf16", "fp8_scaled", "mxfp8", "gguf:f16"])
+def test_error_aware_rounding_is_refused_where_there_is_nothing_to_choose(encoding, flux):
+    base, lora = flux
+    with pytest.raises(OptionError, match="with scales to choose") as refused:
+        plan(merge_of(base, None, lora, (1.0, 0.0), encoding=encoding, error_aware=True))
+    assert "gguf:q4_0" in refused.value.hint and "nvfp4" in refused.value.hint
+    with pytest.raises(OptionError, match="only one"):
+        merge_of(base, None, lora, encoding="gguf:q4_0", error_aware=True, rounding_seed=1)
 
 
 def test_rows_that_are_not_whole_blocks_are_told_apart_from_those_that_are(flux, tmp_path):

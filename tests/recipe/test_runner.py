@@ -20,6 +20,7 @@ from lcmmerge.errors import (
     FormatError,
     IncompatibleError,
     LockError,
+    OptionError,
     OutputError,
     QualityError,
     RecipeError,
@@ -30,6 +31,8 @@ from lcmmerge.recipe.lock import lock_text, read_lock
 from lcmmerge.recipe.runner import lock_of
 from lcmmerge.tensors import open_source
 from lcmmerge.tensors.digest import sha256_of
+from lcmmerge.tensors.encodings import nvfp4
+from lcmmerge.tensors.encodings.base import matrices
 from lcmmerge.tensors.staging import write_text
 
 
@@ -348,6 +351,24 @@ def test_block_weights_and_shards_and_rounding(sd1: Files, tmp_path: Path) -> No
         one, other = load_file(tmp_path / "out" / "pico" / name), load_file(tmp_path / name)
         assert one.keys() == other.keys()
         assert all(one[key].equal(other[key]) for key in one)
+
+
+def test_error_aware_rounding(sd1: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all the tiny model's matrices."""
+    known = {"nvfp4": replace(nvfp4.ENCODING, takes=matrices)}
+    monkeypatch.setattr("lcmmerge.tensors.encodings.entries", lambda package, variable: known)
+    path = recipe(tmp_path, sd1, more="  rounding: error-aware\n  encoding: nvfp4\n")
+    run(path, tmp_path / "out")
+    made = tmp_path / "out" / "pico" / "pico.safetensors"
+    fuse(sd1.base(), tmp_path / "again.safetensors", sd1.style, sd1.lcm, dtype="nvfp4", error_aware=True)
+    fuse(sd1.base(), tmp_path / "nearest.safetensors", sd1.style, sd1.lcm, dtype="nvfp4")
+    files = (made, tmp_path / "again.safetensors", tmp_path / "nearest.safetensors")
+    found, again, nearest = map(load_file, files)
+    assert all(found[key].equal(again[key]) for key in again)
+    assert not all(found[key].equal(nearest[key]) for key in nearest)
+    assert json.loads(metadata(made)["sd_merge_recipe"])["rounding"] == "error-aware"
+    with pytest.raises(OptionError, match="scales to choose"):
+        run(path, tmp_path / "out", "fuse.encoding=bf16")
 
 
 def test_parts_that_the_base_lacks(sd1: Files, tmp_path: Path) -> None:

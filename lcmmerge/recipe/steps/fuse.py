@@ -26,7 +26,7 @@ from lcmmerge.recipe.values import Factor, Name, Strict, Word
 from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import TensorSource
-from lcmmerge.tensors.dtypes import OUTPUT_DTYPES
+from lcmmerge.tensors.dtypes import ERROR_AWARE, NEAREST, OUTPUT_DTYPES, ROUNDINGS, STOCHASTIC
 from lcmmerge.tensors.made import files_at
 
 
@@ -160,7 +160,7 @@ class Fuse(Step):
     qkv_rows: Literal[ORDERS] | None = Field(  # type: ignore[valid-type]
         None, description="How a fused q, k and v of the base lie, one below another or head by head."
     )
-    rounding: Literal["nearest", "stochastic"] = "nearest"
+    rounding: Literal[ROUNDINGS] = NEAREST  # type: ignore[valid-type]
     seed: int = Field(0, description="Of the stochastic rounding.")
     max_shard_size: Annotated[int, BeforeValidator(as_bytes, json_schema_input_type=int | str)] | None = Field(
         None, gt=0, description="Split files above this size, such as 5GB."
@@ -183,7 +183,7 @@ class Fuse(Step):
 
     @property
     def rounding_seed(self) -> int | None:
-        return self.seed if self.rounding == "stochastic" else None
+        return self.seed if self.rounding == STOCHASTIC else None
 
     def doubts(self, build: Build) -> Iterable[str]:
         return (*build.plan.scheduler_doubts, *build.plan.obligations)
@@ -264,6 +264,7 @@ def _build(
             fuse.rounding_seed,
             fuse.mend_position_ids,
             _source(roles["like"]) if fuse.like else None,
+            fuse.rounding == ERROR_AWARE,
         ),
         config_from=str(configs) if configs else None,
         prediction=fuse.prediction,
@@ -336,6 +337,7 @@ def _facts(output: str, fuse: Fuse, roles: Mapping[str, Input], layout: str, set
         **({"mend_position_ids": True} if fuse.mend_position_ids else {}),
         "sampling": drawn_with.sampling.as_dict() if drawn_with else None,
         "rounding_seed": fuse.rounding_seed,
+        **({"rounding": ERROR_AWARE} if fuse.rounding == ERROR_AWARE else {}),
         **({"method": fuse.method} if fuse.method != ADD else {}),
         "device": settings.device.partition(":")[0],
     }

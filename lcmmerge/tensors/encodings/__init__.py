@@ -11,12 +11,12 @@ from typing import cast
 
 from lcmmerge.registry import entries
 from lcmmerge.tensors.dtypes import DTYPES, OUTPUT_DTYPES
-from lcmmerge.tensors.encodings.base import MAIN, Companion, Encoding, Parts
+from lcmmerge.tensors.encodings.base import MAIN, Companion, Encoding, Parts, Scales
 from lcmmerge.tensors.encodings.ggml import GGML
 from lcmmerge.tensors.encodings.plain import plain
 
 __all__ = [
-    "MAIN", "NONE", "UNQUANTISED", "Companion", "Encoding", "Parts", "encodings", "name_of", "plain",
+    "MAIN", "NONE", "UNQUANTISED", "Companion", "Encoding", "Parts", "Scales", "encodings", "name_of", "plain",
 ]  # fmt: skip
 
 UNQUANTISED = "none"

@@ -92,6 +92,19 @@ class Companion:
 
 
 @dataclass(frozen=True, slots=True)
+class Scales:
+    """The scales that error-aware rounding may choose: one for each ``group`` of a row's numbers (0: for all of them).
+
+    ``encode``: as the encoding's own, and with each scale multiplied by the last argument's, [rows, groups]: by ones it
+    gives the same bytes. ``factors``: what is tried beside 1.
+    """
+
+    encode: Callable[[Tensor, Parts, Generator | None, float, Tensor], None]
+    factors: tuple[float, ...]
+    group: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Encoding:
     """How a tensor's numbers are stored: one by one in a ``dtype``, or in blocks of some of a row's.
 
@@ -109,6 +122,7 @@ class Encoding:
     its ``comfy_quant`` beside a layer, says of each. ``container``: the format of the files that hold them,
     ``safetensors`` or ``gguf``. ``read_only``: the name of one that is not written; what no term touches ``stays`` in
     it, or else must be decoded. ``unpack(companions, rows, columns)``: what ``decode`` takes, of a whole matrix's.
+    ``scales``: what error-aware rounding chooses of; None where there is nothing.
     """
 
     title: str
@@ -128,6 +142,7 @@ class Encoding:
     stays: bool = True
     unpack: Callable[[Parts, int, int], Parts] = as_they_are
     container: str = "safetensors"
+    scales: Scales | None = None
 
     def row_bytes(self, columns: int) -> int:
         """What a row takes in the stored tensor; ``columns`` are a multiple of ``block``."""

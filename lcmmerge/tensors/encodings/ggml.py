@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lcmmerge.extras import check_installed
 from lcmmerge.tensors.dtypes import DTYPES
-from lcmmerge.tensors.encodings.base import MAIN, Encoding, Parts, linears, matrices, refuse
+from lcmmerge.tensors.encodings.base import MAIN, Encoding, Parts, Scales, linears, matrices, refuse
 from lcmmerge.tensors.encodings.plain import plain
 from lcmmerge.tensors.gguf import TYPES, GGMLType
 
@@ -28,20 +28,25 @@ Decode = Callable[[Parts], "Tensor"]
 UNREAD = {"Q8_1", "Q8_K", "Q1_0"}  # the first two are in no file, but ggml's while it computes
 FLOAT16 = 65504.0  # its largest number
 BLOCK = 32
+FACTORS = (1.12, 1.08, 1.04, 0.96, 0.92, 0.88, 0.84, 0.8)  # on scales
 NIBBLES = 0x0F0F0F0F0F0F0F0F  # the lower halves of eight bytes
 LOWEST = 0x0101010101010101
 GATHER = 0x0102040810204080  # by which the lowest bits of eight bytes become the highest byte, the first one lowest
 
 
-def encode_bytes(rows: Tensor, parts: Parts, generator: Generator | None, peak: float) -> None:
+def encode_bytes(
+    rows: Tensor, parts: Parts, generator: Generator | None, peak: float, factors: Tensor | None = None
+) -> None:
     """Q8_0: codes from −127 to 127."""
     import torch
 
     blocks = rows.float().reshape(-1, BLOCK)
     scale = blocks.amax(1, keepdim=True).maximum(-blocks.amin(1, keepdim=True)).abs() / 127
+    scale = scale if factors is None else scale * factors.view(-1, 1)
     stored = scale.half()
     if generator is None:
         scaled = _scaled(blocks, scale)
+        scaled = scaled if factors is None else scaled.clamp_(-127, 127)
         codes = scaled.to(torch.int8)  # towards zero
         codes += scaled.frac_().mul_(2).to(torch.int8)
     else:
@@ -60,8 +65,9 @@ def decode_bytes(parts: Parts) -> Tensor:
 
 
 def encode_bits(
-    bits: int, shifted: bool, rows: Tensor, parts: Parts, generator: Generator | None, peak: float
-) -> None:
+    bits: int, shifted: bool, rows: Tensor, parts: Parts, generator: Generator | None, peak: float,
+    factors: Tensor | None = None,
+) -> None:  # fmt: skip
     """Qn_1 (``shifted``): from the least number up. Qn_0: the number that is largest in magnitude has the code 0."""
     import torch
 
@@ -69,10 +75,13 @@ def encode_bits(
     low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
     most, zero = 2**bits - 1, 0 if shifted else 2 ** (bits - 1)
     scale = (high - low) / most if shifted else _outermost(blocks, low, high) / -zero
+    if factors is not None:
+        scale = scale * factors.view(-1, 1)
+        low = low + (high - low) * ((1 - factors.view(-1, 1)) / 2)
     stored = torch.cat([scale, low], 1).half() if shifted else scale.half()
     if generator is None:
         scaled = _scaled(blocks, scale, low if shifted else None)
-        codes = scaled.add_(zero + 0.5).to(torch.int8).clamp_(max=most)
+        codes = scaled.add_(zero + 0.5).to(torch.int8).clamp_(0, most)
     else:
         exact = stored.float()
         scaled = _scaled(blocks, exact[:, :1], exact[:, 1:] if shifted else None)
@@ -168,7 +177,10 @@ def _blocks(name: str, encode: Encode, decode: Decode, largest: float) -> Encodi
 
 def _bits(name: str, bits: int, shifted: bool) -> Encoding:
     largest = FLOAT16 if shifted else FLOAT16 * 2 ** (bits - 1)
-    return _blocks(name, partial(encode_bits, bits, shifted), partial(decode_bits, bits, shifted), largest)
+    encode = partial(encode_bits, bits, shifted)
+    return replace(
+        _blocks(name, encode, partial(decode_bits, bits, shifted), largest), scales=Scales(encode, FACTORS, BLOCK)
+    )
 
 
 # By ggml's name in lower case.
@@ -176,7 +188,9 @@ GGML = {
     "f32": _unquantised("F32"),
     "f16": _unquantised("F16"),
     "bf16": _unquantised("BF16"),
-    "q8_0": _blocks("Q8_0", encode_bytes, decode_bytes, FLOAT16 * 127),
+    "q8_0": replace(
+        _blocks("Q8_0", encode_bytes, decode_bytes, FLOAT16 * 127), scales=Scales(encode_bytes, FACTORS, BLOCK)
+    ),
     "q5_1": _bits("Q5_1", 5, shifted=True),
     "q5_0": _bits("Q5_0", 5, shifted=False),
     "q4_1": _bits("Q4_1", 4, shifted=True),

@@ -7,11 +7,12 @@ from math import inf, prod
 import pytest
 import torch
 
-from lcmmerge.tensors.encodings import MAIN, encodings
+from lcmmerge.tensors.encodings import MAIN, aware, encodings
 from lcmmerge.tensors.layout import TensorSpec
 
 NAMES = list(encodings())
 ROTATED = ("int8_convrot",)  # what is rounded are no numbers of the matrix: its own tests look at them
+SCALED = [name for name, encoding in encodings().items() if encoding.scales]
 AS_THEY_ARE = [name for name in NAMES if name not in ROTATED]
 SHAPES = ((64, 768), (32, 16, 4, 4))
 
@@ -127,6 +128,45 @@ def test_stochastic_rounding_takes_a_neighbour_and_is_unbiased(name):
     low, high = levels
     assert low <= value <= high
     assert abs(found.mean() - value) < 4 * (high - low) / 2 / len(found) ** 0.5
+
+
+def error_aware(encoding, rows, peak):
+    parts = encoding.allocate(tuple(rows.shape))
+    aware.encode(encoding, rows, parts, peak)
+    return parts
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scales_times_ones_give_its_own_bytes(name):
+    encoding = encodings()[name]
+    for rows in (matrix(SHAPES[0]), torch.zeros(SHAPES[0]), matrix(SHAPES[0]) * torch.logspace(-40, 3, 64)[:, None]):
+        parts, peak = encoding.allocate(tuple(rows.shape)), float(rows.abs().max())
+        groups = rows.shape[1] // (encoding.scales.group or rows.shape[1])
+        encoding.scales.encode(rows, parts, None, peak, torch.ones(len(rows), groups))
+        assert raw(parts) == raw(stored(encoding, rows, peak=peak))
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e3])
+@pytest.mark.parametrize("name", SCALED)
+def test_error_aware_no_group_loses_more_than_to_nearest_and_some_less(name, size):
+    encoding, rows = encodings()[name], matrix((256, 768)) * size
+    peak, width = float(rows.abs().max()), encoding.scales.group or rows.shape[1]
+    before, after = (
+        (encoding.decode(parts).double() - rows).square().view(-1, width).sum(1)
+        for parts in (stored(encoding, rows, peak=peak), error_aware(encoding, rows, peak))
+    )
+    assert (after <= before * (1 + 1e-6)).all()
+    assert after.sum() < before.sum()
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_error_aware_rows_depend_on_each_other_by_the_peak_alone(name):
+    encoding = encodings()[name]
+    rows = matrix((8 * encoding.granule, 768))
+    peak, granule = float(rows.abs().max()), encoding.granule
+    whole = error_aware(encoding, rows, peak)
+    for some in (slice(0, granule), slice(granule, 4 * granule), slice(2 * granule, 8 * granule)):
+        assert raw(error_aware(encoding, rows[some], peak)) == raw(encoding.cut(whole, some))
 
 
 @pytest.mark.parametrize("name", NAMES)
