@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 
 from lcmmerge.archs import Model
-from lcmmerge.errors import FormatError, IncompatibleError, OutputError
+from lcmmerge.errors import FormatError, IncompatibleError, OptionError, OutputError
 from lcmmerge.merge.outputs import Draft, by_folder, denoiser_drafts, drafts, weights_stem
 from lcmmerge.merge.spec import Written
 from lcmmerge.refs.weights import SAFETENSORS

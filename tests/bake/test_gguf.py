@@ -17,14 +17,14 @@ from merging import merge_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lcmmerge.bake import block
+from lcmmerge.bake.outcome import Settings
+from lcmmerge.bake.tensors import merged
 from lcmmerge.bake.verify import verify
 from lcmmerge.errors import FormatError, IncompatibleError, OptionError, OutputError
 from lcmmerge.inspection import inspect
-from lcmmerge.merge import block
-from lcmmerge.merge.outcome import Settings
 from lcmmerge.merge.plan import plan
 from lcmmerge.merge.spec import Merge
-from lcmmerge.bake.tensors import merged
 from lcmmerge.tensors import open_source
 from lcmmerge.tensors.encodings import encodings
 
