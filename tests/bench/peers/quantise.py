@@ -25,8 +25,9 @@ OPTIONS = {"int8_convrot": {"is_weight": True, "per_channel": True, "convrot": T
 
 def taken(name: str, shape: list[int]) -> bool:
     """Large linears of the blocks."""
-    inside = any(part.isdigit() for part in name.split("."))
-    return name.endswith(".weight") and len(shape) == 2 and min(shape) >= 256 and inside and "mod" not in name.lower()
+    inner = name.removeprefix("model.diffusion_model.").lower()
+    inside = inner.startswith(("layers.", "double_blocks.", "single_blocks.")) and "mod" not in inner
+    return name.endswith(".weight") and len(shape) == 2 and min(shape) >= 256 and inside
 
 
 def to_gguf(kind: str, base: str, out: str) -> None:
