@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from math import isnan, nan
+from math import isnan, nan, prod
 from threading import Condition
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from lcmmerge.bake import arithmetic
 from lcmmerge.bake.arithmetic import TermDelta, Work
 from lcmmerge.bake.outcome import Layer, Measured
-from lcmmerge.merge.layout import Piece
+from lcmmerge.merge.layout import Piece, PlannedTensor
 from lcmmerge.merge.methods import methods
 from lcmmerge.merge.spec import Merge
 from lcmmerge.tensors import DType, TensorInfo
@@ -24,14 +24,20 @@ from lcmmerge.terms.match import Difference
 from lcmmerge.terms.operand import Operand
 
 ELEMENTS = 1 << 18  # computed at once: in float32 they fit the cache beside their factors
+KEPT = 1 << 26  # elements of a tensor that are kept in float32 while its peak is looked for; of a larger one none
 SAMPLED = 16  # one of so many rows shows what rounding loses
 MIN_ROWS = 64  # a GEMM on fewer rows leaves most of the arithmetic units idle
 
 
 class Peak:
-    """The largest magnitude in a tensor, which ``blocks`` find one by one, before others wait for it."""
+    """The largest magnitude in a tensor, which ``blocks`` find one by one, before others wait for it.
 
-    def __init__(self, blocks: int) -> None:
+    ``keeps``: what they compute on the way is ``kept`` until it is written, of a tensor that is not too large for that.
+    """
+
+    def __init__(self, blocks: int, *, keeps: bool) -> None:
+        self.keeps = keeps
+        self.kept: dict[tuple[str, int], tuple[Tensor, Tensor, Measured]] = {}
         self._value, self._left, self._found = 0.0, blocks, Condition()
 
     def tell(self, value: float) -> None:
@@ -68,6 +74,10 @@ class Block:
         return slice(self.begin, self.end)
 
     @property
+    def elements(self) -> int:
+        return (self.end - self.begin) * self.piece.operand.columns
+
+    @property
     def nbytes(self) -> int:
         """What it takes in the output, or would."""
         return (self.end - self.begin) * self.piece.encoding.row_bytes(self.piece.operand.columns)
@@ -99,8 +109,13 @@ def with_peak(blocks: list[Block], others: Iterable[Block] = ()) -> list[Block]:
     if not (blocks and blocks[0].piece.encoding.peaked):
         return blocks
     every = [*others, *blocks]
-    peak = Peak(len(every))
+    peak = Peak(len(every), keeps=sum(block.elements for block in every) <= KEPT)
     return [replace(block, peak=peak, looks=True) for block in every] + [replace(block, peak=peak) for block in blocks]
+
+
+def reads_twice(tensor: PlannedTensor) -> bool:
+    """Whether it is too large to be kept while its peak is looked for."""
+    return tensor.pieces[0].encoding.peaked and prod(tensor.shape) > KEPT
 
 
 def _sampled(rows: int, piece: Piece) -> int:
@@ -146,8 +161,8 @@ class Computer:
         target = _as_tensor(out, encoding.dtype)
         if piece.is_copy:
             return self._copy(block, out, target)
-        measured = Measured()
-        weights, before = self._merged(block, measured)
+        kept = block.peak.kept.pop((piece.operand.name, block.begin), None) if block.peak else None
+        weights, before, measured = kept or self._merged(block)
         parts = {MAIN: target.view(len(weights), -1), **block.companions}
         peak = block.peak.wait() if block.peak else nan
         arithmetic.round_into(parts, weights, piece, block.begin, self._seed, peak, error_aware=self._error_aware)
@@ -170,15 +185,18 @@ class Computer:
     def look(self, block: Block) -> None:
         """Tell the block's peak what is the largest magnitude in it. Raises NumericError, FormatError."""
         assert block.peak
-        peak = nan
+        largest = nan
         try:
-            peak = arithmetic.largest(self._merged(block, Measured())[0])
+            weights, before, measured = self._merged(block)
+            largest = arithmetic.largest(weights)
+            if block.peak.keeps:
+                block.peak.kept[block.piece.operand.name, block.begin] = weights.clone(), before, measured
         finally:
-            block.peak.tell(peak)
+            block.peak.tell(largest)
 
-    def _merged(self, block: Block, measured: Measured) -> tuple[Tensor, Tensor]:
-        """θ′ as the output's rows have it, valid until the next, and what the sample of it was before the merge."""
-        piece, whole = block.piece, block.work.needs_whole
+    def _merged(self, block: Block) -> tuple[Tensor, Tensor, Measured]:
+        """θ′ as the output's rows have it, valid until the next; what the sample of it was before; what it shows."""
+        piece, whole, measured = block.piece, block.work.needs_whole, Measured()
         rows = slice(0, piece.operand.rows) if whole else block.rows
         weights = self._load(piece.operand, rows)
         written = weights[block.begin - rows.start : block.end - rows.start]
@@ -194,7 +212,7 @@ class Computer:
         if whole and block.begin:  # the parameter's first rows have measured all of it
             measured.base_square, measured.squares = 0.0, {}
         weights = weights[block.begin - rows.start : block.end - rows.start]
-        return (weights.T if piece.transposed else weights), before
+        return (weights.T if piece.transposed else weights), before, measured
 
     def _combined(
         self, weights: Tensor, block: Block, rows: slice, pristine: Tensor | None, measured: Measured

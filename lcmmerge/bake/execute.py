@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lcmmerge.bake.arithmetic import Work
-from lcmmerge.bake.block import Block, Computer, blocks_of, with_peak
+from lcmmerge.bake.block import Block, Computer, blocks_of, reads_twice, with_peak
 from lcmmerge.bake.outcome import Layer, Measured, Outcome, Settings
 from lcmmerge.bake.pipeline import in_order, one_thread_each
 from lcmmerge.errors import LcmMergeError
@@ -64,7 +64,6 @@ class Unit:
     blocks: list[Block] = field(default_factory=list)
     companion: Tensor | None = None
     nbytes: int = 0
-    work: int = 0  # bytes of what is computed: more than is written where blocks only look
     buffer: Buffer | None = None
     measured: list[Measured] = field(default_factory=list)
 
@@ -115,7 +114,7 @@ class _Execution:
         whole_files: bool,
     ) -> None:
         self.plan, self.metadata, self.settings, self.progress = plan, metadata, settings, progress
-        twice = any(piece.encoding.peaked for file in plan.files for tensor in file.tensors for piece in tensor.pieces)
+        twice = any(reads_twice(tensor) for file in plan.files for tensor in file.tensors)
         self.inputs = stack.enter_context(Files(keep=settings.keep_inputs or twice))
         self.layouts = [
             file.placed(metadata(file, "0" * 64, final=False))
@@ -156,17 +155,22 @@ class _Execution:
         for number, (file, layout) in enumerate(zip(self.plan.files, self.layouts, strict=True)):
             unit = Unit(number, layout.data_start)
             for item in self._parts(file, dict(layout.padding), layout.data_start):
+                if isinstance(item, Block) and item.looks:  # small, so that nobody waits long for a peak
+                    if unit.nbytes:
+                        yield self._with_buffer(unit)
+                        unit = Unit(number, unit.offset + unit.nbytes)
+                    yield self._with_buffer(Unit(number, unit.offset, [item]))
+                    continue
                 alone = isinstance(item, Tensor) or unit.companion is not None
-                if unit.work and (alone or unit.work + item.nbytes > UNIT):
+                if unit.nbytes and (alone or unit.nbytes + item.nbytes > UNIT):
                     yield self._with_buffer(unit)
                     unit = Unit(number, unit.offset + unit.nbytes)
                 if isinstance(item, Tensor):
                     unit.companion = item
                 else:
                     unit.blocks.append(item)
-                unit.work += item.nbytes
-                unit.nbytes += 0 if isinstance(item, Block) and item.looks else item.nbytes
-            if unit.work:
+                unit.nbytes += item.nbytes
+            if unit.nbytes:
                 yield self._with_buffer(unit)
 
     def _parts(self, file: PlannedFile, padding: Mapping[int, int], offset: int) -> Iterator[Block | Tensor]:
