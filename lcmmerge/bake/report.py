@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from math import inf, isfinite, nan, sqrt
 from typing import Any
@@ -10,6 +10,9 @@ from typing import Any
 from lcmmerge.bake.outcome import Layer, Measured
 from lcmmerge.errors import NoEffectError
 from lcmmerge.merge.plan import Plan
+from lcmmerge.output import share
+
+COARSE = 0.99  # correlation of what the output changed with what it was to change
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,17 @@ class Report:
             **({"lent": self.lent} if self.lent else {}),
             **({"doubts": list(self.doubts)} if self.doubts else {}),
         }
+
+
+def kept_in_words(rounding: Mapping[str, Any]) -> str:
+    """What a report's JSON says of rounding, where it is so coarse that the change is not what the terms ask for."""
+    correlation, worst = rounding["correlation"], rounding["worst"]
+    if not worst or correlation is None or correlation >= COARSE:
+        return ""
+    return (
+        f"Rounding kept {share(rounding['gain'])} of the change, with a correlation of {correlation:.2f}; the least in "
+        f"{worst[0]['name']}: {share(worst[0]['gain'])}."
+    )
 
 
 def total(layers: Iterable[Layer]) -> Measured:

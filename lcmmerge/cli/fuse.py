@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from lcmmerge.bake.report import Report
     from lcmmerge.merge.plan import Plan
 
-COARSE = 0.99  # correlation of what the output changed with what it was to change
 SWALLOWED = 3  # below this ratio of ‖Δ‖ to the rounding error, the dtype keeps little of a term
 
 
@@ -233,15 +232,13 @@ def _show_report(report: Report, output: Output) -> None:
 
 
 def _show_rounding(report: Report, output: Output) -> None:
-    """Where the output's encoding is so coarse that the change is not what the terms ask for."""
-    whole, worst = report.rounding, report.worst(1)
-    if worst and whole.correlation < COARSE:
-        output.text(
-            f"Rounding kept {share(whole.gain)} of the change, with a correlation of {whole.correlation:.2f}; the "
-            f"least in {worst[0].name}: {share(worst[0].measured.gain)}."
-        )
-    if whole.nearest_error:
-        output.text(f"The error of rounding is {share(whole.gained)} less than to nearest.")
+    from lcmmerge.bake.report import kept_in_words
+
+    rounding = report.as_dict()["rounding"]
+    if text := kept_in_words(rounding):
+        output.text(text)
+    if "gained" in rounding:
+        output.text(f"The error of rounding is {share(rounding['gained'])} less than to nearest.")
 
 
 def _show_lent(lent: Mapping[str, Mapping[str, int]], output: Output) -> None:

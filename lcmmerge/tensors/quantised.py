@@ -27,6 +27,7 @@ LAYER = ".comfy_quant"
 LARGEST_FORM = 4096  # bytes of one
 OLD_MARK, OLD_SCALE = "scaled_fp8", ".scale_weight"
 ROW_SCALE = f".{bnb.ROW_SCALE}"
+SMOOTHED = ".pre_quant_scale"
 INPUTS = (".input_scale", ".scale_input")  # of activations
 HARMLESS = ("full_precision_matrix_mult",)  # how a layer is computed, and not how it is stored
 CURE = "take the checkpoint from before it was quantised"
@@ -49,6 +50,8 @@ def assembled(tensors: Tensors, layers: Mapping[str, object], path: Path) -> Ten
         info = tensors.get(f"{module}.weight")
         if info is None:
             raise FormatError(f"{path}: {module} is said to be quantised, and has no weight", "download it again")
+        if module + SMOOTHED in tensors:
+            raise FormatError(f"{path}: {module} has {SMOOTHED[1:]}, which its inputs are scaled by: not read", CURE)
         companions = _companions(info, encoding, module, tensors)
         shape = states[module][1] if module in states else encoding.shape_of(info.shape)
         _check(info, encoding, shape, companions)

@@ -134,6 +134,17 @@ def test_a_description_changes_the_card_alone(sd1: Files, tmp_path: Path) -> Non
     assert "A fox." in (out / "pico" / "README.md").read_text()
 
 
+def test_what_rounding_kept_is_in_the_card_and_has_bounds(sd1: Files, tmp_path: Path) -> None:
+    path, out = recipe(tmp_path, sd1, more="check: {kept: {min: 1.5}}\n"), tmp_path / "out"
+    with pytest.raises(QualityError) as caught:
+        run(path, out, "fuse.dtype=fp8_e4m3fn")
+    assert any("pico lcm unet: kept is " in line for line in caught.value.details)
+    assert "## Rounding\n\nRounding kept " in (out / "pico" / "README.md").read_text()
+    plain, other = recipe(tmp_path, sd1, name="plain.yaml"), tmp_path / "plain"
+    run(plain, other, "fuse.dtype=fp32")
+    assert "Rounding" not in (other / "plain" / "README.md").read_text()
+
+
 @pytest.mark.e2e
 def test_another_strength_redoes_fuse_and_what_follows(sd1: Files, tmp_path: Path) -> None:
     path, out = recipe(tmp_path, sd1, more="matrix: {lambda.style: [0.5, 1.0]}\n"), tmp_path / "out"

@@ -246,6 +246,7 @@ def damaged(tensors: dict[str, Tensor]) -> dict[str, tuple[dict[str, Tensor], st
         "a weight that is missing": (
             {key: each for key, each in tensors.items() if key != f"{SPLIT}.weight"}, "has no weight",
         ),
+        "inputs that are scaled": (tensors | {f"{SPLIT}.pre_quant_scale": torch.ones(256)}, "pre_quant_scale"),
         "a weight of another dtype": (tensors | {f"{SPLIT}.weight": torch.zeros(768, 256)}, "float32"),
     }  # fmt: skip
 

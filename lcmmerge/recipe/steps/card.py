@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from lcmmerge import markdown
 from lcmmerge.accelerators import Sampling
+from lcmmerge.bake.report import kept_in_words
 from lcmmerge.history import before, formula
 from lcmmerge.output import size
 from lcmmerge.recipe.lock import Locked
@@ -85,6 +86,9 @@ def _body(build: Build, fused: Record) -> Iterator[str]:
         yield f"**{markdown.text(doubt)}.**\n"
     for obligation in plan.obligations:
         yield f"**{markdown.text(obligation)}.**\n"
+    if (rounding := fused.figures.get("rounding")) and (kept := kept_in_words(rounding)):
+        yield "## Rounding\n"
+        yield f"{markdown.text(kept)}\n"
     yield "## Files\n"
     yield "| file | size | sha256 |\n| --- | --- | --- |"
     yield "\n".join(_files(fused)) + "\n"

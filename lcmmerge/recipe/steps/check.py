@@ -104,4 +104,4 @@ def _values(name: str, reported: Mapping[str, Any]) -> Iterator[tuple[tuple[str,
     elif name == "coverage":
         yield from (((term,), share) for term, share in reported["coverage"].items())
     else:
-        yield from (((row["term"], row["component"]), row[name]) for row in reported["rows"])
+        yield from (((row["term"], row["component"]), row.get(name)) for row in reported["rows"])

@@ -211,6 +211,7 @@ class Fuse(Step):
                 if (reached := sum(row.parameters for row in report.rows if row.term == term))
             },
             "rows": said["coverage"],
+            "rounding": said["rounding"],
             "unmatched": {name: list(keys) for name, keys in report.unmatched.items()},
             "dropped": said["dropped"],
             "tensors_sha256": said["sha256"],
