@@ -25,7 +25,7 @@ from lcmmerge.cli.options import (
     variant_option,
 )
 from lcmmerge.output import Output, ratio, share, size
-from lcmmerge.tensors.dtypes import ERROR_AWARE, NEAREST, ROUNDINGS, STOCHASTIC
+from lcmmerge.tensors.dtypes import ERROR_AWARE, NEAREST, OUTPUT_DTYPES, ROUNDINGS, STOCHASTIC
 
 if TYPE_CHECKING:
     from lcmmerge.bake.outcome import Measured
@@ -155,7 +155,7 @@ def fuse(
             output.warn("every λ is 0: the weights stay the base's")
         settings = Settings(threads, device, hash_base)
         report = fuse(planned, settings=settings, force=force, accept_loss=accept_loss, output=output)
-        _show_report(report, output)
+        _show_report(report, planned.merge.output.encoding, output)
     _show_sampling(planned, output)
 
 
@@ -196,7 +196,8 @@ def _show_plan(plan: Plan, kept: Measured | None, output: Output) -> None:
     _show_left_out({plan.terms[index].name: keys for index, keys in plan.unmatched.items()}, plan.dropped, output)
 
 
-def _show_report(report: Report, output: Output) -> None:
+def _show_report(report: Report, encoding: str | Mapping[str, str] | None, output: Output) -> None:
+    """``encoding``: what was asked for. Who chose blocks of few bits is told what they kept, not to choose a dtype."""
     if output.as_json:
         output.json(report.as_dict())
         return
@@ -219,7 +220,7 @@ def _show_report(report: Report, output: Output) -> None:
     )
     _show_rounding(report, output)
     for row in report.rows:
-        if row.signal < SWALLOWED:
+        if row.signal < SWALLOWED and encoding in (None, *OUTPUT_DTYPES):
             output.warn(
                 f"rounding drowns much of {row.term} in {row.component} (weakest layer: {row.weakest}, "
                 f"{ratio(row.weakest_signal)}); try --dtype fp16 or fp32, or --rounding stochastic"

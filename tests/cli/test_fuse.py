@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from flux import wide
 from fusing import load, metadata
 from pico import pico
 from safetensors.torch import load_file, save_file
@@ -176,6 +177,15 @@ def test_a_dtype_that_swallows_a_term_is_warned_of(inputs, target, cli):
     assert "--rounding stochastic" in done.err
     full = cli("fuse", inputs.base(), "--lcm", inputs.lcm, "--dtype", "fp32", "-o", target, "--force", "-q")
     assert "drowns" not in full.err
+
+
+def test_an_encoding_of_few_bits_that_is_asked_for_is_told_what_it_kept(cli, tmp_path):
+    base, lora = wide(tmp_path)
+    for how in (("--encoding", "gguf:q4_0"), ("--like", tmp_path / "first.gguf")):
+        name = "second" if how[0] == "--like" else "first"
+        done = cli("fuse", base, lora, "--lambda", "1", "0", *how, "-o", tmp_path / f"{name}.gguf")
+        assert (done.code, "drowns" in done.err) == (0, False)
+        assert "Rounding kept " in done.out
 
 
 def test_verbose_shows_every_layer(inputs, target, cli):
