@@ -23,7 +23,7 @@ from lcmmerge.archs.positions import broken_positions
 from lcmmerge.errors import IncompatibleError
 from lcmmerge.history import RECIPE, record_of
 from lcmmerge.tensors import TensorInfo, TensorSource
-from lcmmerge.tensors.encodings import name_of
+from lcmmerge.tensors.encodings import count_by_name
 from lcmmerge.terms.match import read_content
 
 LCM_RANK = 64  # of the official LCM-LoRAs
@@ -44,8 +44,7 @@ class Part:
     def of(cls, name: str, infos: Iterable[TensorInfo]) -> Part:
         infos = {info.name: info for info in infos}.values()  # several parameters may share one stored tensor
         numel, nbytes = sum(info.numel for info in infos), sum(each.nbytes for info in infos for each in info.stored)
-        stored = Counter(name_of(info.encoded) if info.encoded else info.dtype.name for info in infos)
-        return cls(name, len(infos), numel, nbytes, stored)
+        return cls(name, len(infos), numel, nbytes, count_by_name(info.encoding for info in infos))
 
     def as_dict(self) -> dict[str, Any]:
         counts = {"tensors": self.tensors, "parameters": self.parameters, "bytes": self.nbytes}

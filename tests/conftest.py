@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import forked
 import pytest
 import torch
 from forked import Child, command
-from fusing import Files
+from fusing import Files, fuse
 from hub import Hub
 
 from lcmmerge.cli import main
@@ -64,6 +66,20 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Files]:
     """A pico's base, LoRAs and folder, by architecture; shared, so to be left as they are."""
     root = tmp_path_factory.mktemp("picos")
     return lambda name: Files(root, name)
+
+
+@pytest.fixture(scope="module")
+def merge(files: Callable[[str], Files], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A style and an LCM-LoRA in a base, shared by a module's tests, so to be left as it is."""
+    sd1, target = files("sd1"), tmp_path_factory.mktemp("merge") / "merged.safetensors"
+    fuse(sd1.base(), target, sd1.style, sd1.lcm)
+    return target
+
+
+@pytest.fixture
+def merged(merge: Path, tmp_path: Path) -> Path:
+    """The test's own."""
+    return Path(shutil.copy(merge, tmp_path))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from families import CASES, class_of, families, single_file, sized, state_of
+from fusing import canonical
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -105,6 +106,7 @@ def split(*, numbered: bool) -> Factors:
 
 WIDE = {"attention_head_dim": 128, "num_attention_heads": 2, "axes_dims_rope": (32, 48, 48), "num_layers": 1,
         "num_single_layers": 1}  # fmt: skip
+INDEX = '{"_class_name": "Pipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}'
 REACHED = ("transformer_blocks.0.attn.to_k", "single_transformer_blocks.0.proj_mlp", "proj_out")
 
 
@@ -122,3 +124,12 @@ def wide(folder: Path, scale: float = 0.05) -> tuple[Path, Path]:
         lora[f"transformer.{name}.lora_A.weight"] = scale * torch.randn(4, into, generator=generator)
     save_file(lora, folder / "lora.safetensors")
     return single_file(folder / "base.safetensors", "flux1", base), folder / "lora.safetensors"
+
+
+def folder_of(base: Path, path: Path) -> Path:
+    """The same transformer as a diffusers folder, in one file."""
+    (path / "transformer").mkdir(parents=True)
+    inner = {name.removeprefix("transformer."): tensor.contiguous() for name, tensor in canonical(base).items()}
+    save_file(inner, path / "transformer" / "diffusion_pytorch_model.safetensors")
+    (path / "model_index.json").write_text(INDEX)
+    return path

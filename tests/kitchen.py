@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
 from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
-from families import CASES, class_of, single_file
+from flux import wide
 from fusing import fuse, metadata
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lcmmerge.bake.verify import verify
@@ -27,8 +26,6 @@ LAYOUTS = {
 VIEWS = {"mxfp8": torch.float8_e8m0fnu, "nvfp4": torch.float8_e4m3fn}  # as which ComfyUI takes a scale's bytes
 SHAPES = ((128, 256), (144, 512), (320, 768), (64, 1280))  # rows of tiles, and between them
 MAGNITUDES = (1.0, 2.0**-60, 2.0**60)
-WIDTH = {"attention_head_dim": 128, "num_attention_heads": 2, "axes_dims_rope": (32, 48, 48)}
-DEPTH = {"num_layers": 1, "num_single_layers": 1}
 
 
 def normal(shape: tuple[int, int], magnitude: float = 1.0) -> Tensor:
@@ -77,7 +74,7 @@ class Layer:
 
 def fused_layers(name: str, folder: Path) -> list[Layer]:
     """A fuse of a small FLUX.1 in an encoding, verified; each layer as ComfyUI reads it beside θ′ in float32."""
-    base, lora = _inputs(folder)
+    base, lora = wide(folder, 0.1)
     fuse(base, folder / "exact.safetensors", lora, dtype="fp32")
     fuse(base, folder / "merged.safetensors", lora, dtype=name)
     result = verify(open_source(folder / "merged.safetensors"), [str(folder)])
@@ -103,22 +100,3 @@ def _layer(module: str, facts: dict, tensors: dict[str, Tensor], exact: dict[str
     params = layout.Params(**scales, orig_dtype=torch.float32, orig_shape=tuple(wanted.shape))
     stored = QuantizedTensor(tensors.pop(f"{module}.weight"), LAYOUTS[kind], params)
     return Layer(module, stored.dequantize(), wanted, scale)
-
-
-def _inputs(folder: Path) -> tuple[Path, Path]:
-    """A base with linears of 256 columns and more, and a LoRA of some."""
-    generator = torch.Generator().manual_seed(0)
-    state = {name: 0.1 * torch.randn(shape, generator=generator).bfloat16() for name, shape in _shapes().items()}
-    lora = {}
-    for name in ("transformer_blocks.0.attn.to_k", "single_transformer_blocks.0.proj_mlp", "proj_out"):
-        out, into = state[f"transformer.{name}.weight"].shape
-        lora[f"transformer.{name}.lora_B.weight"] = 0.1 * torch.randn(out, 4, generator=generator)
-        lora[f"transformer.{name}.lora_A.weight"] = 0.1 * torch.randn(4, into, generator=generator)
-    save_file(lora, folder / "lora.safetensors")
-    return single_file(folder / "base.safetensors", "flux1", state), folder / "lora.safetensors"
-
-
-@cache
-def _shapes() -> dict[str, tuple[int, ...]]:
-    model = class_of("flux1")(**CASES["flux1"].tiny | WIDTH | DEPTH)
-    return {f"transformer.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}

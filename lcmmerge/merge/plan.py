@@ -29,8 +29,7 @@ from lcmmerge.merge.spec import LCM, STYLE, Merge, Source, Term, Written, blocks
 from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
 from lcmmerge.tensors import TensorSource
-from lcmmerge.tensors.encodings import NONE, Encoding, encodings, plain
-from lcmmerge.tensors.encodings import name_of as name_of_encoding
+from lcmmerge.tensors.encodings import NONE, count_by_name, encodings
 from lcmmerge.tensors.encodings.base import linears
 from lcmmerge.tensors.remote import open_reference
 from lcmmerge.tensors.targets import joined, safetensors_name
@@ -100,8 +99,7 @@ class Plan:
     def encodings(self) -> dict[str, int]:
         """Encoding, or dtype → how many tensors are stored in it, without what lies beside them."""
         tensors = [tensor for file in self.files for tensor in file.tensors if not tensor.is_companion]
-        stored = Counter(tensor.encoding for tensor in tensors)
-        return {_stored_in(encoding): count for encoding, count in stored.most_common()}
+        return dict(count_by_name(tensor.encoding for tensor in tensors).most_common())
 
     @property
     def result(self) -> Path:
@@ -144,11 +142,11 @@ class Plan:
                 f"{name} is not 0, 1, 2 …, and stays so: older programs then read words at other places; "
                 "--mend-position-ids writes it anew" for name in broken_positions(self.base)
             ]
-        scaled = [name for name in self.encodings if name in encodings() and encodings()[name].companions]
+        stored, known, wanted = self.encodings, encodings(), self.merge.output.encoding
+        scaled = [name for name in stored if name in known and known[name].companions]
         if scaled and self.layout == DIFFUSERS:
             found.append(f"diffusers does not read {', '.join(scaled)}: it takes the numbers without their scales")
-        wanted = self.merge.output.encoding
-        if isinstance(wanted, str) and encodings().get(wanted, NONE).takes is linears and wanted not in self.encodings:
+        if isinstance(wanted, str) and known.get(wanted, NONE).takes is linears and wanted not in stored:
             found.append(f"nothing is stored in {wanted}: no linear of the denoiser's blocks is large enough, or fits")
         every = [item for items in self.contributions.values() for item in items]
         for index, term in enumerate(self.terms):
@@ -304,10 +302,6 @@ def plan(
         lender=lender,
         lent_configs=lent_configs,
     )
-
-
-def _stored_in(encoding: Encoding) -> str:
-    return encoding.dtype.name if encoding == plain(encoding.dtype) else name_of_encoding(encoding)
 
 
 def _layout(output: Written, base: Model, lender: Model | None) -> str:

@@ -10,11 +10,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from flux import REACHED, wide
-from fusing import canonical, fuse
+from flux import REACHED, folder_of, wide
+from fusing import fuse
 from gguf.quants import dequantize
 from merging import merge_of
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lcmmerge.bake import block
@@ -31,7 +31,6 @@ from lcmmerge.tensors.encodings import encodings
 BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 STEPS = {"q8_0": 1 / 127, "q5_1": 1 / 15, "q5_0": 1 / 15, "q4_1": 1 / 7, "q4_0": 1 / 7}  # of a block's largest number
 PREFIX = "model.diffusion_model."
-INDEX = '{"_class_name": "Pipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}'
 QKV = "double_blocks.0.img_attn.qkv.weight"
 
 
@@ -262,11 +261,7 @@ def test_what_cannot_be_gguf_is_refused(flux, tmp_path, monkeypatch):
 
 def test_a_folder_gives_one_file(flux, tmp_path):
     base, lora = flux
-    folder = tmp_path / "base"
-    (folder / "transformer").mkdir(parents=True)
-    inner = {name.removeprefix("transformer."): tensor.contiguous() for name, tensor in canonical(base).items()}
-    save_file(inner, folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    (folder / "model_index.json").write_text(INDEX)
+    folder = folder_of(base, tmp_path / "base")
     fused(folder, lora, tmp_path / "of-folder.gguf")
     fused(base, lora, tmp_path / "of-file.gguf")
     found, wanted = theirs(tmp_path / "of-folder.gguf"), theirs(tmp_path / "of-file.gguf")

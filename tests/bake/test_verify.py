@@ -82,19 +82,6 @@ def test_every_kind_of_term(files: Callable[[str], Files], tmp_path: Path) -> No
     assert (found.different, found.stale) == ((), ())
 
 
-@pytest.fixture(scope="module")
-def merge(files: Callable[[str], Files], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """To be left as it is."""
-    sd1, target = files("sd1"), tmp_path_factory.mktemp("merge") / "merged.safetensors"
-    fuse(sd1.base(), target, sd1.style, sd1.lcm)
-    return target
-
-
-@pytest.fixture
-def merged(merge: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(merge, tmp_path))
-
-
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_flipped_bit_is_found_and_named(
     threads: int, merged: Path, files: Callable[[str], Files], tmp_path: Path

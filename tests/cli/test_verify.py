@@ -15,19 +15,6 @@ if TYPE_CHECKING:
     from conftest import Ran
 
 
-@pytest.fixture(scope="module")
-def merge(files: Callable[[str], Files], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """To be left as it is."""
-    sd1, target = files("sd1"), tmp_path_factory.mktemp("merge") / "merged.safetensors"
-    fuse(sd1.base(), target, sd1.style, sd1.lcm)
-    return target
-
-
-@pytest.fixture
-def merged(merge: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(merge, tmp_path))
-
-
 def test_equal(merged: Path, files: Callable[[str], Files], cli: Callable[..., Ran]) -> None:
     ran = cli("verify", merged, "--source", files("sd1").root)
     assert (ran.code, ran.err) == (0, "")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from flux import REACHED, wide
-from fusing import canonical, fuse, metadata
+from flux import REACHED, folder_of, wide
+from fusing import fuse, metadata
 from merging import merge_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,7 +23,6 @@ from lcmmerge.tensors import open_source
 from lcmmerge.tensors.encodings import MAIN, encodings
 
 FORMATS = ("fp8_scaled", "int8_convrot", "mxfp8", "nvfp4")
-INDEX = '{"_class_name": "Pipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}'
 PREFIX = "model.diffusion_model."
 SPLIT = PREFIX + "double_blocks.0.img_attn.qkv"  # which holds it in a single file
 OTHER = PREFIX + "double_blocks.0.txt_attn.qkv"
@@ -134,15 +133,6 @@ def test_the_header_alone_may_tell_the_formats(inputs, tmp_path):
     assert torch.equal(found.read(), open_source(inputs.quantised("int8_convrot"))[f"{SPLIT}.weight"].read())
 
 
-def folder_of(inputs: Inputs, path: Path) -> Path:
-    (path / "transformer").mkdir(parents=True)
-    inner = {name.removeprefix("transformer."): tensor for name, tensor in canonical(inputs.base).items()}
-    weights = path / "transformer" / "diffusion_pytorch_model.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in inner.items()}, weights)
-    (path / "model_index.json").write_text(INDEX)
-    return path
-
-
 def test_an_encoding_that_takes_no_tensor_is_said(files, tmp_path):
     """The smallest models have no linear that is large enough."""
     style, target = files("sd1").style, tmp_path / "merged.safetensors"
@@ -166,7 +156,7 @@ def test_what_a_layer_says_may_be_of_any_length(inputs, tmp_path):
 
 def test_a_folder_s_shards_tell_their_own_layers(inputs, tmp_path):
     """Even by each header alone."""
-    base = folder_of(inputs, tmp_path / "base")
+    base = folder_of(inputs.base, tmp_path / "base")
     merge = merge_of(base, tmp_path / "fp8", inputs.lora, (1.0, 0.0), encoding="fp8_scaled")
     assert any("diffusers does not read fp8_scaled" in doubt for doubt in plan(merge).doubts)
     fuse(base, tmp_path / "fp8", inputs.lora, dtype="fp8_scaled", shard=400_000)

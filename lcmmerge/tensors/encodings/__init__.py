@@ -6,6 +6,8 @@ theirs by an entry point in the group ``lcmmerge.encodings``.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import cast
 
@@ -16,7 +18,8 @@ from lcmmerge.tensors.encodings.ggml import GGML
 from lcmmerge.tensors.encodings.plain import plain
 
 __all__ = [
-    "MAIN", "NONE", "UNQUANTISED", "Companion", "Encoding", "Parts", "Scales", "encodings", "name_of", "plain",
+    "MAIN", "NONE", "UNQUANTISED", "Companion", "Encoding", "Parts", "Scales", "count_by_name", "encodings", "name_of",
+    "plain",
 ]  # fmt: skip
 
 UNQUANTISED = "none"
@@ -35,3 +38,12 @@ def encodings() -> dict[str, Encoding]:
 def name_of(encoding: Encoding) -> str:
     """What it is registered by, or read as."""
     return encoding.read_only or next(name for name, each in encodings().items() if each == encoding)
+
+
+def count_by_name(stored: Iterable[Encoding]) -> Counter[str]:
+    """How many there are of each, by its dtype's name in headers or else its own, in the order in which they come."""
+    names: Counter[str] = Counter()
+    for encoding, count in Counter(stored).items():
+        is_dtype = encoding == plain(encoding.dtype)
+        names[encoding.dtype.name if is_dtype else name_of(encoding)] += count
+    return names

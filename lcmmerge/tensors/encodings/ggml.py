@@ -167,20 +167,21 @@ def _unquantised(name: str) -> Encoding:
     return replace(simple, title=f"GGUF's {name}: {simple.title}", takes=matrices, container="gguf")
 
 
-def _blocks(name: str, encode: Encode, decode: Decode, largest: float) -> Encoding:
+def _blocks(
+    name: str, encode: Encode, decode: Decode, largest: float, *, scales: Scales | None = None, read_only: str = ""
+) -> Encoding:
     _, _, block, block_bytes = TYPES[name]
     title = f"GGUF's {name}: blocks of {block}, {block_bytes * 8 / block:g} bits a number"
     return Encoding(
-        title, DTYPES["U8"], encode, decode, block, block_bytes, largest=largest, takes=linears, container="gguf"
-    )
+        title, DTYPES["U8"], encode, decode, block, block_bytes, largest=largest, takes=linears, container="gguf",
+        scales=scales, read_only=read_only,
+    )  # fmt: skip
 
 
 def _bits(name: str, bits: int, shifted: bool) -> Encoding:
     largest = FLOAT16 if shifted else FLOAT16 * 2 ** (bits - 1)
-    encode = partial(encode_bits, bits, shifted)
-    return replace(
-        _blocks(name, encode, partial(decode_bits, bits, shifted), largest), scales=Scales(encode, FACTORS, BLOCK)
-    )
+    encode, decode = partial(encode_bits, bits, shifted), partial(decode_bits, bits, shifted)
+    return _blocks(name, encode, decode, largest, scales=Scales(encode, FACTORS, BLOCK))
 
 
 # By ggml's name in lower case.
@@ -188,8 +189,8 @@ GGML = {
     "f32": _unquantised("F32"),
     "f16": _unquantised("F16"),
     "bf16": _unquantised("BF16"),
-    "q8_0": replace(
-        _blocks("Q8_0", encode_bytes, decode_bytes, FLOAT16 * 127), scales=Scales(encode_bytes, FACTORS, BLOCK)
+    "q8_0": _blocks(
+        "Q8_0", encode_bytes, decode_bytes, FLOAT16 * 127, scales=Scales(encode_bytes, FACTORS, BLOCK)
     ),
     "q5_1": _bits("Q5_1", 5, shifted=True),
     "q5_0": _bits("Q5_0", 5, shifted=False),
@@ -197,9 +198,7 @@ GGML = {
     "q4_0": _bits("Q4_0", 4, shifted=False),
 }
 READ_ONLY = {
-    name.lower(): replace(
-        _blocks(name, refuse, partial(decode_by_library, name), inf), read_only=f"gguf:{name.lower()}"
-    )
+    name.lower(): _blocks(name, refuse, partial(decode_by_library, name), inf, read_only=f"gguf:{name.lower()}")
     for name, kind in TYPES.items()
     if kind.block > 1 and name.lower() not in GGML and name not in UNREAD
 }
