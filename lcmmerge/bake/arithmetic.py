@@ -1,7 +1,8 @@
 """θ′ = θ_pre + Σ λᵢτᵢ for one parameter: accumulate in float32 (a float64 parameter in float64), round once.
 
 Factors of all terms are concatenated, so that a parameter costs one GEMM however many LoRAs there are:
-Σ λᵢ BᵢAᵢ = [λ₁B₁ λ₂B₂ …] [A₁; A₂; …]. A method that is not linear gets each term's Δ formed, some rows at a time.
+Σ λᵢ BᵢAᵢ = [λ₁B₁ λ₂B₂ …] [A₁; A₂; …]. A method that weighs terms by their inner products changes the λs alone; another
+that is not linear gets each term's Δ formed, some rows at a time.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 
 import torch
@@ -26,11 +27,15 @@ from lcmmerge.terms.operand import Operand
 
 @dataclass(slots=True)
 class TermDelta:
-    """One term's Δ of one parameter, for a method that is not linear. ``kept``: what takes part of it, None for all."""
+    """One term's Δ of one parameter. ``square``: ‖Δ‖², 0 where it is not known before it is formed.
+
+    ``kept``: by what a method multiplies it, None for all as it is.
+    """
 
     term: int
     strength: float
     update: Update | Difference
+    square: float = 0.0
     kept: Tensor | None = None
 
 
@@ -73,34 +78,41 @@ def read_roles(patch: Patch, device: str, dtype: torch.dtype = torch.float32) ->
     return {role: tensor.to(dtype) if wide in (dtype, tensor.dtype) else tensor for role, tensor in tensors.items()}
 
 
-def prepare(piece: Piece, device: str, dtype: torch.dtype = torch.float32, *, linear: bool = True) -> Work:
-    """Read the adapters' tensors of one parameter and form their factors, in ``dtype``: float32 or float64."""
-    work = Work()
-    ups: list[Tensor] = []
-    downs: list[Tensor] = []
+def prepare(piece: Piece, device: str, dtype: torch.dtype = torch.float32) -> Work:
+    """What the terms add to one parameter, made ready: their tensors are read, in float32 or float64."""
+    return joined(read_deltas(piece, device, dtype))
+
+
+def read_deltas(piece: Piece, device: str, dtype: torch.dtype = torch.float32) -> list[TermDelta]:
+    """Each term's Δ of one parameter, in ``dtype``. Raises NumericError, FormatError."""
+    deltas = []
     for contribution in piece.contributions:
-        strength, term = contribution.strength, contribution.term
-        update: Update
-        if isinstance(contribution, Difference) and contribution.place:
-            update = Dense(contribution.read(device, dtype))
-        elif isinstance(contribution, Difference):
-            if linear:
-                work.differences.append(contribution)
-            else:
-                work.apart.append(TermDelta(term, strength, contribution))
-            continue
+        update: Update | Difference
+        if isinstance(contribution, Difference):
+            update = Dense(contribution.read(device, dtype)) if contribution.place else contribution
         else:
             place, tensors = contribution.place, read_roles(contribution.patch, device, dtype)
             shape = place.shape if place else piece.operand.shape
             update = contribution.adapter.update(contribution.patch, tensors, shape)
             update = place.through(update) if place else update
-        norm = 0.0 if isinstance(update, Dependent) else _finite(_square_of(update), contribution)
-        if not linear:
-            work.apart.append(TermDelta(term, strength, update))
+        square = 0.0 if isinstance(update, Dependent | Difference) else _finite(_square_of(update), contribution)
+        deltas.append(TermDelta(contribution.term, contribution.strength, update, square))
+    return deltas
+
+
+def joined(deltas: Iterable[TermDelta]) -> Work:
+    """The sum of the deltas, each times its strength, with the factors of all in one product."""
+    work = Work()
+    ups: list[Tensor] = []
+    downs: list[Tensor] = []
+    for delta in deltas:
+        term, strength, update = delta.term, delta.strength, delta.update
+        if isinstance(update, Difference):
+            work.differences.append(replace(update, strength=strength))
         elif isinstance(update, Dependent):
             work.dependent.append((term, strength, update))
         else:
-            work.squares[term] = strength**2 * norm
+            work.squares[term] = strength**2 * delta.square
             if isinstance(update, Dense):
                 work.dense.append((term, strength, update.delta))
             else:
@@ -112,6 +124,12 @@ def prepare(piece: Piece, device: str, dtype: torch.dtype = torch.float32, *, li
         work.up = ups[0] if len(ups) == 1 else torch.cat(ups, 1)
         work.down = downs[0] if len(downs) == 1 else torch.cat(downs, 0)
     return work
+
+
+def factored_inner(one: Factored, other: Factored) -> float:
+    """⟨BA, B′A′⟩ = tr((BᵀB′)(A′Aᵀ)), without forming BA."""
+    up = one.up.double().T @ other.up.double()
+    return float((up * (one.down.double() @ other.down.double().T)).sum())
 
 
 def _square_of(update: Factored | Dense) -> float:

@@ -10,6 +10,7 @@ from threading import Condition
 import torch
 from torch import Tensor
 
+from lcmmerge.adapters import Factored
 from lcmmerge.bake import arithmetic
 from lcmmerge.bake.arithmetic import TermDelta, Work
 from lcmmerge.bake.outcome import Layer, Measured
@@ -137,6 +138,7 @@ class Computer:
         self._inputs, self._device, self._seed = inputs, device, rounding_seed
         self._error_aware = merge.output.error_aware
         self._method, self._parameters = methods()[merge.method], merge.parameters
+        self._terms = [term.name for term in merge.terms]
         self._stored, self._spare = Buffer(0), Buffer(0)
         self._floats = torch.empty(0)
         self._beside: tuple[TensorInfo | None, Parts] = None, {}
@@ -146,14 +148,51 @@ class Computer:
 
         A method that looks at a whole Δ does so here, at one after another: memory is bounded by a parameter.
         """
-        dtype = arithmetic.precision(piece.operand)
-        work = arithmetic.prepare(piece, self._device, dtype, linear=self._method.linear)
-        if self._method.keep and work.apart:
+        deltas = arithmetic.read_deltas(piece, self._device, arithmetic.precision(piece.operand))
+        if self._method.linear:
+            return arithmetic.joined(deltas)
+        work = Work(apart=deltas)
+        if self._method.weigh and not self._method.per_row(self._parameters):
+            return arithmetic.joined(self._weighed(piece, work)) if deltas else work
+        if self._method.keep and deltas:
             rows = slice(0, piece.operand.rows)
             pristine = self._load(piece.operand, rows).reshape(piece.operand.shape) if work.dependents else None
-            for item in work.apart:
-                item.kept = self._method.keep(self._delta(item, piece, rows, pristine), self._parameters)
+            for item in deltas:
+                name = f"{piece.operand.name}/{self._terms[item.term]}"
+                item.kept = self._method.keep(self._delta(item, piece, rows, pristine), self._parameters, name)
         return work
+
+    def _weighed(self, piece: Piece, work: Work) -> Iterator[TermDelta]:
+        """The deltas with the strengths that the method gives their terms by their inner products."""
+        assert self._method.weigh
+        terms = {item.term: item.strength for item in work.apart}
+        sums = torch.tensor([[item.term == term for item in work.apart] for term in terms], dtype=torch.float64)
+        gram = sums @ self._inner_products(piece, work) @ sums.T  # a term may have several parts of a parameter
+        strengths = torch.tensor(list(terms.values()), dtype=torch.float64)
+        found = dict(zip(terms, self._method.weigh(gram, strengths, self._parameters).tolist(), strict=True))
+        return (replace(item, strength=found[item.term]) for item in work.apart)
+
+    def _inner_products(self, piece: Piece, work: Work) -> Tensor:
+        """⟨Δᵢ, Δⱼ⟩ over the parameter, float64 on the CPU; some rows at a time where not all are factored."""
+        updates = [item.update for item in work.apart if isinstance(item.update, Factored)]
+        if len(updates) == len(work.apart):
+            products = [[arithmetic.factored_inner(one, other) for other in updates] for one in updates]
+            return torch.tensor(products, dtype=torch.float64)
+        found = torch.zeros(len(work.apart), len(work.apart), dtype=torch.float64)
+        step = rows_at_once(piece, work)
+        for begin in range(0, piece.operand.rows, step):
+            rows = slice(begin, min(begin + step, piece.operand.rows))
+            flat = torch.stack([delta.flatten() for delta in self._deltas(piece, work, rows)]).double()
+            found += (flat @ flat.T).cpu()
+        return found
+
+    def _deltas(self, piece: Piece, work: Work, rows: slice) -> Iterator[Tensor]:
+        """[rows, columns] of each term's Δ."""
+        pristine = None
+        if work.dependents:
+            pristine = self._load(piece.operand, rows).reshape(-1, *piece.operand.shape[1:]).clone()
+        for item in work.apart:
+            yield self._delta(item, piece, rows, pristine)
 
     def __call__(self, block: Block, out: memoryview) -> Measured:
         """Compute ``block`` into its place in the output buffer. Raises NumericError, FormatError."""
@@ -218,7 +257,6 @@ class Computer:
         self, weights: Tensor, block: Block, rows: slice, pristine: Tensor | None, measured: Measured
     ) -> Tensor:
         """W′ by a method that is not linear; ``measured`` gets ‖λΔ‖² of what each term keeps."""
-        assert self._method.combine
         deltas = []
         for item in block.work.apart:
             delta = self._delta(item, block.piece, rows, pristine)
@@ -227,7 +265,19 @@ class Computer:
             measured.squares[item.term] = item.strength**2 * arithmetic.square(delta)
             deltas.append(delta)
         strengths = [item.strength for item in block.work.apart]
+        if self._method.weigh:
+            return self._add_rows(weights, deltas, strengths)
+        assert self._method.combine
         return self._method.combine(weights, deltas, strengths, self._parameters)
+
+    def _add_rows(self, weights: Tensor, deltas: list[Tensor], strengths: list[float]) -> Tensor:
+        """Each output row's deltas, weighed by their inner products there."""
+        assert self._method.weigh
+        stacked = torch.stack(deltas, 1)  # [rows, terms, columns]
+        wide = stacked.double()
+        given = torch.tensor(strengths, dtype=torch.float64, device=wide.device)
+        found = self._method.weigh(wide @ wide.mT, given, self._parameters).to(stacked.dtype)
+        return weights.add_((found[:, None] @ stacked)[:, 0])
 
     def _deltas_on(self, before: Tensor, block: Block) -> Iterator[tuple[int, Tensor]]:
         """Each term's λΔ on the block's sample, W ``before`` there; none where a method or a view makes that dear."""

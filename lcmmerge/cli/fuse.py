@@ -115,6 +115,7 @@ def fuse(
       lcmmerge fuse base.safetensors style.safetensors --accelerator hyper-8steps
       lcmmerge fuse base.safetensors --accelerator hyper.safetensors --accelerator hyper-8steps -o fast.safetensors
       lcmmerge fuse base.safetensors style.safetensors --method ties:density=0.3
+      lcmmerge fuse base.safetensors style.safetensors --method norm_cap:1.2
       lcmmerge fuse base.safetensors style.safetensors --layout diffusers --dtype fp16
 
     An inpainting model of your tuned one is the published inpainting model with what yours learnt:

@@ -88,7 +88,8 @@ alpha_option = click.option(
 method_option = click.option(
     "--method", type=NameType(methods), default="add", show_default=True, metavar="METHOD",
     help="How the terms are merged: add is base + Σ λτ; ties, or ties:density=0.2, trims each term to its largest 20 % "
-    "and lets disagreeing ones vote.",
+    "and lets disagreeing ones vote; also breadcrumbs, dare, della, magnitude_prune, norm_cap (the sum is no longer "
+    "than its longest term: against over-saturation), orthogonal (what two terms share counts once), slerp (of two).",
 )  # fmt: skip
 adapter_option = click.option(
     "--adapter", "adapters", type=Weighed([str, STRENGTH]), multiple=True, metavar="REF λ", help="One more term."

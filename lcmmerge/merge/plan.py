@@ -25,6 +25,7 @@ from lcmmerge.errors import NoEffectError, OptionError
 from lcmmerge.merge.configs import check_configs
 from lcmmerge.merge.layout import GGUF, PlannedFile, check_scales, container_of, lay_out
 from lcmmerge.merge.like import encodings_like
+from lcmmerge.merge.methods import method
 from lcmmerge.merge.spec import LCM, STYLE, Merge, Source, Term, Written, blocks_text
 from lcmmerge.refs import name_of
 from lcmmerge.refs.weights import DIFFUSERS, SINGLE_FILE
@@ -280,6 +281,7 @@ def plan(
     for vector, matched in zip(vectors, matches, strict=True):
         _check(vector, matched, base, allow_unmatched=merge.allow_unmatched)
     contributions = _by_parameter(matches)
+    _check_method(merge, contributions)
     target = _target(merge, layout, f".{container_of(base, merge.output)}")
     files, dropped = lay_out(
         base, contributions, target, layout, merge.output, allow_unmatched=merge.allow_unmatched
@@ -302,6 +304,15 @@ def plan(
         lender=lender,
         lent_configs=lent_configs,
     )
+
+
+def _check_method(merge: Merge, contributions: Mapping[str, Iterable[Contribution]]) -> None:
+    """Raises OptionError where more terms meet than the method merges."""
+    limit = method(merge.method).terms
+    most = max((len({item.term for item in items}) for items in contributions.values()), default=0)
+    if limit and most > limit:
+        cause = f"method {merge.method}: merges {limit} terms, and {most} change one parameter"
+        raise OptionError(cause, "omit a term, give it λ 0, or choose another method")
 
 
 def _layout(output: Written, base: Model, lender: Model | None) -> str:

@@ -42,11 +42,16 @@ def complete(name: str, given: Mapping[str, float]) -> dict[str, float]:
 
 
 def parse(text: str) -> tuple[str, dict[str, float]]:
-    """``ties``, or with parameters ``ties:density=0.3``, several with commas between. Raises OptionError."""
+    """``ties``, or with parameters ``ties:density=0.3``, several with commas between; ``ties:0.3`` is its first one's.
+
+    Raises OptionError.
+    """
     name, colon, rest = text.partition(":")
     given = {}
-    for pair in rest.split(",") if colon else ():
-        key, _, value = pair.partition("=")
+    for number, pair in enumerate(rest.split(",") if colon else ()):
+        key, equals, value = pair.partition("=")
+        if not (number or equals):  # the first parameter's value alone
+            key, value = next(iter(method(name).parameters), ""), pair
         try:
             given[key.strip()] = float(value)
         except ValueError:

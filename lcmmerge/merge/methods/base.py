@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 Parameters = Mapping[str, float]
 Combine = Callable[["Tensor", Sequence["Tensor"], Sequence[float], Parameters], "Tensor"]
-Keep = Callable[["Tensor", Parameters], "Tensor | None"]
+Keep = Callable[["Tensor", Parameters, str], "Tensor | None"]
+Weigh = Callable[["Tensor", "Tensor", Parameters], "Tensor"]
+PER_ROW = "rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +38,29 @@ class Method:
     W + Σ λᵢΔᵢ, which alone is linear in each λ whatever the other terms are: then LoRAs are added without forming
     their Δ, and a search draws every cell from one model in memory.
 
-    ``keep(Δ, parameters)``: which of a term's numbers take part, as booleans of Δ's shape, or None for all. It is given
-    the Δ of a whole parameter, and may overwrite it. What is not kept is 0 when ``combine`` gets it.
+    ``keep(Δ, parameters, name)``: by what each of a term's numbers is multiplied before ``combine`` gets it, of Δ's
+    shape, booleans for those that take part, or None for all. It is given the Δ of a whole parameter, and may overwrite
+    it; ``name`` is the parameter's and the term's, for chance that depends on nothing else.
+
+    ``weigh(G, λ, parameters)`` instead of both: W′ = W + Σ cᵢΔᵢ with coefficients c [k] from the inner products
+    Gᵢⱼ = ⟨Δᵢ, Δⱼ⟩ [k, k] over a parameter and λ [k], all float64. Where the parameter ``rows`` is 1 they are those of
+    each output row alone, and G, c have the rows before their other dimensions.
+
+    ``terms``: how many it merges, where that is fixed.
     """
 
     title: str
     source: str
-    combine: Combine | None
+    combine: Combine | None = None
     keep: Keep | None = None
     parameters: Mapping[str, MethodParameter] = field(default_factory=dict)
+    weigh: Weigh | None = None
+    terms: int | None = None
 
     @property
     def linear(self) -> bool:
-        return self.combine is None
+        return self.combine is None and self.weigh is None
+
+    def per_row(self, parameters: Parameters) -> bool:
+        """Whether ``weigh`` is asked for each output row."""
+        return bool(self.weigh and parameters.get(PER_ROW))

@@ -15,32 +15,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lcmmerge.merge.methods.base import Method, MethodParameter, Parameters
+from lcmmerge.merge.methods.magnitudes import largest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def keep(delta: Tensor, parameters: Parameters) -> Tensor | None:
-    """The int(density · numel) largest magnitudes; of those that are equal at the edge, the first in the tensor."""
-    count, numel = int(parameters["density"] * delta.numel()), delta.numel()
-    if count == numel:
-        return None
-    magnitudes = delta.reshape(-1).abs_()
-    edge = _ascending(magnitudes, numel - count) if count else float("inf")
-    kept = magnitudes > edge
-    if count and edge:  # where it is 0, all that is left is 0 too
-        equal = (magnitudes == edge).nonzero().flatten()
-        kept[equal[: count - int(kept.sum())]] = True
-    return kept.view(delta.shape)
-
-
-def _ascending(values: Tensor, place: int) -> float:
-    """The value that would be at ``place`` if they were sorted."""
-    if values.device.type != "cpu":
-        return float(values.kthvalue(place + 1).values)
-    import numpy as np  # whose selection takes a sixth of torch's time, and no array of indices
-
-    return float(np.partition(values.numpy(), place)[place])
+def keep(delta: Tensor, parameters: Parameters, name: str = "") -> Tensor | None:
+    """The int(density · numel) largest magnitudes."""
+    return largest(delta, int(parameters["density"] * delta.numel()))
 
 
 def combine(weights: Tensor, deltas: Sequence[Tensor], strengths: Sequence[float], parameters: Parameters) -> Tensor:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fusing import Files, fuse, metadata
@@ -36,6 +37,19 @@ def test_parameters_are_completed_written_and_read() -> None:
     assert merge.at({"style": 0.5}).parameters == {"density": 0.3}
 
 
+def test_the_first_parameter_needs_no_name() -> None:
+    assert parse("ties:0.3") == parse("ties:density=0.3")
+    assert parse("dare:0.3,elect=1") == ("dare", {"density": 0.3, "elect": 1.0, "seed": 0.0})
+
+
+def test_slerp_is_of_two(files: Callable[[str], Files], tmp_path: Path, cli: Callable[..., Any]) -> None:
+    inputs = files("sd1")
+    target = tmp_path / "out.safetensors"
+    words = ("fuse", inputs.base(), inputs.style, "--lcm", inputs.lcm, "--method", "slerp", "-o", target)
+    cli(*words, "--adapter", inputs.lcm, 0.3).assert_fault(2, "slerp: merges 2 terms, and 3 change one parameter")
+    assert cli(*words, "--adapter", inputs.lcm, 0).code == 0
+
+
 def test_a_sum_is_recorded_as_ever() -> None:
     """Its metadata have no parameters; and what lcmmerge 0.1 wrote names no method."""
     recorded = Merge("base.safetensors", STYLE).to_dict()
@@ -50,6 +64,8 @@ def test_a_sum_is_recorded_as_ever() -> None:
         ("tie", "method 'tie': unknown"),
         ("ties:density", "'density' is not a parameter"),
         ("ties:", "'' is not a parameter"),
+        ("ties:0.3,0.4", "'0.4' is not a parameter"),
+        ("add:0.3", "method add: has no parameter ''"),
         ("ties:density=much", "'density=much' is not a parameter"),
         ("ties:density=1.5", "method ties: density is 1.5"),
         ("ties:density=nan", "method ties: density is nan"),
@@ -80,7 +96,7 @@ def test_a_file_of_a_method_that_is_not_here(files: Callable[[str], Files], tmp_
     inputs, file = files("sd1"), tmp_path / "out.safetensors"
     fuse(inputs.base(), file, inputs.style, method="ties")
     recorded = json.loads(metadata(file)["sd_merge_recipe"])
-    for change, message in (({"method": "slerp"}, "by the method 'slerp', which is not known here"),
+    for change, message in (({"method": "magmax"}, "by the method 'magmax', which is not known here"),
                             ({"parameters": {"density": 7}}, "its merge recipe is damaged"),
                             ({"parameters": [1]}, "its merge recipe is damaged"),
                             ({"method": ["ties"]}, "its merge recipe is damaged")):  # fmt: skip
