@@ -26,8 +26,7 @@ def made(
     kept = [found.keep(delta.clone(), parameters, label) if found.keep else None
             for delta, label in zip(deltas, names, strict=True)]  # fmt: skip
     parts = [delta.clone() if mask is None else delta * mask for delta, mask in zip(deltas, kept, strict=True)]
-    if found.combine is None:
-        return weights + sum(strength * part for strength, part in zip(strengths, parts, strict=True))
+    assert found.combine
     return found.combine(weights.clone(), parts, strengths, parameters)
 
 

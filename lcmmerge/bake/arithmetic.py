@@ -7,7 +7,6 @@ that is not linear gets each term's Δ formed, some rows at a time.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from lcmmerge.adapters import Dense, Dependent, Factored, Patch, Update
 from lcmmerge.bake.outcome import Measured
 from lcmmerge.errors import NumericError
 from lcmmerge.merge.layout import Piece
+from lcmmerge.tensors.chance import generator_of
 from lcmmerge.tensors.encodings import Parts, aware
 from lcmmerge.terms.match import Contribution, Difference
 from lcmmerge.terms.operand import Operand
@@ -211,7 +211,7 @@ def round_into(
     if error_aware and piece.encoding.scales:
         aware.encode(piece.encoding, weights, parts, peak)
     else:
-        generator = None if seed is None else _generator(seed, piece.operand.name, row)
+        generator = None if seed is None else generator_of(f"{seed}/{piece.operand.name}/{row}")
         piece.encoding.encode(weights, parts, generator, peak)
     norm, largest = square(weights), piece.encoding.largest
     # A block whose norm is below the dtype's largest number can hold nothing above it.
@@ -237,11 +237,6 @@ def base_square(weights: Tensor, operand: Operand) -> float:
             "the file is damaged: download or make it again",
         )
     return norm
-
-
-def _generator(seed: int, name: str, row: int) -> torch.Generator:
-    digest = hashlib.blake2b(f"{seed}/{name}/{row}".encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def largest(weights: Tensor) -> float:

@@ -155,11 +155,9 @@ class Computer:
         if self._method.weigh and not self._method.per_row(self._parameters):
             return arithmetic.joined(self._weighed(piece, work)) if deltas else work
         if self._method.keep and deltas:
-            rows = slice(0, piece.operand.rows)
-            pristine = self._load(piece.operand, rows).reshape(piece.operand.shape) if work.dependents else None
-            for item in deltas:
+            for item, delta in zip(deltas, self._deltas(piece, work, slice(0, piece.operand.rows)), strict=True):
                 name = f"{piece.operand.name}/{self._terms[item.term]}"
-                item.kept = self._method.keep(self._delta(item, piece, rows, pristine), self._parameters, name)
+                item.kept = self._method.keep(delta, self._parameters, name)
         return work
 
     def _weighed(self, piece: Piece, work: Work) -> Iterator[TermDelta]:
@@ -187,10 +185,10 @@ class Computer:
         return found
 
     def _deltas(self, piece: Piece, work: Work, rows: slice) -> Iterator[Tensor]:
-        """[rows, columns] of each term's Δ."""
+        """[rows, columns] of each term's Δ, one at a time, to be overwritten."""
         pristine = None
         if work.dependents:
-            pristine = self._load(piece.operand, rows).reshape(-1, *piece.operand.shape[1:]).clone()
+            pristine = self._load(piece.operand, rows).reshape(-1, *piece.operand.shape[1:])
         for item in work.apart:
             yield self._delta(item, piece, rows, pristine)
 

@@ -6,11 +6,12 @@ Halko, Martinsson, Tropp 2011, https://arxiv.org/abs/0909.4061. Everything is fl
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lcmmerge.tensors.chance import generator_of
 
 OVERSAMPLING = 16
 BLOCK = 1 << 20  # elements
@@ -50,7 +51,7 @@ def spectrum(matrix: Tensor, rank: int, seed: str) -> Spectrum:
     if 2 * width >= min(matrix.shape):
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         return Spectrum(left, values, right, norm)
-    start = torch.randn(matrix.shape[1], width, generator=_generator(seed))
+    start = torch.randn(matrix.shape[1], width, generator=generator_of(seed))
     basis = _orthonormal(matrix @ start)
     for _ in range(ITERATIONS):
         basis = _orthonormal(matrix @ _orthonormal(matrix.T @ basis))
@@ -75,8 +76,3 @@ def squared_norm(tensor: Tensor) -> float:
 def _orthonormal(matrix: Tensor) -> Tensor:
     basis: Tensor = torch.linalg.qr(matrix).Q
     return basis
-
-
-def _generator(seed: str) -> torch.Generator:
-    digest = hashlib.blake2b(seed.encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from lcmmerge.adapters import Factored
+from lcmmerge.bake.arithmetic import factored_inner
 from lcmmerge.merge.layout import Piece
 from lcmmerge.merge.plan import Plan
 from lcmmerge.search.blocks import pieces, terms_of
@@ -51,10 +53,8 @@ def _of(piece: Piece, plan: Plan) -> Iterator[Overlap]:
 
 
 def _inner(one: Change, other: Change, piece: Piece) -> float:
-    """⟨BA, B′A′⟩ = tr((BᵀB′)(A′Aᵀ)), without forming BA where there are factors."""
+    """⟨D, D′⟩, without forming them where there are factors."""
     if one.factors and other.factors:
-        (up, down), (other_up, other_down) = one.factors, other.factors
-        products = (up.T @ other_up).double() * (down @ other_down.T).double()
-        return float(products.sum())
+        return factored_inner(Factored(*one.factors), Factored(*other.factors))
     pristine = piece.operand.read()
     return float((one.dense(pristine).double() * other.dense(pristine).double()).sum())

@@ -17,7 +17,6 @@ Parameters = Mapping[str, float]
 Combine = Callable[["Tensor", Sequence["Tensor"], Sequence[float], Parameters], "Tensor"]
 Keep = Callable[["Tensor", Parameters, str], "Tensor | None"]
 Weigh = Callable[["Tensor", "Tensor", Parameters], "Tensor"]
-PER_ROW = "rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +27,10 @@ class MethodParameter:
     low: float
     high: float
     help: str
+
+
+# What a method that weighs terms by their inner products may be given.
+ROWS = {"rows": MethodParameter(0.0, 0.0, 1.0, "1: each output row for itself; 0: a whole parameter")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +66,4 @@ class Method:
 
     def per_row(self, parameters: Parameters) -> bool:
         """Whether ``weigh`` is asked for each output row."""
-        return bool(self.weigh and parameters.get(PER_ROW))
+        return bool(self.weigh and parameters.get("rows"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lcmmerge.merge.methods.base import MethodParameter
+from lcmmerge.merge.methods.base import MethodParameter, Parameters
+from lcmmerge.merge.methods.magnitude_prune import combine as add
+from lcmmerge.merge.methods.ties import combine as vote
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +20,11 @@ def uniform(delta: Tensor, seed: float, name: str) -> Tensor:
     """A number in [0, 1) for each of Δ's, float32 on its device, drawn on the CPU in the tensor's order."""
     import torch
 
-    digest = hashlib.blake2b(f"{seed:.0f}/{name}".encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-    return torch.rand(delta.shape, generator=generator).to(delta.device)
+    from lcmmerge.tensors.chance import generator_of
+
+    return torch.rand(delta.shape, generator=generator_of(f"{seed:.0f}/{name}")).to(delta.device)
+
+
+def summed(weights: Tensor, deltas: Sequence[Tensor], strengths: Sequence[float], parameters: Parameters) -> Tensor:
+    """W + Σ λᵢΔᵢ, or with ``elect`` 1 what TIES makes of them."""
+    return (vote if parameters["elect"] else add)(weights, deltas, strengths, parameters)

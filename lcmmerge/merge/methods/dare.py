@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lcmmerge.merge.methods.base import Method, MethodParameter, Parameters
-from lcmmerge.merge.methods.chance import ELECT, SEED, uniform
-from lcmmerge.merge.methods.magnitude_prune import combine as add
-from lcmmerge.merge.methods.ties import combine as vote
+from lcmmerge.merge.methods.chance import ELECT, SEED, summed, uniform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +24,7 @@ def keep(delta: Tensor, parameters: Parameters, name: str) -> Tensor | None:
 
 def combine(weights: Tensor, deltas: Sequence[Tensor], strengths: Sequence[float], parameters: Parameters) -> Tensor:
     rescaled = [strength / parameters["density"] for strength in strengths]
-    return (vote if parameters["elect"] else add)(weights, deltas, rescaled, parameters)
+    return summed(weights, deltas, rescaled, parameters)
 
 
 METHOD = Method(

@@ -8,13 +8,10 @@ summed. The paper's window of drop probabilities p has its middle at 1 − densi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lcmmerge.merge.methods.base import Method, MethodParameter, Parameters
-from lcmmerge.merge.methods.chance import ELECT, SEED, uniform
-from lcmmerge.merge.methods.magnitude_prune import combine as add
-from lcmmerge.merge.methods.ties import combine as vote
+from lcmmerge.merge.methods.chance import ELECT, SEED, summed, uniform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,14 +31,10 @@ def keep(delta: Tensor, parameters: Parameters, name: str) -> Tensor | None:
     return chances
 
 
-def combine(weights: Tensor, deltas: Sequence[Tensor], strengths: Sequence[float], parameters: Parameters) -> Tensor:
-    return (vote if parameters["elect"] else add)(weights, deltas, strengths, parameters)
-
-
 METHOD = Method(
     "DELLA-Merging",
     "https://arxiv.org/abs/2406.11617",
-    combine,
+    summed,
     keep,
     {
         "density": MethodParameter(0.5, 0.001, 1.0, "the share of each term's numbers that is kept"),

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lcmmerge.merge.methods.base import PER_ROW, Method, MethodParameter, Parameters
+from lcmmerge.merge.methods.base import ROWS, Method, MethodParameter, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ROWS = MethodParameter(0.0, 0.0, 1.0, "1: each output row for itself; 0: a whole parameter")
 
 
 def weigh(gram: Tensor, strengths: Tensor, parameters: Parameters) -> Tensor:
@@ -29,7 +27,7 @@ METHOD = Method(
     "https://arxiv.org/abs/2212.04089",
     parameters={
         "factor": MethodParameter(1.0, 0.0, 100.0, "how many times the longest term the sum may be long"),
-        PER_ROW: ROWS,
+        **ROWS,
     },
     weigh=weigh,
 )

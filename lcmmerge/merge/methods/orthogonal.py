@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lcmmerge.merge.methods.base import PER_ROW, Method, Parameters
-from lcmmerge.merge.methods.norm_cap import ROWS
+from lcmmerge.merge.methods.base import ROWS, Method, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,5 +39,5 @@ def _square(row: Tensor, gram: Tensor) -> Tensor:
 
 
 METHOD = Method(
-    "orthogonal task vectors", "https://arxiv.org/abs/2310.14152", parameters={PER_ROW: ROWS}, weigh=weigh
+    "orthogonal task vectors", "https://arxiv.org/abs/2310.14152", parameters=ROWS, weigh=weigh
 )

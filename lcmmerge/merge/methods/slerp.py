@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lcmmerge.merge.methods.base import PER_ROW, Method, Parameters
-from lcmmerge.merge.methods.norm_cap import ROWS
+from lcmmerge.merge.methods.base import ROWS, Method, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +35,7 @@ def weigh(gram: Tensor, strengths: Tensor, parameters: Parameters) -> Tensor:
 METHOD = Method(
     "spherical interpolation",
     "https://doi.org/10.1145/325165.325242",
-    parameters={PER_ROW: ROWS},
+    parameters=ROWS,
     weigh=weigh,
     terms=2,
 )
